@@ -1,0 +1,267 @@
+"""Every setting of a training run: its default, its unit and the reason for it.
+
+The defaults are the paper's (Wang et al., 2018, arXiv 1809.00219, and its supplement). A preset
+names what it changes; a flag changes one field: `--batch-size 8`, `--psnr.lr 1e-4`.
+Order: defaults < preset < flags. Edit this file freely.
+"""
+
+import argparse
+import dataclasses
+import math
+import typing
+from dataclasses import dataclass
+from pathlib import PurePath
+
+
+def setting(default, help: str):
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training. The loss is the sum of the terms whose weight is not 0."""
+
+    steps: int = setting(1_000_000, "optimizer steps; 0 skips the phase")
+    patch: int = setting(192, "side of the HR crop in pixels")
+    lr: float = setting(2e-4, "Adam's learning rate, for both networks")
+    milestones: tuple[int, ...] = setting(
+        (200_000, 400_000, 600_000, 800_000),
+        "steps at which lr halves; none given: cosine to zero",
+    )
+    warmup: int = setting(0, "steps over which lr rises from 0; large rates in short runs need it")
+    pixel: float = setting(1.0, "weight of the L1 loss on RGB in [0, 1]")
+    perceptual: float = setting(0.0, "weight of the L1 loss on VGG19 features")
+    adversarial: float = setting(
+        0.0,
+        "weight of the relativistic average loss as the paper writes it, the sum over real and "
+        "fake (BasicSR takes half of that sum); 0: no discriminator is built",
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run: the PSNR phase, then the GAN phase that starts from its EMA generator.
+
+    Raises:
+        ValueError: a value that cannot work; the message names the field, the value, the remedy.
+    """
+
+    name: str = setting("esrgan", "the run's folder under checkpoints/; same name: resume")
+    train_dir: tuple[str, ...] = setting(
+        ("data/train",), "folders of HR images, any size, searched in depth"
+    )
+    valid_dir: str = setting("data/valid", "folder of HR images that are never trained on")
+    lr_dir: tuple[str, ...] = setting(
+        (), "LR images, one folder per train_dir with the same names; none: MATLAB bicubic"
+    )
+    valid_lr_dir: str = setting("", "LR images of valid_dir; none: MATLAB bicubic")
+
+    scale: int = setting(4, "times as wide and high: 1, 2, 3, 4 or 8")
+    features: int = setting(64, "channels of the generator's trunk")
+    blocks: int = setting(23, "RRDBs in the generator")
+    growth: int = setting(32, "channels per dense convolution; other tools can load 32 only")
+
+    batch_size: int = setting(16, "crops per step")
+    betas: tuple[float, float] = setting(
+        (0.9, 0.999), "Adam's decay rates; the paper's (the reference implementation: 0.9 0.99)"
+    )
+    ema_decay: float = setting(0.999, "per step; the averaged generator is the one that is saved")
+    vgg_weights: str = setting("imagenet", "imagenet (548 MB, once), random, or a VGG19 file")
+    vgg_layer: str = setting("conv5_4", "VGG19 convolution whose output is compared")
+    vgg_before_activation: bool = setting(True, "compare before the ReLU, as ESRGAN does")
+
+    seed: int = setting(0, "of initial weights and of the sample stream")
+    workers: int = setting(4, "processes that cut crops; 0: the training process itself")
+    device: str = setting("auto", "auto (cuda, then mps, then cpu), or one of these")
+    precision: str = setting("auto", "auto (bf16 where the hardware has it), bf16 or fp32")
+
+    log_every: int = setting(100, "steps between two readings of the losses (each waits for a GPU)")
+    val_every: int = setting(5000, "steps between two validations")
+    val_images: int = setting(100, "validate on the first so many images (DIV2K has 100)")
+    save_every: int = setting(1000, "steps between two checkpoints: what a power cut can cost")
+
+    psnr: Phase = Phase()
+    gan: Phase = Phase(
+        steps=400_000,
+        patch=128,
+        lr=1e-4,
+        milestones=(50_000, 100_000, 200_000, 300_000),
+        pixel=1e-2,
+        perceptual=1.0,
+        adversarial=5e-3,
+    )
+
+    def __post_init__(self):
+        require(self.scale in (1, 2, 3, 4, 8), "scale", self.scale, "choose 1, 2, 3, 4 or 8")
+        require(
+            self.name not in ("", ".", "..") and PurePath(self.name).name == self.name,
+            "name",
+            self.name,
+            "give a plain folder name; it is made under checkpoints/",
+        )
+        require(len(self.train_dir) > 0, "train_dir", self.train_dir, "give at least one folder")
+        require(
+            len(self.lr_dir) in (0, len(self.train_dir)),
+            "lr_dir",
+            self.lr_dir,
+            f"give one LR folder for each of the {len(self.train_dir)} in train_dir, or none",
+        )
+        for field in ("features", "blocks", "growth", "batch_size"):
+            at_least(1, field, getattr(self, field))
+        for field in ("log_every", "val_every", "val_images", "save_every"):
+            at_least(1, field, getattr(self, field))
+        for field in ("seed", "workers"):
+            at_least(0, field, getattr(self, field))
+        require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            "betas",
+            self.betas,
+            "give two numbers in [0, 1)",
+        )
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "it lies in [0, 1)")
+        for field, choices in (
+            ("device", ("auto", "cuda", "mps", "cpu")),
+            ("precision", ("auto", "bf16", "fp32")),
+        ):
+            value = getattr(self, field)
+            require(value in choices, field, value, f"choose {', '.join(choices)}")
+        check_phase("psnr", self.psnr, self.scale)
+        check_phase("gan", self.gan, self.scale)
+
+
+def check_phase(name: str, phase: Phase, scale: int) -> None:
+    at_least(0, f"{name}.steps", phase.steps)
+    at_least(0, f"{name}.warmup", phase.warmup)
+    at_least(1, f"{name}.patch", phase.patch)
+    unit, needed_by = scale, "the scale needs"
+    if phase.perceptual > 0:  # VGG19 halves an image four times before conv5_4
+        unit, needed_by = math.lcm(16, unit), "the scale and VGG19 need"
+    if phase.adversarial > 0:  # the discriminator halves it five times
+        unit, needed_by = math.lcm(32, unit), "the scale and the discriminator need"
+    require(
+        phase.patch % unit == 0,
+        f"{name}.patch",
+        phase.patch,
+        f"{needed_by} a multiple of {unit}: {max(unit, round(phase.patch / unit) * unit)} is one",
+    )
+    require(phase.lr > 0, f"{name}.lr", phase.lr, "it has to be above 0")
+    for term in ("pixel", "perceptual", "adversarial"):
+        at_least(0, f"{name}.{term}", getattr(phase, term))
+    require(
+        phase.pixel + phase.perceptual + phase.adversarial > 0,
+        f"{name}.pixel",
+        phase.pixel,
+        "at least one of pixel, perceptual and adversarial has to be above 0",
+    )
+    require(
+        all(a < b for a, b in zip((0, *phase.milestones), phase.milestones, strict=False)),
+        f"{name}.milestones",
+        phase.milestones,
+        "give rising steps above 0",
+    )
+
+
+def require(condition: bool, field: str, value, remedy: str) -> None:
+    if not condition:
+        raise ValueError(f"{field} is {value!r}: {remedy}")
+
+
+def at_least(minimum: int, field: str, value: float) -> None:
+    # Written this way round, nan is refused too.
+    require(
+        value >= minimum and math.isfinite(value), field, value, f"it has to be at least {minimum}"
+    )
+
+
+# What each preset changes. esrgan is the paper; demo is a small run on the photographs that
+# scikit-image ships, which ends in pictures after some minutes on two CPU cores.
+PRESETS: dict[str, dict] = {
+    "esrgan": {},
+    "demo": dict(
+        name="demo",
+        train_dir=("data/demo/train",),
+        valid_dir="data/demo/valid",
+        features=32,
+        blocks=2,
+        batch_size=8,
+        vgg_weights="random",
+        workers=0,
+        log_every=10,
+        val_every=100,
+        save_every=100,
+        psnr=dict(steps=1000, patch=96, lr=1e-3, milestones=(), warmup=50),
+        gan=dict(steps=100, patch=96, lr=1e-4, milestones=()),
+    ),
+}
+
+
+def parse_args(args: list[str] | None = None) -> Config:
+    """The configuration of a command line (default: of this process); exits with 2 if wrong."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        usage="python train.py [--preset NAME] [--FIELD VALUE ...]   (--help lists the fields)",
+        description="Train ESRGAN: PSNR phase, then GAN phase. The same command again resumes.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="esrgan", help="settings to start from"
+    )
+    defaults = Config()
+    add_flags(parser, defaults, prefix="")
+    add_flags(parser.add_argument_group("PSNR phase"), defaults.psnr, prefix="psnr.")
+    add_flags(parser.add_argument_group("GAN phase"), defaults.gan, prefix="gan.")
+    flags = vars(parser.parse_args(args))
+
+    changes = merge(PRESETS[flags.pop("preset")], unflatten(flags))
+    phases = {
+        name: dataclasses.replace(getattr(defaults, name), **changes.pop(name, {}))
+        for name in ("psnr", "gan")
+    }
+    try:
+        return Config(**changes, **phases)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def add_flags(parser, defaults, prefix: str) -> None:
+    """One flag per field; its type is the annotation of the field."""
+    types = typing.get_type_hints(type(defaults))
+    for field in dataclasses.fields(defaults):
+        if types[field.name] is Phase:
+            continue
+        kind, nargs = types[field.name], None
+        if typing.get_origin(kind) is tuple:
+            kind, nargs = typing.get_args(kind)[0], "*"
+        shown = getattr(defaults, field.name)
+        parser.add_argument(
+            f"--{prefix}{field.name}".replace("_", "-"),
+            dest=prefix + field.name,
+            type=boolean if kind is bool else kind,
+            nargs=nargs,
+            metavar=kind.__name__.upper(),
+            default=argparse.SUPPRESS,  # absent flags leave the preset's value alone
+            help=f"{field.metadata['help']} (default: {shown})".replace("%", "%%"),
+        )
+
+
+def boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"invalid value: {text!r} (true or false)")
+    return text.lower() == "true"
+
+
+def unflatten(flags: dict) -> dict:
+    """{"psnr.lr": 1} -> {"psnr": {"lr": 1}}"""
+    nested: dict = {}
+    for key, value in flags.items():
+        value = tuple(value) if isinstance(value, list) else value
+        phase, _, field = key.rpartition(".")
+        (nested.setdefault(phase, {}) if phase else nested)[field] = value
+    return nested
+
+
+def merge(preset: dict, flags: dict) -> dict:
+    merged = preset | flags
+    for name in ("psnr", "gan"):
+        merged[name] = preset.get(name, {}) | flags.get(name, {})
+    return merged

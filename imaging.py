@@ -1,0 +1,295 @@
+"""Pixels in, pixels out: image files, MATLAB's resize, PSNR and SSIM, tiled upscaling, strips.
+
+An image is a uint8 array, (H, W, 3) in RGB, unless a docstring says otherwise.
+"""
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor, nn
+from tqdm import tqdm
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+class ImageError(ValueError):
+    """An image file that cannot be read; the message names the file and the cause."""
+
+
+# ---------------------------------------------------------------------------------- image files
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """Every image below `folder`, in depth, in an order that is the same on every system."""
+    found = []
+    for root, dirs, files in os.walk(folder):
+        dirs[:] = [name for name in dirs if not name.startswith(".")]
+        for name in files:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                found.append(Path(root, name))
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Decode a file to 8-bit RGB, turned upright where EXIF says so.
+
+    Raises:
+        ImageError: whatever is wrong with the file.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit gray: keep the top 8
+                gray = np.asarray(image).astype(np.float64) / 257
+                image = Image.fromarray(np.clip(gray + 0.5, 0, 255).astype(np.uint8))
+            return np.array(image.convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
+        reason = str(error).replace(repr(str(path)), "it").replace(repr(path), "it")
+        raise ImageError(f"{path}: {reason or type(error).__name__}") from error
+
+
+def write_image(image: np.ndarray, path: str | Path) -> None:
+    """Encode to the type of the path's suffix; the file is there whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            Image.fromarray(image).save(file, format=Image.registered_extensions()[path.suffix])
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# -------------------------------------------------------------------------------- MATLAB's resize
+
+
+def imresize(image: np.ndarray, scale: float) -> np.ndarray:
+    """MATLAB's `imresize(image, scale, 'bicubic')`, bit for bit.
+
+    Antialiased when shrinking, borders reflected, float64, rows before columns. MATLAB rounds to
+    uint8 after each of the two; ports that round once at the end differ in a tenth of the pixels.
+
+    Args:
+        image: uint8, (H, W) or (H, W, C).
+        scale: above 0.
+
+    Returns:
+        uint8, (ceil(H * scale), ceil(W * scale)) and channels as given.
+    """
+    if image.dtype != np.uint8:
+        raise TypeError(f"imresize works on uint8 images, not on {image.dtype}")
+    for axis in (0, 1):
+        weights, indices = _contributions(image.shape[axis], scale)
+        source = image.swapaxes(0, axis)
+        result = np.zeros((len(weights), *source.shape[1:]))
+        for tap in range(weights.shape[1]):
+            weight = weights[:, tap].reshape(-1, *[1] * (source.ndim - 1))
+            result += weight * source[indices[:, tap]]
+        image = np.floor(np.clip(result, 0, 255) + 0.5).astype(np.uint8).swapaxes(0, axis)
+    return np.ascontiguousarray(image)
+
+
+def _contributions(length: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Which input pixels make each output pixel, and how much each counts: (output, taps) twice."""
+    stretch = min(scale, 1.0)  # below 1 the kernel widens: that is the antialiasing
+    taps = math.ceil(4 / stretch) + 2
+    # Centres of the output pixels in input coordinates, both counted from 1 as in MATLAB.
+    centre = np.arange(1, math.ceil(length * scale) + 1) / scale + 0.5 * (1 - 1 / scale)
+    first = np.floor(centre - 2 / stretch)
+    position = first[:, None] + np.arange(taps)
+    weights = stretch * _cubic(stretch * (centre[:, None] - position))
+    weights /= weights.sum(axis=1, keepdims=True)
+    mirror = np.concatenate((np.arange(length), np.arange(length)[::-1]))
+    indices = mirror[(position.astype(np.int64) - 1) % len(mirror)]
+    used = weights.any(axis=0)
+    return weights[:, used], indices[:, used]
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """Keys' cubic convolution kernel, a = -0.5 (IEEE ASSP 29, 1981, equation 15)."""
+    x = np.abs(x)
+    near = 1.5 * x**3 - 2.5 * x**2 + 1
+    far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    return np.where(x <= 1, near, np.where(x <= 2, far, 0.0))
+
+
+# ---------------------------------------------------------------------------------- PSNR and SSIM
+
+
+def psnr(a: np.ndarray, b: np.ndarray, crop_border: int, y_channel: bool = True) -> float:
+    """Peak signal-to-noise ratio in dB; infinite for equal images.
+
+    Args:
+        a, b: uint8, (H, W, 3).
+        crop_border: pixels left out on each side; papers take the scale.
+        y_channel: compare BT.601 luma in [16, 235], as papers do, or all of RGB.
+    """
+    a, b = _comparable(a, b, crop_border, y_channel)
+    error = np.mean((a - b) ** 2)
+    return math.inf if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def ssim(a: np.ndarray, b: np.ndarray, crop_border: int, y_channel: bool = True) -> float:
+    """Structural similarity (Wang et al., 2004) as in the authors' MATLAB code.
+
+    11x11 Gaussian window of sigma 1.5, only where it fits whole; the mean over pixels (and over
+    channels, for RGB). Arguments as in `psnr`.
+
+    Raises:
+        ValueError: an image that is smaller than the window once the border is off.
+    """
+    a, b = _comparable(a, b, crop_border, y_channel)
+    if min(a.shape[:2]) < 11:
+        raise ValueError(f"SSIM needs 11 pixels each way; {a.shape[1]}x{a.shape[0]} are left")
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mean_a, mean_b = _gaussian(a), _gaussian(b)
+    var_a = _gaussian(a * a) - mean_a**2
+    var_b = _gaussian(b * b) - mean_b**2
+    covariance = _gaussian(a * b) - mean_a * mean_b
+    structure = (2 * covariance + c2) / (var_a + var_b + c2)
+    return float(np.mean(structure * (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)))
+
+
+def _comparable(
+    a: np.ndarray, b: np.ndarray, crop_border: int, y_channel: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    if a.shape != b.shape:
+        raise ValueError(f"images of different shapes cannot be compared: {a.shape}, {b.shape}")
+    inside = slice(crop_border, -crop_border or None)
+    a, b = (image[inside, inside].astype(np.float64) for image in (a, b))
+    if a.size == 0:
+        raise ValueError(f"nothing is left once {crop_border} pixels are cropped from each side")
+    return (_luma(a), _luma(b)) if y_channel else (a, b)
+
+
+def _luma(rgb: np.ndarray) -> np.ndarray:
+    """Y of BT.601 in [16, 235], as MATLAB's rgb2ycbcr computes it, not rounded."""
+    return 16 + rgb @ np.array([65.481, 128.553, 24.966]) / 255
+
+
+def _gaussian(image: np.ndarray) -> np.ndarray:
+    """Filter both axes with an 11-tap Gaussian of sigma 1.5; 10 pixels are lost each way."""
+    kernel = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    kernel /= kernel.sum()
+    for axis in (0, 1):
+        length = image.shape[axis] - 10
+        image = sum(
+            weight * image.take(range(i, i + length), axis) for i, weight in enumerate(kernel)
+        )
+    return image
+
+
+# ------------------------------------------------------------------------------- tiled upscaling
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 to (1, 3, H, W) fp32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+
+
+def to_image(tensor: Tensor) -> np.ndarray:
+    """(3, H, W) in [0, 1], clamped and rounded, to (H, W, 3) uint8."""
+    levels = (tensor.float() * 255).round().clamp(0, 255).to(torch.uint8)
+    return levels.permute(1, 2, 0).cpu().numpy()
+
+
+@torch.inference_mode()
+def upscale(net: nn.Module, image: np.ndarray, tile: int = 0, overlap: int = 32) -> np.ndarray:
+    """Run a generator over an image, whole or in overlapping tiles that are blended.
+
+    Only one row of tiles is held in floating point, on the CPU; the device holds one tile.
+
+    Args:
+        net: (1, 3, h, w) in [0, 1] to (1, 3, scale * h, scale * w), with `.scale`, in eval mode.
+        image: uint8, (H, W, 3).
+        tile: side of the tiles in input pixels; 0, or one that the image fits in: no tiling.
+        overlap: input pixels that neighbours share at least, below `tile`.
+
+    Returns:
+        uint8, (scale * H, scale * W, 3).
+    """
+    scale, device = net.scale, next(net.parameters()).device
+    height, width = image.shape[:2]
+    rows, columns = _spans(height, tile, overlap), _spans(width, tile, overlap)
+    if len(rows) == len(columns) == 1:
+        return to_image(net(to_tensor(image).to(device))[0])
+
+    row_weights = _blend_weights(rows, height, overlap, scale)
+    column_weights = _blend_weights(columns, width, overlap, scale)
+    output = np.empty((height * scale, width * scale, 3), np.uint8)
+    unfinished = torch.zeros(3, 0, width * scale)  # rows that the next row of tiles adds to
+    with tqdm(total=len(rows) * len(columns), desc="tiles", leave=False) as bar:
+        for row, (top, bottom) in enumerate(rows):
+            band = torch.zeros(3, (bottom - top) * scale, width * scale)
+            for (left, right), weights in zip(columns, column_weights, strict=True):
+                result = net(to_tensor(image[top:bottom, left:right]).to(device))[0]
+                band[:, :, left * scale : right * scale] += result.float().cpu() * weights
+                bar.update()
+            band *= row_weights[row][:, None]
+            band[:, : unfinished.shape[1]] += unfinished
+            end = rows[row + 1][0] if row + 1 < len(rows) else height
+            finished = (end - top) * scale
+            output[top * scale : end * scale] = to_image(band[:, :finished])
+            unfinished = band[:, finished:]
+    return output
+
+
+def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+    """Where tiles of one size begin and end to cover [0, length), spread evenly."""
+    if tile == 0 or length <= tile:
+        return [(0, length)]
+    count = math.ceil((length - overlap) / (tile - overlap))
+    starts = np.linspace(0, length - tile, count).round().astype(int).tolist()
+    return [(start, start + tile) for start in starts]
+
+
+def _blend_weights(
+    spans: list[tuple[int, int]], length: int, overlap: int, scale: int
+) -> list[Tensor]:
+    """Per tile and output pixel, ramps that add up to 1 wherever tiles overlap.
+
+    Dividing by the sum makes the weight 1 where there is one tile only: at the image's border too.
+    """
+    total = torch.zeros(length * scale)
+    ramps = []
+    for start, end in spans:
+        from_edge = torch.arange((end - start) * scale) + 0.5
+        ramp = torch.minimum(from_edge, from_edge.flip(0)).clamp(max=overlap * scale)
+        total[start * scale : end * scale] += ramp
+        ramps.append(ramp)
+    return [
+        ramp / total[start * scale : end * scale]
+        for ramp, (start, end) in zip(ramps, spans, strict=True)
+    ]
+
+
+# ------------------------------------------------------------------------------- labelled strips
+
+
+def labelled_strip(pictures: dict[str, np.ndarray]) -> np.ndarray:
+    """Pictures of one size side by side, each under its label; a narrow one gets room for it."""
+    font = ImageFont.load_default(size=14)
+    gap, bar = 4, 22
+    height = max(picture.shape[0] for picture in pictures.values())
+    cells = [
+        max(picture.shape[1], math.ceil(font.getlength(label)))
+        for label, picture in pictures.items()
+    ]
+    strip = Image.new("RGB", (sum(cells) + gap * (len(cells) - 1), height + bar), "white")
+    draw = ImageDraw.Draw(strip)
+    left = 0
+    for (label, picture), cell in zip(pictures.items(), cells, strict=True):
+        draw.text((left + cell / 2, bar / 2), label, fill="black", font=font, anchor="mm")
+        strip.paste(Image.fromarray(picture), (left + (cell - picture.shape[1]) // 2, bar))
+        left += cell + gap
+    return np.array(strip)
+
+
+def enlarge_nearest(image: np.ndarray, scale: int) -> np.ndarray:
+    """Each pixel as a block of scale x scale: what a network is given, at the size it answers."""
+    return image.repeat(scale, axis=0).repeat(scale, axis=1)

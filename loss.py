@@ -1,0 +1,179 @@
+"""The losses of ESRGAN (Wang et al., 2018, sections 3.2 and 3.3).
+
+    L_G = perceptual * L_percep + adversarial * L_G^Ra + pixel * L_1        (equation 3)
+
+The PSNR phase uses the pixel term alone; the weights live in config.py.
+"""
+
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+VGG19_CONVS_PER_BLOCK = (2, 2, 4, 4, 4)
+
+
+class VGGFeatures(nn.Module):
+    """VGG19 up to one convolution: the space in which the perceptual loss compares images.
+
+    Frozen and always in eval mode, whatever is called on the module that holds it.
+
+    Args:
+        weights: "imagenet" (torchvision downloads 548 MB once), "random" (seeded, He-initialised:
+            random deep features are a usable perceptual loss, Liu et al., CVPR 2021), or the path
+            of a torchvision VGG19 state dict (.pth or .safetensors).
+        layer: "conv<block>_<number>"; the paper takes conv5_4.
+        before_activation: features before the ReLU (ESRGAN) or after it (SRGAN).
+        seed: for "random" only.
+
+    Raises:
+        ValueError: unknown layer, or weights that cannot be had; the message says what to do.
+    """
+
+    def __init__(
+        self,
+        weights: str = "imagenet",
+        layer: str = "conv5_4",
+        before_activation: bool = True,
+        seed: int = 0,
+    ):
+        super().__init__()
+        end = conv_index(layer) + (1 if before_activation else 2)
+        with torch.device("meta"):  # the classifier, 86% of VGG19, is never allocated
+            features = torchvision.models.vgg19(weights=None).features[:end]
+        self.features = features.to_empty(device="cpu")
+        for module in self.features:
+            if isinstance(module, nn.ReLU):
+                module.inplace = False  # a feature kept for the loss must not change under it
+
+        if weights == "random":
+            generator = torch.Generator().manual_seed(seed)
+            for module in self.features:
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight, generator=generator)
+                    nn.init.zeros_(module.bias)
+        else:
+            self.features.load_state_dict(vgg19_state_dict(weights, set(features.state_dict())))
+
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "VGGFeatures":
+        return super().train(False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """RGB in [0, 1], (N, 3, H, W), to features (N, C, h, w): 512, H/16, W/16 at conv5_4."""
+        return self.features((image - self.mean) / self.std)
+
+
+def conv_index(layer: str) -> int:
+    """Where `conv<block>_<number>` stands in torchvision's `vgg19().features`."""
+    index = 0
+    for block, convs in enumerate(VGG19_CONVS_PER_BLOCK, start=1):
+        for number in range(1, convs + 1):
+            if layer == f"conv{block}_{number}":
+                return index
+            index += 2  # the convolution and its ReLU
+        index += 1  # the pooling that closes the block
+    raise ValueError(f"VGG19 has no layer {layer!r}; they are conv1_1 to conv5_4")
+
+
+def vgg19_state_dict(weights: str, names: set[str]) -> dict[str, Tensor]:
+    """The named tensors of a torchvision VGG19's `features`, from torchvision or from a file."""
+    if weights == "imagenet":
+        try:
+            state = torchvision.models.VGG19_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"the VGG19 ImageNet weights could not be downloaded ({error}).\n"
+                "Run again with a network, or fetch "
+                f"{torchvision.models.VGG19_Weights.IMAGENET1K_V1.url} elsewhere and pass "
+                "--vgg-weights FILE, or pass --vgg-weights random (a usable, weaker loss)."
+            ) from error
+    else:
+        state = read_state_dict(weights)
+    missing = sorted(name for name in names if f"features.{name}" not in state)
+    if missing:
+        raise ValueError(
+            f"{weights} is not a torchvision VGG19: it has no features.{missing[0]}"
+            " (vgg_weights takes imagenet, random, or such a file)"
+        )
+    return {name: state[f"features.{name}"] for name in names}
+
+
+def read_state_dict(path: str) -> dict[str, Tensor]:
+    if not Path(path).is_file():
+        raise ValueError(f"vgg_weights is {path!r}: no such file; or use imagenet, or random")
+    try:
+        if path.endswith(".safetensors"):
+            return safetensors.torch.load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in a dozen ways, all of them the file's
+        raise ValueError(f"vgg_weights: {path} cannot be read as weights ({error})") from error
+
+
+def relativistic_generator_loss(d_real: Tensor, d_fake: Tensor) -> Tensor:
+    """L_G^Ra, equation 2, from logits (N, 1): fake should look more real than the average real.
+
+    The reference implementation halves this sum; the paper does not, and neither do we.
+    """
+    real, fake = relativistic_logits(d_real, d_fake)
+    return bce(real, 0.0) + bce(fake, 1.0)
+
+
+def relativistic_discriminator_loss(d_real: Tensor, d_fake: Tensor) -> Tensor:
+    """L_D^Ra, equation 1, from logits (N, 1); the mirror image of the generator's."""
+    real, fake = relativistic_logits(d_real, d_fake)
+    return bce(real, 1.0) + bce(fake, 0.0)
+
+
+def relativistic_logits(d_real: Tensor, d_fake: Tensor) -> tuple[Tensor, Tensor]:
+    """C(x) - E[C(other kind)], in fp32: differences of logits drown in bf16's 8 bits."""
+    d_real, d_fake = d_real.float(), d_fake.float()
+    return d_real - d_fake.mean(), d_fake - d_real.mean()
+
+
+def bce(logits: Tensor, target: float) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
+
+
+def generator_loss(
+    fake: Tensor,
+    high_res: Tensor,
+    *,
+    pixel: float,
+    perceptual: float = 0.0,
+    adversarial: float = 0.0,
+    vgg: VGGFeatures | None = None,
+    net_d: nn.Module | None = None,
+) -> dict[str, Tensor]:
+    """The weighted terms of L_G (equation 3); their sum is what the generator minimises.
+
+    Args:
+        fake, high_res: RGB in [0, 1], (N, 3, H, W).
+        pixel, perceptual, adversarial: weights; a term of weight 0 is neither computed nor listed.
+        vgg: needed where perceptual > 0.
+        net_d: the discriminator, its parameters frozen; needed where adversarial > 0.
+
+    Returns:
+        name -> scalar, weight included.
+    """
+    terms = {}
+    if pixel > 0:
+        terms["pixel"] = pixel * F.l1_loss(fake.float(), high_res)
+    if perceptual > 0:
+        with torch.no_grad():
+            target = vgg(high_res)
+        terms["perceptual"] = perceptual * F.l1_loss(vgg(fake).float(), target.float())
+    if adversarial > 0:
+        with torch.no_grad():
+            d_real = net_d(high_res)
+        terms["adversarial"] = adversarial * relativistic_generator_loss(d_real, net_d(fake))
+    return terms

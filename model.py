@@ -1,0 +1,174 @@
+"""The networks of ESRGAN (Wang et al., 2018, https://arxiv.org/abs/1809.00219).
+
+RRDBNet            generator: low-resolution image in, high-resolution image out (section 3.1)
+VGGDiscriminator   judges high-resolution patches during the GAN phase
+
+Parameter names follow BasicSR's layout, so published weights and other tools fit as they are.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SCALES = (1, 2, 3, 4, 8)
+RESIDUAL_SCALE = 0.2  # beta of figure 4: without it a network of this depth does not train
+SMALL_INIT = 0.1  # the supplement's "smaller initialization" of the residual branches
+
+
+def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=1, padding=1)
+
+
+class ResidualDenseBlock(nn.Module):
+    """Five convolutions, each of which sees the outputs of all before it (figure 4, right).
+
+    Args:
+        features: channels that enter and leave.
+        growth: channels that each of the first four convolutions adds.
+    """
+
+    def __init__(self, features: int = 64, growth: int = 32):
+        super().__init__()
+        self.conv1 = conv3x3(features, growth)
+        self.conv2 = conv3x3(features + 1 * growth, growth)
+        self.conv3 = conv3x3(features + 2 * growth, growth)
+        self.conv4 = conv3x3(features + 3 * growth, growth)
+        self.conv5 = conv3x3(features + 4 * growth, features)
+        self.lrelu = nn.LeakyReLU(0.2, inplace=True)
+
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5):
+            nn.init.kaiming_normal_(conv.weight)
+            conv.weight.data.mul_(SMALL_INIT)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1 = self.lrelu(self.conv1(x))  # (N, growth, H, W)
+        x2 = self.lrelu(self.conv2(torch.cat((x, x1), 1)))  # (N, growth, H, W)
+        x3 = self.lrelu(self.conv3(torch.cat((x, x1, x2), 1)))  # (N, growth, H, W)
+        x4 = self.lrelu(self.conv4(torch.cat((x, x1, x2, x3), 1)))  # (N, growth, H, W)
+        x5 = self.conv5(torch.cat((x, x1, x2, x3, x4), 1))  # (N, features, H, W)
+        return x + RESIDUAL_SCALE * x5
+
+
+class RRDB(nn.Module):
+    """Residual-in-residual dense block: three dense blocks inside one skip (figure 4, left)."""
+
+    def __init__(self, features: int = 64, growth: int = 32):
+        super().__init__()
+        self.rdb1 = ResidualDenseBlock(features, growth)
+        self.rdb2 = ResidualDenseBlock(features, growth)
+        self.rdb3 = ResidualDenseBlock(features, growth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + RESIDUAL_SCALE * self.rdb3(self.rdb2(self.rdb1(x)))  # (N, features, H, W)
+
+
+class RRDBNet(nn.Module):
+    """ESRGAN's generator: a trunk of RRDBs at low resolution, then nearest-neighbour upsampling.
+
+    Args:
+        in_channels, out_channels: 3 for RGB.
+        scale: 1, 2, 3, 4 or 8; the output is that many times as wide and as high.
+        features: channels of the trunk.
+        blocks: number of RRDBs.
+        growth: channels each dense convolution adds. Tools that load ESRGAN models assume 32.
+
+    Raises:
+        ValueError: a scale that is not listed above.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        scale: int = 4,
+        features: int = 64,
+        blocks: int = 23,
+        growth: int = 32,
+    ):
+        super().__init__()
+        if scale not in SCALES:
+            raise ValueError(f"scale is {scale}; RRDBNet knows {', '.join(map(str, SCALES))}")
+        self.scale = scale
+        # Powers of two are reached in steps of two, each smoothed by a convolution of its own.
+        self.stages = [3] if scale == 3 else [2] * int(math.log2(scale))
+
+        self.conv_first = conv3x3(in_channels, features)
+        self.body = nn.Sequential(*(RRDB(features, growth) for _ in range(blocks)))
+        self.conv_body = conv3x3(features, features)
+        for i in range(len(self.stages)):
+            self.add_module(f"conv_up{i + 1}", conv3x3(features, features))
+        self.conv_hr = conv3x3(features, features)
+        self.conv_last = conv3x3(features, out_channels)
+        self.lrelu = nn.LeakyReLU(0.2, inplace=True)
+
+    def forward(self, low_res: Tensor) -> Tensor:
+        """RGB in [0, 1] to RGB near [0, 1] (not clamped, so that the losses keep a gradient)."""
+        shallow = self.conv_first(low_res)  # (N, features, H, W)
+        x = shallow + self.conv_body(self.body(shallow))  # (N, features, H, W)
+        for i, factor in enumerate(self.stages):
+            x = F.interpolate(x, scale_factor=factor, mode="nearest")
+            x = self.lrelu(self.get_submodule(f"conv_up{i + 1}")(x))
+        x = self.lrelu(self.conv_hr(x))  # (N, features, scale * H, scale * W)
+        # Under autocast the pixels themselves are still computed in the weights' own precision:
+        # bf16 has 8 significant bits, which is as coarse as the 256 levels of the image.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.conv_last(x.to(self.conv_last.weight.dtype))  # (N, out, scale*H, scale*W)
+
+
+class VGGDiscriminator(nn.Module):
+    """VGG-style discriminator; five halvings, then two linear layers to one logit per patch.
+
+    Args:
+        patch_size: height and width of the patches it judges, a multiple of 32
+            (128 in the paper, 14,499,401 parameters).
+
+    Raises:
+        ValueError: a patch_size that is not a multiple of 32.
+    """
+
+    def __init__(self, patch_size: int = 128):
+        super().__init__()
+        if patch_size <= 0 or patch_size % 32:
+            raise ValueError(f"patch_size is {patch_size}; it has to be a multiple of 32")
+        self.features = nn.Sequential(
+            conv3x3(3, 64),  # the one convolution with a bias: no batch norm follows it
+            nn.LeakyReLU(0.2, inplace=True),
+            *self._halve(64),
+            *self._widen(64, 128),
+            *self._halve(128),
+            *self._widen(128, 256),
+            *self._halve(256),
+            *self._widen(256, 512),
+            *self._halve(512),
+            *self._widen(512, 512),
+            *self._halve(512),
+        )
+        self.classifier = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(512 * (patch_size // 32) ** 2, 100),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Linear(100, 1),
+        )
+
+    @staticmethod
+    def _halve(channels: int) -> list[nn.Module]:
+        return [
+            nn.Conv2d(channels, channels, kernel_size=4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.LeakyReLU(0.2, inplace=True),
+        ]
+
+    @staticmethod
+    def _widen(in_channels: int, out_channels: int) -> list[nn.Module]:
+        return [
+            nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.LeakyReLU(0.2, inplace=True),
+        ]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """RGB in [0, 1], (N, 3, patch_size, patch_size), to logits (N, 1): real is positive."""
+        return self.classifier(self.features(image))
