@@ -59,7 +59,9 @@ def write_image(image: np.ndarray, path: str | Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            Image.fromarray(image).save(file, format=Image.registered_extensions()[path.suffix])
+            Image.fromarray(image).save(
+                file, format=Image.registered_extensions()[path.suffix.lower()]
+            )
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
