@@ -273,23 +273,28 @@ def _blend_weights(
 # ------------------------------------------------------------------------------- labelled strips
 
 
-def labelled_strip(pictures: dict[str, np.ndarray]) -> np.ndarray:
-    """Pictures of one size side by side, each under its label; a narrow one gets room for it."""
+def labelled_strip(pictures: dict[str, np.ndarray], side: int) -> np.ndarray:
+    """Pictures of one size side by side, each under its label.
+
+    Of larger pictures, the `side` x `side` pixels around the centre.
+    """
     font = ImageFont.load_default(size=14)
     gap, bar = 4, 22
-    height = max(picture.shape[0] for picture in pictures.values())
-    cells = [
-        max(picture.shape[1], math.ceil(font.getlength(label)))
-        for label, picture in pictures.items()
-    ]
-    strip = Image.new("RGB", (sum(cells) + gap * (len(cells) - 1), height + bar), "white")
+    cropped = {label: _centre(picture, side) for label, picture in pictures.items()}
+    height, width = next(iter(cropped.values())).shape[:2]
+    cell = max(width, *(math.ceil(font.getlength(label)) for label in pictures))
+    strip = Image.new("RGB", ((cell + gap) * len(pictures) - gap, height + bar), "white")
     draw = ImageDraw.Draw(strip)
-    left = 0
-    for (label, picture), cell in zip(pictures.items(), cells, strict=True):
+    for i, (label, picture) in enumerate(cropped.items()):
+        left = i * (cell + gap)
         draw.text((left + cell / 2, bar / 2), label, fill="black", font=font, anchor="mm")
-        strip.paste(Image.fromarray(picture), (left + (cell - picture.shape[1]) // 2, bar))
-        left += cell + gap
+        strip.paste(Image.fromarray(picture), (left + (cell - width) // 2, bar))
     return np.array(strip)
+
+
+def _centre(picture: np.ndarray, side: int) -> np.ndarray:
+    top, left = (max(0, (length - side) // 2) for length in picture.shape[:2])
+    return picture[top : top + side, left : left + side]
 
 
 def enlarge_nearest(image: np.ndarray, scale: int) -> np.ndarray:

@@ -197,7 +197,7 @@ def train_phase(run: Run, name: str, net_g: RRDBNet, ema: RRDBNet, checkpoint: d
             bar.set_postfix({term: f"{value:.4f}" for term, value in means.items()})
             run.log.scalars(name, means | {"lr": learning_rate(phase, step)}, run_step)
         if validating:
-            scores = validate(run, ema, name, run_step)
+            scores = validate(run, ema, name, step)
             seconds = round(bar.format_dict["elapsed"], 1)
             progress = dict(phase=name, step=step, run_step=run_step, seconds=seconds)
             run.log.metric(progress | scores | {"losses": means})
@@ -299,23 +299,27 @@ def check_finite(losses: dict[str, float], name: str, step: int, folder: Path) -
             )
 
 
-def validate(run: Run, ema: RRDBNet, name: str, run_step: int) -> dict[str, float]:
+def validate(run: Run, ema: RRDBNet, name: str, step: int) -> dict[str, float]:
     """PSNR and SSIM on Y of whole images beside bicubic's; strips of some go to samples/."""
     valid, scale = run.valid, run.config.scale
+    run_step = steps_before(run.config, name) + step
     scores = []
-    for i in tqdm(chosen(valid, run.config), desc="validation", leave=False, unit="image"):
+    for count, i in enumerate(
+        tqdm(chosen(valid, run.config), desc="validation", leave=False, unit="image")
+    ):
         low_res, high_res = valid.low_res(i), valid.high_res(i)
         with autocast(run.device, run.dtype):
             fake = upscale(ema, low_res, VALIDATION_TILE)
         scores.append((psnr(fake, high_res, scale), ssim(fake, high_res, scale)))
-        if i < SAMPLE_COUNT:
+        if count < SAMPLE_COUNT:
+            bicubic = imresize(low_res, scale)
             pictures = {
-                "LR": enlarge_nearest(low_res, scale),
-                "bicubic": imresize(low_res, scale),
-                f"{name} step {run_step}": fake,
+                "LR, nearest": enlarge_nearest(low_res, scale),
+                f"bicubic, {psnr(bicubic, high_res, scale):.2f} dB": bicubic,
+                f"ours after {name} step {step}, {scores[-1][0]:.2f} dB": fake,
                 "HR": high_res,
             }
-            strip = labelled_strip({k: centre(picture) for k, picture in pictures.items()})
+            strip = labelled_strip(pictures, SAMPLE_SIDE)
             stem = Path(valid.name(i)).stem
             write_image(strip, run.folder / "samples" / f"{stem}_{run_step:07d}_{name}.png")
             run.log.picture(stem, strip, run_step)
@@ -351,11 +355,6 @@ def chosen(valid: Pack, config: Config) -> list[int]:
     smallest = 11 + 2 * config.scale
     fitting = [i for i in range(len(valid)) if min(valid.size(i)) >= smallest]
     return fitting[: config.val_images]
-
-
-def centre(picture: np.ndarray) -> np.ndarray:
-    top, left = (max(0, (side - SAMPLE_SIDE) // 2) for side in picture.shape[:2])
-    return picture[top : top + SAMPLE_SIDE, left : left + SAMPLE_SIDE]
 
 
 def load_data(config: Config) -> tuple[dict[str, CropStream], Pack | None]:

@@ -41,7 +41,7 @@ def save_generator(
     described = {"network": "RRDBNet", "scale": net.scale} | (metadata or {})
     strings = {key: v if isinstance(v, str) else json.dumps(v) for key, v in described.items()}
     temporary = path.with_name(path.name + ".tmp")
-    safetensors.torch.save_file(tensors, temporary, metadata=strings)
+    temporary.write_bytes(safetensors.torch.save(tensors, strings))
     os.replace(temporary, path)
 
 

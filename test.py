@@ -1,0 +1,274 @@
+"""Upscale a photograph, or every photograph of a folder, with a trained generator.
+
+    python test.py PHOTOS                           to results/, with the newest trained generator
+    python test.py PHOTO.jpg -o out --weights checkpoints/demo/psnr.safetensors
+    python test.py Set5/LR_bicubic/X4 --hr Set5/HR  a table of PSNR and SSIM beside bicubic's
+    python test.py PHOTOS --compare                 also pictures side by side with bicubic
+
+Exit status: 0 all upscaled, 1 some failed (the rest is done), 2 wrong usage.
+"""
+
+import argparse
+import csv
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from imaging import (
+    ImageError,
+    enlarge_nearest,
+    find_images,
+    imresize,
+    labelled_strip,
+    psnr,
+    read_image,
+    ssim,
+    upscale,
+    write_image,
+)
+from utils import autocast, choose_device, choose_precision
+from weights import WeightsError, load_generator
+
+RUNS = Path("checkpoints")
+COMPARED_SIDE = 1024  # --compare shows so many pixels around the centre of larger results
+SMALLEST_TILE = 64  # twice the overlap of neighbouring tiles
+
+
+class UsageError(ValueError):
+    """A command line that cannot be carried out; nothing has been written."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to upscale."""
+
+    source: Path
+    target: Path
+    comparison: Path | None  # where the side-by-side picture goes
+    high_res: Path | None  # what the result is scored against
+
+
+def main() -> int:
+    arguments = parse_args()
+    jobs = plan(arguments.input, arguments.output, arguments.hr, arguments.compare)
+    device = choose_device(arguments.device)
+    dtype = choose_precision(arguments.precision, device)
+    weights = arguments.weights or newest_generator()
+    net = load_generator(weights).to(device, memory_format=torch.channels_last)
+    tile = arguments.tile
+    if tile is None:
+        tile = 512 if device.type == "cuda" else 256
+    print(f"{weights} (x{net.scale}) on {device} in {str(dtype).removeprefix('torch.')}")
+
+    scores, failures, megapixels = [], [], 0.0
+    began = time.perf_counter()
+    bar = tqdm(jobs, unit="image")
+    for job in bar:
+        bar.set_postfix_str(job.source.name)
+        try:
+            with autocast(device, dtype):
+                result, score = run(job, net, tile)
+        # One file that cannot be read, does not fit in memory or cannot be written stops no other.
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            failures.append(explain(job, error))
+            continue
+        megapixels += result.shape[0] * result.shape[1] / 1e6
+        if score:
+            scores.append({"image": job.source.name} | score)
+    seconds = time.perf_counter() - began
+
+    if arguments.hr:
+        report(scores, arguments.output / "metrics.csv", net.scale)
+        for job in jobs:
+            if job.high_res is None:
+                print(f"No partner in {arguments.hr}: {job.source}")
+    for failure in failures:
+        print(f"Failed: {failure}", file=sys.stderr)
+    print(
+        f"{len(jobs) - len(failures)} of {len(jobs)} images upscaled, "
+        f"{megapixels / seconds:.2f} megapixels/s; results are in {arguments.output}"
+    )
+    return 1 if failures else 0
+
+
+def run(job: Job, net: nn.Module, tile: int) -> tuple[np.ndarray, dict[str, float]]:
+    """Upscale, write, compare; returns the result and its scores (none without an HR image)."""
+    image = read_image(job.source)
+    result = upscale(net, image, tile)
+    write_image(result, job.target)
+    pictures, score = {"ours": result}, {}
+    if job.comparison or job.high_res:
+        bicubic = imresize(image, net.scale)
+        nearest = enlarge_nearest(image, net.scale)
+        pictures = {"input": nearest, "bicubic": bicubic} | pictures
+    if job.high_res:
+        pictures["HR"] = high_res = read_high_res(job.high_res, result, net.scale)
+        for prefix, candidate in (("", result), ("bicubic_", bicubic)):
+            for suffix, luma in (("_y", True), ("_rgb", False)):
+                score[f"{prefix}psnr{suffix}"] = psnr(candidate, high_res, net.scale, luma)
+                score[f"{prefix}ssim{suffix}"] = ssim(candidate, high_res, net.scale, luma)
+    if job.comparison:
+        write_image(labelled_strip(pictures, COMPARED_SIDE), job.comparison)
+    return result, score
+
+
+def read_high_res(path: Path, result: np.ndarray, scale: int) -> np.ndarray:
+    """An HR image, less the pixels at the right and the bottom that make no whole LR pixel."""
+    high_res = read_image(path)
+    height, width = result.shape[:2]
+    surplus = (high_res.shape[0] - height, high_res.shape[1] - width)
+    if not all(0 <= side < scale for side in surplus):
+        raise ImageError(
+            f"{path} is {high_res.shape[1]}x{high_res.shape[0]}; the result is {width}x{height}"
+        )
+    return high_res[:height, :width]
+
+
+def explain(job: Job, error: Exception) -> str:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "memory" in reason.lower() or isinstance(error, MemoryError):
+        reason = f"not enough memory; try --tile {SMALLEST_TILE * 2} ({reason})"
+    return reason if str(job.source) in reason else f"{job.source}: {reason}"
+
+
+# --------------------------------------------------------------------------------------- planning
+
+
+def plan(source: Path, output: Path, hr: Path | None, compare: bool) -> list[Job]:
+    """What is read from where and written to where, all of it checked before any work."""
+    if source.is_dir():
+        paths, root = find_images(source), source
+    elif source.is_file():
+        paths, root = [source], source.parent
+    else:
+        raise UsageError(f"{source}: no such file or folder")
+    if not paths:
+        raise UsageError(f"{source} holds no PNG, JPEG, WebP, BMP or TIFF image, at any depth")
+    if hr and not hr.is_dir():
+        raise UsageError(f"--hr {hr}: no such folder")
+    high_res = {path.stem: path for path in find_images(hr)} if hr else {}
+
+    jobs = []
+    for path in paths:
+        name = path.relative_to(root).with_suffix(".png")
+        comparison = output / "compare" / name if compare else None
+        jobs.append(Job(path, output / name, comparison, partner(path.stem, high_res)))
+    refuse_overwriting(jobs)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the output folder {output} cannot be made: {error.strerror}") from error
+    if not os.access(output, os.W_OK):
+        raise UsageError(f"the output folder {output} is not writable; choose another with -o")
+    return jobs
+
+
+def partner(stem: str, high_res: dict[str, Path]) -> Path | None:
+    """The HR file of an LR file's stem: of the same name, or `baby` for `babyx4` or `baby_x4`."""
+    return high_res.get(stem) or high_res.get(re.sub(r"[_-]?x\d$", "", stem))
+
+
+def refuse_overwriting(jobs: list[Job]) -> None:
+    written: dict[Path, Path] = {}
+    sources = {job.source.resolve() for job in jobs}
+    for job in jobs:
+        for target in filter(None, (job.target, job.comparison)):
+            if target.resolve() in sources:
+                raise UsageError(f"{target} is an input; choose another output folder with -o")
+            if target in written:
+                raise UsageError(
+                    f"{written[target]} and {job.source} would both become {target}; rename one"
+                )
+            written[target] = job.source
+
+
+def newest_generator() -> Path:
+    """The generator that train.py wrote last."""
+    found = [path for name in ("psnr", "gan") for path in RUNS.glob(f"*/{name}.safetensors")]
+    if not found:
+        raise UsageError(
+            f"no trained generator in {RUNS.resolve()}: train one (python train.py --preset demo) "
+            "or name a file with --weights"
+        )
+    return max(found, key=lambda path: path.stat().st_mtime_ns)
+
+
+# ---------------------------------------------------------------------------------- table, flags
+
+
+def report(scores: list[dict], path: Path, scale: int) -> None:
+    """Print the table and save it with all digits; the last row is the mean."""
+    if not scores:
+        print("No image was scored.")
+        return
+    columns = list(scores[0])
+    mean = {column: float(np.mean([row[column] for row in scores])) for column in columns[1:]}
+    table = [*scores, {"image": "mean"} | mean]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(table)
+    width = max(len(row["image"]) for row in table)
+    print(f"{'PSNR in dB / SSIM':{max(width, 17)}}  {'ours, Y':>14}  {'bicubic, Y':>14}", end="")
+    print(f"  {'ours, RGB':>14}  {'bicubic, RGB':>14}")
+    for row in table:
+        cells = [
+            f"{row[f'{who}psnr_{what}']:6.2f} / {row[f'{who}ssim_{what}']:.4f}"
+            for what in ("y", "rgb")
+            for who in ("", "bicubic_")
+        ]
+        print(f"{row['image']:{max(width, 17)}}  " + "  ".join(f"{cell:>14}" for cell in cells))
+    print(
+        f"Protocol: 8-bit images, {scale} pixels cropped from each side; Y is BT.601 luma in "
+        f"[16, 235];\nSSIM with an 11x11 Gaussian of sigma 1.5; bicubic is MATLAB's. Saved: {path}"
+    )
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="test.py", description="Upscale images with a trained generator.", allow_abbrev=False
+    )
+    parser.add_argument("input", type=Path, help="an image, or a folder that is searched in depth")
+    parser.add_argument("-o", "--output", type=Path, default=Path("results"))
+    parser.add_argument(
+        "--weights", metavar="FILE", help="a generator; default: the one that train.py wrote last"
+    )
+    parser.add_argument(
+        "--tile",
+        type=tile_size,
+        default="auto",
+        metavar="auto|0|N",
+        help="upscale in tiles of N input pixels each way; 0: the whole image at once",
+    )
+    parser.add_argument("--hr", type=Path, metavar="DIR", help="true HR images to score against")
+    parser.add_argument("--compare", action="store_true", help="pictures beside bicubic's, too")
+    parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
+    return parser.parse_args()
+
+
+def tile_size(text: str) -> int | None:
+    """None stands for auto."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or 0 < int(text) < SMALLEST_TILE:
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, 0, or at least {SMALLEST_TILE}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (UsageError, WeightsError) as error:
+        print(f"test.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit("test.py: interrupted; what was done is kept")
