@@ -18,6 +18,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 VGG19_CONVS_PER_BLOCK = (2, 2, 4, 4, 4)
 
 
+class VGGError(ValueError):
+    """VGG19 weights that cannot be had; the message says what to do."""
+
+
 class VGGFeatures(nn.Module):
     """VGG19 up to one convolution: the space in which the perceptual loss compares images.
 
@@ -32,7 +36,7 @@ class VGGFeatures(nn.Module):
         seed: for "random" only.
 
     Raises:
-        ValueError: unknown layer, or weights that cannot be had; the message says what to do.
+        VGGError: unknown layer, or weights that cannot be had.
     """
 
     def __init__(
@@ -82,7 +86,7 @@ def conv_index(layer: str) -> int:
                 return index
             index += 2  # the convolution and its ReLU
         index += 1  # the pooling that closes the block
-    raise ValueError(f"VGG19 has no layer {layer!r}; they are conv1_1 to conv5_4")
+    raise VGGError(f"VGG19 has no layer {layer!r}; they are conv1_1 to conv5_4")
 
 
 def vgg19_state_dict(weights: str, names: set[str]) -> dict[str, Tensor]:
@@ -91,7 +95,7 @@ def vgg19_state_dict(weights: str, names: set[str]) -> dict[str, Tensor]:
         try:
             state = torchvision.models.VGG19_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
         except (OSError, RuntimeError) as error:
-            raise ValueError(
+            raise VGGError(
                 f"the VGG19 ImageNet weights could not be downloaded ({error}).\n"
                 "Run again with a network, or fetch "
                 f"{torchvision.models.VGG19_Weights.IMAGENET1K_V1.url} elsewhere and pass "
@@ -101,7 +105,7 @@ def vgg19_state_dict(weights: str, names: set[str]) -> dict[str, Tensor]:
         state = read_state_dict(weights)
     missing = sorted(name for name in names if f"features.{name}" not in state)
     if missing:
-        raise ValueError(
+        raise VGGError(
             f"{weights} is not a torchvision VGG19: it has no features.{missing[0]}"
             " (vgg_weights takes imagenet, random, or such a file)"
         )
@@ -110,13 +114,13 @@ def vgg19_state_dict(weights: str, names: set[str]) -> dict[str, Tensor]:
 
 def read_state_dict(path: str) -> dict[str, Tensor]:
     if not Path(path).is_file():
-        raise ValueError(f"vgg_weights is {path!r}: no such file; or use imagenet, or random")
+        raise VGGError(f"vgg_weights is {path!r}: no such file; or use imagenet, or random")
     try:
         if path.endswith(".safetensors"):
             return safetensors.torch.load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in a dozen ways, all of them the file's
-        raise ValueError(f"vgg_weights: {path} cannot be read as weights ({error})") from error
+        raise VGGError(f"vgg_weights: {path} cannot be read as weights ({error})") from error
 
 
 def relativistic_generator_loss(d_real: Tensor, d_fake: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from imaging import (
     upscale,
     write_image,
 )
-from utils import autocast, choose_device, choose_precision
+from utils import DeviceError, autocast, choose_device, choose_precision
 from weights import WeightsError, load_generator
 
 RUNS = Path("checkpoints")
@@ -267,7 +267,7 @@ def tile_size(text: str) -> int | None:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (UsageError, WeightsError) as error:
+    except (UsageError, DeviceError, WeightsError) as error:
         print(f"test.py: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

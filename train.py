@@ -41,10 +41,11 @@ from imaging import (
     upscale,
     write_image,
 )
-from loss import VGGFeatures, generator_loss, relativistic_discriminator_loss
+from loss import VGGError, VGGFeatures, generator_loss, relativistic_discriminator_loss
 from model import RRDBNet, VGGDiscriminator
 from utils import (
     CheckpointError,
+    DeviceError,
     RunLog,
     StopRequest,
     autocast,
@@ -66,10 +67,9 @@ VALIDATION_TILE = 512  # LR pixels; bounds the memory that a large validation im
 IDENTITY = ("scale", "features", "blocks", "growth", "seed", "gan.patch")
 
 NO_DATA = """\
-There is nothing to train on yet: data/train holds no images. Three ways on:
-  put images of any size into data/train (and a few others into data/valid), or name folders with
-    --train-dir DIR and --valid-dir DIR;   fetch DIV2K (4 GB):  python dataset.py div2k
-  see it work on photographs at hand:  python train.py --preset demo"""
+no images in data/train. Put yours there and a few others into data/valid, or name other folders:
+  python train.py --train-dir DIR --valid-dir DIR; or fetch DIV2K (4 GB): python dataset.py div2k
+  or see it work on photographs that are here already: python train.py --preset demo"""
 
 
 class TrainingError(RuntimeError):
@@ -85,6 +85,7 @@ class Run:
     device: torch.device
     dtype: torch.dtype  # of convolutions, under autocast
     streams: dict[str, CropStream]  # by phase
+    vgg: VGGFeatures | None
     valid: Pack | None
     bicubic: dict[str, float]  # scores of plain bicubic upscaling on `valid`
     log: RunLog
@@ -93,14 +94,22 @@ class Run:
 
 def main() -> None:
     config = parse_args()
-    device = choose_device(config.device)
-    dtype = choose_precision(config.precision, device)
-    streams, valid = load_data(config)
-
     folder = RUNS / config.name
-    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    device = choose_device(config.device)
     checkpoint = load_run(folder / "last.pt", config)
-    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    streams, valid = load_data(config)
+    run = Run(
+        config=config,
+        folder=folder,
+        device=device,
+        dtype=choose_precision(config.precision, device),
+        streams=streams,
+        vgg=load_vgg(config, device),
+        valid=valid,
+        bicubic=score_bicubic(valid, config) if valid else {},
+        log=open_log(config, folder, checkpoint),
+        stop=StopRequest(),
+    )
 
     torch.manual_seed(config.seed)
     net_g = RRDBNet(3, 3, config.scale, config.features, config.blocks, config.growth)
@@ -108,32 +117,17 @@ def main() -> None:
     ema = copy.deepcopy(net_g).eval().requires_grad_(False)
     print(
         f"RRDBNet x{config.scale}, {count_parameters(net_g):,} parameters, "
-        f"on {device} in {str(dtype).removeprefix('torch.')}; everything goes to {folder}"
+        f"on {device} in {str(run.dtype).removeprefix('torch.')}; everything goes to {folder}"
     )
-
-    first_step = 0
-    if checkpoint:
-        first_step = steps_before(config, checkpoint["phase"]) + checkpoint["step"]
-    with StopRequest() as stop:
-        run = Run(
-            config=config,
-            folder=folder,
-            device=device,
-            dtype=dtype,
-            streams=streams,
-            valid=valid,
-            bicubic=score_bicubic(valid, config) if valid else {},
-            log=RunLog(folder, first_step),
-            stop=stop,
-        )
+    with run.stop:
         for name in PHASES:
             finished = checkpoint and PHASES.index(checkpoint["phase"]) > PHASES.index(name)
             if getattr(config, name).steps > 0 and not finished:
                 train_phase(run, name, net_g, ema, checkpoint)
-            if stop.signal:
+            if run.stop.signal:
                 print(f"Stopped and saved in {folder / 'last.pt'}. The same command goes on.")
-                sys.exit(128 + stop.signal)
-        run.log.close()
+                sys.exit(128 + run.stop.signal)
+    run.log.close()
     print(f"Done. Generators and pictures (samples/) are in {folder}. Upscale a folder with them:")
     print("  python test.py FOLDER")
 
@@ -147,12 +141,7 @@ def train_phase(run: Run, name: str, net_g: RRDBNet, ema: RRDBNet, checkpoint: d
     net_g.load_state_dict(ema.state_dict())
     opt_g = torch.optim.Adam(net_g.parameters(), betas=config.betas)
     saved = {"net_g": net_g, "ema": ema, "opt_g": opt_g}
-    vgg = net_d = opt_d = None
-    if phase.perceptual > 0:
-        vgg = VGGFeatures(
-            config.vgg_weights, config.vgg_layer, config.vgg_before_activation, config.seed
-        )
-        vgg = place(vgg, run.device)
+    net_d = opt_d = None
     if phase.adversarial > 0:
         torch.manual_seed(config.seed)  # the same discriminator, resumed at the hand-over or not
         net_d = place(VGGDiscriminator(phase.patch), run.device)
@@ -180,7 +169,7 @@ def train_phase(run: Run, name: str, net_g: RRDBNet, ema: RRDBNet, checkpoint: d
         run_step = before + step
 
         set_learning_rate(opt_g, learning_rate(phase, step))
-        fake, terms = generator_step(run, phase, low_res, high_res, net_g, opt_g, vgg, net_d)
+        fake, terms = generator_step(run, phase, low_res, high_res, net_g, opt_g, net_d)
         if phase.adversarial > 0:
             set_learning_rate(opt_d, learning_rate(phase, step))
             terms["discriminator"] = discriminator_step(run, high_res, fake, net_d, opt_d)
@@ -219,7 +208,6 @@ def generator_step(
     high_res: Tensor,
     net_g: nn.Module,
     opt_g: torch.optim.Optimizer,
-    vgg: VGGFeatures | None,
     net_d: nn.Module | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One update of the generator; returns its images and its loss terms, without their graphs."""
@@ -233,7 +221,7 @@ def generator_step(
             pixel=phase.pixel,
             perceptual=phase.perceptual,
             adversarial=phase.adversarial,
-            vgg=vgg,
+            vgg=run.vgg,
             net_d=net_d,
         )
     opt_g.zero_grad()
@@ -390,6 +378,14 @@ def load_data(config: Config) -> tuple[dict[str, CropStream], Pack | None]:
     return streams, valid
 
 
+def load_vgg(config: Config, device: torch.device) -> VGGFeatures | None:
+    """VGG19 if any phase will need it: now, not days later, is the time to find it missing."""
+    if not any(phase.steps and phase.perceptual for phase in (config.psnr, config.gan)):
+        return None
+    weights, layer = config.vgg_weights, config.vgg_layer
+    return place(VGGFeatures(weights, layer, config.vgg_before_activation, config.seed), device)
+
+
 def load_run(path: Path, config: Config) -> dict | None:
     """The checkpoint to go on from, if there is one and it is of this very network."""
     if not path.exists():
@@ -408,6 +404,14 @@ def load_run(path: Path, config: Config) -> dict | None:
         print(f"Changed since the last run: {field} was {before.get(field)}, is {now[field]}")
     print(f"Going on from {path}: {checkpoint['phase']} step {checkpoint['step']}")
     return checkpoint
+
+
+def open_log(config: Config, folder: Path, checkpoint: dict | None) -> RunLog:
+    """The run's log, from where the checkpoint is; from here on the run's folder exists."""
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    step = steps_before(config, checkpoint["phase"]) + checkpoint["step"] if checkpoint else 0
+    return RunLog(folder, step)
 
 
 def restore(saved: dict, checkpoint: dict, path: Path) -> None:
@@ -451,7 +455,10 @@ def count_parameters(net: nn.Module) -> int:
 if __name__ == "__main__":
     try:
         main()
-    except (DataError, CheckpointError, TrainingError, OSError) as error:
+    except (DataError, DeviceError, VGGError, CheckpointError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (TrainingError, OSError) as error:
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:
         sys.exit("train.py: interrupted")

@@ -15,11 +15,15 @@ from torch.utils.tensorboard import SummaryWriter
 # --------------------------------------------------------------------------- device and precision
 
 
+class DeviceError(ValueError):
+    """A device that is not there."""
+
+
 def choose_device(name: str = "auto") -> torch.device:
     """CUDA, then MPS, then CPU; or the one that is named.
 
     Raises:
-        ValueError: the named one is not there.
+        DeviceError: the named one is not there.
     """
     available = {
         "cuda": torch.cuda.is_available(),
@@ -29,7 +33,9 @@ def choose_device(name: str = "auto") -> torch.device:
     if name == "auto":
         name = next(device for device, there in available.items() if there)
     if not available[name]:
-        raise ValueError(f"device is {name!r}: torch {torch.__version__} finds none here; use auto")
+        raise DeviceError(
+            f"device is {name!r}: torch {torch.__version__} finds none here; use auto"
+        )
     return torch.device(name)
 
 
@@ -108,8 +114,10 @@ class StopRequest(AbstractContextManager):
     A second Ctrl-C interrupts at once, as usual.
     """
 
-    def __enter__(self) -> "StopRequest":
+    def __init__(self):
         self.signal: int | None = None
+
+    def __enter__(self) -> "StopRequest":
         self.previous = {
             number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
         }
