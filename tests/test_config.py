@@ -1,0 +1,85 @@
+"""Settings: the paper's numbers, the order defaults < preset < flags, and errors that help."""
+
+import dataclasses
+
+import pytest
+
+from config import PRESETS, Config, Phase, parse_args
+
+
+def test_defaults_are_the_papers():
+    config = parse_args([])
+    assert config == Config()
+    assert (config.scale, config.features, config.blocks, config.growth) == (4, 64, 23, 32)
+    assert (config.batch_size, config.betas, config.ema_decay) == (16, (0.9, 0.999), 0.999)
+    assert dataclasses.astuple(config.psnr)[:3] == (1_000_000, 192, 2e-4)
+    assert config.psnr.milestones == (200_000, 400_000, 600_000, 800_000)
+    assert (config.psnr.pixel, config.psnr.perceptual, config.psnr.adversarial) == (1, 0, 0)
+    assert dataclasses.astuple(config.gan)[:3] == (400_000, 128, 1e-4)
+    assert config.gan.milestones == (50_000, 100_000, 200_000, 300_000)
+    assert (config.gan.pixel, config.gan.perceptual, config.gan.adversarial) == (1e-2, 1, 5e-3)
+
+
+def test_flags_beat_the_preset_and_the_preset_beats_the_defaults():
+    config = parse_args(["--preset", "demo", "--psnr.lr", "3e-4", "--batch-size", "2"])
+    assert config.psnr.lr == 3e-4
+    assert config.psnr.steps == PRESETS["demo"]["psnr"]["steps"]
+    assert config.batch_size == 2
+    assert config.features == PRESETS["demo"]["features"]
+    assert config.ema_decay == Config.ema_decay
+
+
+def test_every_flag_reaches_its_field():
+    args = ["--train-dir", "x", "y z", "--vgg-before-activation", "false", "--betas", "0.5", "0.6"]
+    config = parse_args([*args, "--gan.milestones", "1", "2", "--psnr.milestones"])
+    assert config.train_dir == ("x", "y z")
+    assert config.vgg_before_activation is False
+    assert config.betas == (0.5, 0.6)
+    assert config.gan.milestones == (1, 2)
+    assert config.psnr.milestones == ()
+
+
+def test_every_preset_is_valid_and_every_field_explained():
+    for name in PRESETS:
+        parse_args(["--preset", name])
+    for field in (*dataclasses.fields(Config), *dataclasses.fields(Phase)):
+        assert field.name in ("psnr", "gan") or field.metadata["help"]
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--preset", "nope"], ["--preset", "nope", "demo"]),
+        (["--bogus", "1"], ["--bogus"]),
+        (["--batch", "1"], ["--batch"]),  # no guessing at abbreviations
+        (["--psnr.lr", "abc"], ["psnr.lr", "abc"]),
+        (["--psnr.lr", "nan"], ["psnr.lr", "nan"]),
+        (["--psnr.lr", "0"], ["psnr.lr"]),
+        (["--scale", "5"], ["scale", "5", "1, 2, 3, 4 or 8"]),
+        (["--psnr.patch", "97"], ["psnr.patch", "97", "96"]),
+        (["--psnr.patch", "0"], ["psnr.patch"]),
+        (["--gan.patch", "100"], ["gan.patch", "100", "96"]),
+        (["--scale", "3"], ["gan.patch", "128", "96"]),
+        (["--gan.adversarial", "0", "--gan.patch", "100"], ["gan.patch", "VGG19", "96"]),
+        (["--psnr.pixel", "0"], ["psnr.pixel"]),
+        (["--gan.adversarial", "-1"], ["gan.adversarial", "-1"]),
+        (["--gan.milestones", "5", "4"], ["gan.milestones"]),
+        (["--psnr.steps", "-1"], ["psnr.steps"]),
+        (["--batch-size", "0"], ["batch_size"]),
+        (["--ema-decay", "1"], ["ema_decay"]),
+        (["--betas", "0.9"], ["betas"]),
+        (["--device", "tpu"], ["device", "tpu", "cuda"]),
+        (["--precision", "fp8"], ["precision", "fp8", "bf16"]),
+        (["--name", "a/b"], ["name", "a/b"]),
+        (["--name", ".."], ["name"]),
+        (["--train-dir"], ["train_dir"]),
+        (["--train-dir", "a", "b", "--lr-dir", "c"], ["lr_dir", "2"]),
+        (["--vgg-before-activation", "maybe"], ["vgg-before-activation", "maybe"]),
+    ],
+)
+def test_bad_values_are_refused_by_name(args, words, capsys):
+    with pytest.raises(SystemExit) as exit:
+        parse_args(args)
+    assert exit.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert all(word in message for word in words), message

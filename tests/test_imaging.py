@@ -1,0 +1,318 @@
+"""Pixels against independent references: MATLAB, plain loops, scikit-image, torchmetrics."""
+
+import io
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.color
+import skimage.metrics
+import torch
+import torchmetrics
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from imaging import (
+    ImageError,
+    _blend_weights,
+    _spans,
+    enlarge_nearest,
+    find_images,
+    imresize,
+    labelled_strip,
+    psnr,
+    read_image,
+    ssim,
+    to_image,
+    to_tensor,
+    upscale,
+    write_image,
+)
+from model import RRDBNet
+
+BENCHMARKS = Path(__file__).parents[2] / "shared" / "data"
+needs_benchmarks = pytest.mark.skipif(
+    not (BENCHMARKS / "Set5").is_dir(), reason="Set5 and Set14 are not on this machine"
+)
+
+# ---------------------------------------------------------------------------------------- resize
+
+
+def resize_by_the_definition(image: np.ndarray, scale: float) -> np.ndarray:
+    """MATLAB's documented algorithm, pixel by pixel in plain Python, one channel."""
+
+    def keys(x: float) -> float:
+        x = abs(x)
+        if x <= 1:
+            return 1.5 * x**3 - 2.5 * x**2 + 1
+        return -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x <= 2 else 0.0
+
+    def line(values: list[int]) -> list[int]:
+        shrink, length, output = min(scale, 1), len(values), []
+        for i in range(math.ceil(length * scale)):
+            position = (i + 0.5) / scale - 0.5
+            reach = math.ceil(2 / shrink) + 1
+            total = weight_sum = 0.0
+            for j in range(math.floor(position) - reach, math.floor(position) + reach + 1):
+                weight = keys(shrink * (position - j))
+                mirrored = j % (2 * length)
+                mirrored = mirrored if mirrored < length else 2 * length - 1 - mirrored
+                total += weight * values[mirrored]
+                weight_sum += weight
+            output.append(min(255, max(0, math.floor(total / weight_sum + 0.5))))
+        return output
+
+    down = np.array([line(column) for column in image.T.tolist()]).T
+    return np.array([line(row) for row in down.tolist()])
+
+
+@pytest.mark.parametrize("scale", [1 / 2, 1 / 3, 1 / 4, 1 / 8, 2, 3, 4, 0.7])
+def test_resize_follows_matlabs_definition(scale, random_image):
+    image = random_image(24, 25)
+    expected = [resize_by_the_definition(image[..., c], scale) for c in range(3)]
+    assert np.array_equal(imresize(image, scale), np.stack(expected, axis=-1))
+
+
+def test_resize_of_an_edge_equals_the_values_worked_out_by_hand():
+    # At x2 the kernel's weights are -6, 58, 222, -18 over 256: w(1.75), w(0.75), w(0.25), w(1.25).
+    row = np.array([[0, 0, 255, 255]], np.uint8)
+    assert imresize(row, 2)[0].tolist() == [0, 0, 0, 52, 203, 255, 255, 255]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 7), (5, 3, 1), (2, 2, 4)])
+def test_resize_takes_any_shape(shape):
+    image = np.full(shape, 77, np.uint8)
+    assert np.array_equal(imresize(image, 3), np.full((3 * shape[0], 3 * shape[1], *shape[2:]), 77))
+    assert imresize(image, 1 / 2).shape[:2] == (math.ceil(shape[0] / 2), math.ceil(shape[1] / 2))
+
+
+def test_resize_refuses_floats():
+    with pytest.raises(TypeError, match="float64"):
+        imresize(np.zeros((4, 4)), 2)
+
+
+@needs_benchmarks
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_resize_equals_matlabs_own_files_in_every_pixel(scale):
+    for path in find_images(BENCHMARKS / "Set5" / "HR"):
+        matlab = BENCHMARKS / "Set5" / "LR_bicubic" / f"X{scale}" / f"{path.stem}x{scale}.png"
+        assert np.array_equal(
+            imresize(modcrop(read_image(path), scale), 1 / scale), read_image(matlab)
+        )
+
+
+@needs_benchmarks
+@pytest.mark.parametrize(
+    "name, expected_psnr, expected_ssim", [("Set5", 28.429, 0.8111), ("Set14", 26.088, 0.7048)]
+)
+def test_bicubic_scores_on_the_benchmarks(name, expected_psnr, expected_ssim):
+    scores = []
+    for path in find_images(BENCHMARKS / name / "HR"):
+        high_res = modcrop(read_image(path), 4)
+        bicubic = imresize(imresize(high_res, 1 / 4), 4)
+        scores.append((psnr(bicubic, high_res, 4), ssim(bicubic, high_res, 4)))
+    mean_psnr, mean_ssim = np.mean(scores, axis=0)
+    assert mean_psnr == pytest.approx(expected_psnr, abs=0.002)
+    assert mean_ssim == pytest.approx(expected_ssim, abs=0.0002)
+
+
+def modcrop(image, scale):
+    return image[: image.shape[0] // scale * scale, : image.shape[1] // scale * scale]
+
+
+# --------------------------------------------------------------------------------------- metrics
+
+
+@pytest.fixture
+def pair(random_image):
+    """A picture and a slightly noisy copy of it."""
+    base = imresize(random_image(12, 10), 4)
+    noise = np.random.default_rng(1).normal(0, 8, base.shape)
+    return base, np.clip(base + noise, 0, 255).astype(np.uint8)
+
+
+def luma(image):
+    return skimage.color.rgb2ycbcr(image)[..., 0]
+
+
+def test_psnr_equals_scikit_images_and_torchmetrics(pair):
+    a, b = (image[4:-4, 4:-4] for image in pair)
+    on_y = skimage.metrics.peak_signal_noise_ratio(luma(a), luma(b), data_range=255)
+    assert psnr(*pair, crop_border=4) == pytest.approx(on_y, abs=1e-9)
+    reference = torchmetrics.image.PeakSignalNoiseRatio(data_range=255.0)
+    on_rgb = reference(*(torch.from_numpy(image.astype(np.float64)) for image in (a, b)))
+    assert psnr(*pair, crop_border=4, y_channel=False) == pytest.approx(on_rgb.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("border", [0, 3])
+def test_ssim_equals_scikit_images(pair, border):
+    a, b = (
+        image[border : image.shape[0] - border, border : image.shape[1] - border] for image in pair
+    )
+    matlab = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255)
+    on_y = skimage.metrics.structural_similarity(luma(a), luma(b), **matlab)
+    assert ssim(*pair, crop_border=border) == pytest.approx(on_y, abs=1e-9)
+    on_rgb = skimage.metrics.structural_similarity(
+        a.astype(np.float64), b.astype(np.float64), channel_axis=-1, **matlab
+    )
+    assert ssim(*pair, crop_border=border, y_channel=False) == pytest.approx(on_rgb, abs=1e-9)
+
+
+def test_identical_images_are_perfect(pair):
+    assert psnr(pair[0], pair[0], 2) == math.inf
+    assert ssim(pair[0], pair[0], 2) == pytest.approx(1)
+
+
+def test_images_that_cannot_be_compared_are_refused(random_image):
+    with pytest.raises(ValueError, match="different shapes"):
+        psnr(random_image(8, 8), random_image(8, 9), 0)
+    with pytest.raises(ValueError, match="nothing is left"):
+        psnr(random_image(8, 8), random_image(8, 8), 4)
+    with pytest.raises(ValueError, match="11 pixels"):
+        ssim(random_image(18, 18), random_image(18, 18), 4)
+
+
+# ----------------------------------------------------------------------------------- image files
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".JPEG", ".webp", ".bmp", ".tif", ".tiff"])
+def test_formats_are_found_in_depth_and_read(suffix, tmp_path):
+    path = tmp_path / "in" / "ö ä" / f"a picture{suffix}"
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (6, 4), (200, 100, 50)).save(path)
+    (tmp_path / ".hidden.png").write_text("a file manager's")
+    (tmp_path / "notes.txt").write_text("no image")
+    assert find_images(tmp_path) == [path]
+    image = read_image(path)
+    assert image.shape == (4, 6, 3) and image.dtype == np.uint8
+    assert np.abs(image.astype(int) - (200, 100, 50)).max() <= 4
+
+
+def test_modes_become_rgb(tmp_path):
+    gray16 = Image.fromarray(np.full((2, 3), 0x8080, np.uint16))
+    cases = {
+        "L": (Image.new("L", (3, 2), 128), 128),
+        "I;16": (gray16, 128),
+        "1": (Image.new("1", (3, 2), 1), 255),
+        "P": (Image.new("RGB", (3, 2), (128,) * 3).quantize(), 128),
+        "RGBA": (Image.new("RGBA", (3, 2), (128, 128, 128, 255)), 128),
+        "LA": (Image.new("LA", (3, 2), (128, 255)), 128),
+    }
+    for mode, (picture, value) in cases.items():
+        picture.save(tmp_path / "x.png")
+        assert np.array_equal(read_image(tmp_path / "x.png"), np.full((2, 3, 3), value)), mode
+    Image.new("CMYK", (3, 2), (0, 0, 0, 127)).save(tmp_path / "x.tif")
+    assert np.abs(read_image(tmp_path / "x.tif").astype(int) - 128).max() <= 1
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    picture = Image.new("RGB", (8, 4))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # shown upright after a quarter turn
+    picture.save(tmp_path / "x.jpg", exif=exif)
+    assert read_image(tmp_path / "x.jpg").shape == (8, 4, 3)
+
+
+def test_bad_files_are_named(tmp_path, random_image):
+    whole = io.BytesIO()
+    Image.fromarray(random_image(64, 64)).save(whole, "JPEG")
+    (tmp_path / "truncated.jpg").write_bytes(whole.getvalue()[:-700])
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("truncated.jpg", "text.png", "empty.png", "folder.png", "missing.png"):
+        with pytest.raises(ImageError, match=name):
+            read_image(tmp_path / name)
+
+
+def test_writing_is_whole_or_not_at_all(tmp_path, random_image, monkeypatch):
+    image = random_image(5, 6)
+    write_image(image, tmp_path / "sub" / "x.png")
+    assert np.array_equal(read_image(tmp_path / "sub" / "x.png"), image)
+
+    def fail(self, file, **options):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_image(image * 0, tmp_path / "sub" / "x.png")
+    assert np.array_equal(read_image(tmp_path / "sub" / "x.png"), image)
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["x.png"]
+
+
+# ------------------------------------------------------------------------------- tiled upscaling
+
+
+class Nearest(nn.Module):
+    """Each output pixel depends on one input pixel, so tiles must change nothing at all."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+        self.unused = nn.Parameter(torch.zeros(1))
+        self.largest = 0
+
+    def forward(self, x):
+        self.largest = max(self.largest, *x.shape[2:])
+        return F.interpolate(x, scale_factor=self.scale)
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (9, 200), (64, 64), (65, 129), (100, 150)])
+def test_tiles_do_not_change_what_does_not_depend_on_neighbours(height, width, random_image):
+    net, image = Nearest(2), random_image(height, width)
+    assert np.array_equal(upscale(net, image, tile=64), enlarge_nearest(image, 2))
+    assert net.largest <= 64
+
+
+@pytest.mark.parametrize("length", [64, 65, 96, 97, 150, 1000])
+def test_tiles_cover_everything_with_weights_that_sum_to_one(length):
+    spans = _spans(length, 64, 32)
+    assert spans[0][0] == 0 and spans[-1][1] == length
+    assert all(end - start == 64 for start, end in spans)
+    assert all(a[1] - b[0] >= 32 for a, b in itertools.pairwise(spans))
+    total = torch.zeros(length * 3)
+    for (start, end), weights in zip(spans, _blend_weights(spans, length, 32, 3), strict=True):
+        assert (weights > 0).all()
+        total[start * 3 : end * 3] += weights
+    torch.testing.assert_close(total, torch.ones(length * 3))
+
+
+def test_tiled_output_of_a_network_is_close_to_the_whole():
+    torch.manual_seed(0)
+    net = RRDBNet(features=8, blocks=2, growth=8).eval()
+    ramp = np.linspace(0, 255, 90)[:, None, None] * np.ones((1, 110, 3))
+    image = (ramp * [1, 0.7, 0.4]).astype(np.uint8)
+    whole, tiled = upscale(net, image), upscale(net, image, tile=64)
+    assert np.abs(whole.astype(int) - tiled).max() <= 1
+
+
+def test_untiled_is_the_network_and_nothing_else(random_image):
+    net, image = RRDBNet(features=4, blocks=1, growth=4).eval(), random_image(9, 7)
+    with torch.no_grad():
+        expected = net(to_tensor(image))[0]
+    assert np.array_equal(upscale(net, image), to_image(expected))
+    assert np.array_equal(to_image(to_tensor(image)[0]), image)
+    assert to_image(torch.tensor([-0.2, 0.5019, 7.0]).view(3, 1, 1)).ravel().tolist() == [
+        0,
+        128,
+        255,
+    ]
+
+
+def test_strips_show_every_picture_under_a_label(random_image):
+    pictures = {
+        "input": random_image(40, 60, 1),
+        "a label longer than its picture": random_image(40, 60, 2),
+    }
+    strip = labelled_strip(pictures, side=512)
+    assert strip.shape[0] > 40 and strip.shape[1] > 120
+    bar, below = strip[:-40], strip[-40:]
+    assert bar.min() < 128  # something is written
+    for picture in pictures.values():
+        columns = range(strip.shape[1] - 59)
+        assert any(np.array_equal(below[:, x : x + 60], picture) for x in columns)
+    assert labelled_strip(pictures, side=16).shape[0] == strip.shape[0] - 24
