@@ -1,0 +1,376 @@
+"""Training from end to end at a tiny size: both phases, the hand-over, resume, bad input."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+import train
+from config import Phase
+from imaging import write_image
+from model import RRDBNet
+from weights import load_generator
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    *("--name", "tiny", "--features", "4", "--blocks", "1", "--growth", "4", "--batch-size", "2"),
+    *("--workers", "0", "--device", "cpu", "--precision", "fp32", "--log-every", "1"),
+    *("--vgg-weights", "random", "--vgg-layer", "conv1_2", "--val-every", "2", "--save-every", "2"),
+    *("--psnr.steps", "5", "--psnr.patch", "32", "--gan.steps", "4", "--gan.patch", "32"),
+]
+
+
+@pytest.fixture
+def workplace(tmp_path, photos, monkeypatch):
+    """A folder to train in, with a few pictures to train on and to validate with."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def small_discriminator(monkeypatch):
+    """The paper's has 10 million parameters at any size: seconds per checkpoint, in every run."""
+
+    monkeypatch.setattr(train, "VGGDiscriminator", SmallDiscriminator)
+
+
+class SmallDiscriminator(nn.Sequential):
+    def __init__(self, patch_size):
+        flat = 4 * (patch_size // 2) ** 2
+        conv = nn.Conv2d(3, 4, kernel_size=2, stride=2)
+        super().__init__(conv, nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(flat, 1))
+
+
+def run(monkeypatch, *args, data=("--train-dir", "photos", "--valid-dir", "photos")):
+    monkeypatch.setattr(sys, "argv", ["train.py", *TINY, *data, *args])
+    train.main()
+
+
+def results(name="tiny"):
+    folder = Path("checkpoints") / name
+    return [(folder / f"{phase}.safetensors").read_bytes() for phase in ("psnr", "gan")]
+
+
+def rows(name="tiny"):
+    return [
+        json.loads(line)
+        for line in Path("checkpoints", name, "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+def stop_at(monkeypatch, count, action):
+    """Make the count-th update of the EMA do something else first."""
+    calls = []
+    update = train.update_ema
+
+    def counting(*args):
+        calls.append(1)
+        if len(calls) == count:
+            action()
+        update(*args)
+
+    monkeypatch.setattr(train, "update_ema", counting)
+
+
+class Killed(BaseException):
+    """Ends the process as a kill would: nothing catches it, nothing is saved after it."""
+
+
+def die():
+    raise Killed
+
+
+# ------------------------------------------------------------------------------------- both phases
+
+
+def test_one_run_trains_both_phases_and_writes_everything(workplace, monkeypatch, capsys):
+    run(monkeypatch)
+    folder = workplace / "checkpoints" / "tiny"
+    written = {path.name.split(".")[0] for path in folder.iterdir()}
+    assert written == {"last", "psnr", "gan", "config", "metrics", "samples", "events"}
+    assert json.loads((folder / "config.json").read_text())["psnr"]["steps"] == 5
+    assert [(row["phase"], row["step"]) for row in rows()] == [
+        *(("psnr", 2), ("psnr", 4), ("psnr", 5)),
+        *(("gan", 2), ("gan", 4)),
+    ]
+    for row in rows():
+        assert {"psnr", "ssim", "bicubic_psnr", "bicubic_ssim", "seconds"} <= row.keys()
+    assert rows()[0]["losses"].keys() == {"pixel"}
+    terms = {"pixel", "perceptual", "adversarial", "discriminator"}
+    assert rows()[-1]["losses"].keys() == terms
+    assert len(list((folder / "samples").glob("*.png"))) == 5 * 4
+    for phase in ("psnr", "gan"):
+        assert load_generator(folder / f"{phase}.safetensors").scale == 4
+        with safetensors.safe_open(folder / f"{phase}.safetensors", "pt") as file:
+            assert file.metadata()["phase"] == phase
+    assert "python test.py" in capsys.readouterr().out
+
+
+def test_the_gan_phase_starts_from_the_psnr_phases_average(
+    workplace, small_discriminator, monkeypatch
+):
+    # With a learning rate of next to nothing, the generator stays where the hand-over put it.
+    run(monkeypatch, "--gan.lr", "1e-30")
+    psnr, gan = (
+        safetensors.torch.load_file(f"checkpoints/tiny/{name}.safetensors")
+        for name in ("psnr", "gan")
+    )
+    last = torch.load("checkpoints/tiny/last.pt", weights_only=True)
+    for name, tensor in psnr.items():
+        torch.testing.assert_close(gan[name], tensor, rtol=0, atol=1e-7)
+        torch.testing.assert_close(last["net_g"][name], tensor, rtol=0, atol=1e-7)
+
+
+def test_the_average_is_of_all_steps_and_is_what_is_saved(workplace, monkeypatch):
+    snapshots = []
+    update = train.update_ema
+
+    def recording(ema, net, decay):
+        snapshots.append((decay, [parameter.detach().clone() for parameter in net.parameters()]))
+        update(ema, net, decay)
+
+    monkeypatch.setattr(train, "update_ema", recording)
+    run(monkeypatch, "--gan.steps", "0", "--ema-decay", "0.25")
+    torch.manual_seed(0)
+    average = [p.detach().double() for p in RRDBNet(features=4, blocks=1, growth=4).parameters()]
+    assert [decay for decay, _ in snapshots] == [1 / 11, 2 / 12, 3 / 13, 0.25, 0.25]
+    for decay, parameters in snapshots:
+        average = [decay * a + (1 - decay) * p for a, p in zip(average, parameters, strict=True)]
+    saved = load_generator("checkpoints/tiny/psnr.safetensors").parameters()
+    for expected, actual in zip(average, saved, strict=True):
+        torch.testing.assert_close(actual.detach().double(), expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("skipped, written", [("psnr", "gan"), ("gan", "psnr")])
+def test_a_phase_of_no_steps_is_skipped(
+    skipped, written, workplace, small_discriminator, monkeypatch
+):
+    run(monkeypatch, f"--{skipped}.steps", "0")
+    names = {path.name for path in Path("checkpoints/tiny").glob("*.safetensors")}
+    assert names == {f"{written}.safetensors"}
+    assert {row["phase"] for row in rows()} == {written}
+
+
+def test_training_without_validation_says_so(workplace, monkeypatch, capsys):
+    run(monkeypatch, "--gan.steps", "0", data=("--train-dir", "photos"))
+    assert "No validation: data/valid is not there" in capsys.readouterr().out
+    assert not Path("checkpoints/tiny/metrics.jsonl").exists()
+
+
+def test_training_lowers_the_loss(workplace, monkeypatch):
+    run(
+        monkeypatch,
+        "--psnr.steps",
+        "60",
+        "--gan.steps",
+        "0",
+        "--val-every",
+        "20",
+        "--psnr.lr",
+        "3e-3",
+    )
+    losses = [row["losses"]["pixel"] for row in rows()]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_the_discriminator_learns_to_tell_real_from_fake(workplace, monkeypatch):
+    run(
+        monkeypatch,
+        "--psnr.steps",
+        "0",
+        "--gan.steps",
+        "12",
+        "--val-every",
+        "12",
+        "--log-every",
+        "12",
+    )
+    # Knowing nothing costs 2 ln 2 = 1.386.
+    assert rows()[-1]["losses"]["discriminator"] < 1.2
+
+
+# ------------------------------------------------------------------------------------ exact resume
+
+
+@pytest.fixture
+def uninterrupted(workplace, small_discriminator, monkeypatch):
+    run(monkeypatch)
+    expected = results(), [{k: v for k, v in row.items() if k != "seconds"} for row in rows()]
+    Path("checkpoints/tiny").rename("checkpoints/whole")
+    return expected
+
+
+# The run has 5 + 4 steps and saves after 2, 4, 5 | 2, 4: in a phase, at the hand-over, at the end.
+@pytest.mark.parametrize("count", [1, 2, 4, 6, 8, 9])
+def test_a_killed_run_ends_with_the_same_weights(count, uninterrupted, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, count, die)
+        with pytest.raises(Killed):
+            run(patch)
+    run(monkeypatch)
+    weights, metrics = uninterrupted
+    assert results() == weights
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in rows()] == metrics
+
+
+@pytest.mark.parametrize("count, number", [(1, 2), (5, 15), (7, 2), (9, 15)])
+def test_a_stopped_run_saves_says_so_and_goes_on(count, number, uninterrupted, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_at(patch, count, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(SystemExit) as exit:
+            run(patch)
+    assert exit.value.code == 128 + number
+    assert "The same command goes on" in capsys.readouterr().out
+    run(monkeypatch)
+    assert results() == uninterrupted[0]
+
+
+def test_a_run_killed_while_saving_goes_on(uninterrupted, monkeypatch):
+    save, calls = torch.save, []
+
+    def dying(state, file):
+        calls.append(1)
+        if len(calls) == 4:
+            file.write(b"half a checkpoint")
+            raise Killed
+        save(state, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", dying)
+        with pytest.raises(Killed):
+            run(patch)
+    run(monkeypatch)
+    assert results() == uninterrupted[0]
+
+
+def test_a_finished_run_does_nothing_more_and_can_be_made_longer(uninterrupted, monkeypatch):
+    Path("checkpoints/whole").rename("checkpoints/tiny")
+    run(monkeypatch)
+    assert results() == uninterrupted[0]
+    run(monkeypatch, "--gan.steps", "6")
+    assert [(row["phase"], row["step"]) for row in rows()][-1] == ("gan", 6)
+
+
+@pytest.mark.slow
+def test_sigkill_at_random_moments_changes_nothing(workplace):
+    """As test_a_killed_run..., with real processes and a real kill -9."""
+    steps = ["--psnr.steps", "60", "--gan.steps", "60", "--save-every", "7", "--val-every", "25"]
+    data = ["--train-dir", "photos", "--valid-dir", "photos"]
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, *data, *steps]
+    subprocess.run([*command, "--name", "whole"], check=True, capture_output=True)
+    expected = [tensors("whole", phase) for phase in ("psnr", "gan")]
+    moments = random.Random(0)
+    for _ in range(5):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(4, 16))
+        process.kill()
+        process.wait()
+    subprocess.run(command, check=True, capture_output=True)
+    for phase, whole in zip(("psnr", "gan"), expected, strict=True):
+        actual = tensors("tiny", phase)
+        assert all(torch.equal(actual[name], tensor) for name, tensor in whole.items())
+
+
+def tensors(name, phase):
+    return safetensors.torch.load_file(f"checkpoints/{name}/{phase}.safetensors")
+
+
+# ---------------------------------------------------------------------------------------- bad input
+
+
+def test_another_networks_checkpoint_is_refused_by_field(workplace, monkeypatch, capsys):
+    run(monkeypatch, "--gan.steps", "0")
+    before = Path("checkpoints/tiny/last.pt").read_bytes()
+    for field, value in (("features", "8"), ("scale", "2"), ("seed", "1"), ("gan.patch", "64")):
+        with pytest.raises(train.CheckpointError, match=rf"{field} .*, not {value}"):
+            run(monkeypatch, f"--{field}", value)
+    assert Path("checkpoints/tiny/last.pt").read_bytes() == before
+    run(monkeypatch, "--gan.steps", "0", "--psnr.steps", "6")
+    assert "psnr.steps was 5, is 6" in capsys.readouterr().out
+
+
+def test_files_left_out_are_listed_before_the_first_step(
+    workplace, monkeypatch, capsys, random_image
+):
+    (workplace / "photos" / "text.png").write_text("no picture")
+    write_image(random_image(20, 20), workplace / "photos" / "small.png")
+    run(monkeypatch, "--gan.steps", "0")
+    output = capsys.readouterr().out
+    assert output.index("small.png: 20x20 pixels, below the crop") < output.index("parameters")
+    assert "text.png" in output
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(workplace, monkeypatch):
+    run(monkeypatch, "--psnr.steps", "2", "--gan.steps", "0")
+    before = Path("checkpoints/tiny/last.pt").read_bytes()
+    with pytest.raises(train.TrainingError, match=r"the pixel loss became nan.*psnr step"):
+        run(monkeypatch, "--psnr.steps", "8", "--gan.steps", "0", "--psnr.lr", "1e30")
+    assert Path("checkpoints/tiny/last.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        ([], ["data/train", "--train-dir", "dataset.py div2k", "--preset demo"]),
+        (["--train-dir", "nowhere"], ["nowhere: no such folder"]),
+        (["--train-dir", "empty"], ["empty holds no PNG"]),
+        (["--train-dir", "photos", "--valid-dir", "nowhere"], ["nowhere: no such folder"]),
+        (["--train-dir", "photos", "--psnr.patch", "128"], ["no training image", "128x128"]),
+        (["--train-dir", "photos", "--lr-dir", "empty"], ["empty holds no PNG"]),
+        (["--train-dir", "photos", "--lr-dir", "low"], ["no LR partner", "b.png"]),
+        (["--train-dir", "photos", "--vgg-weights", "none.pth"], ["none.pth: no such file"]),
+        (["--train-dir", "photos", "--name", "text"], ["text/last.pt", "cannot be read"]),
+        (["--train-dir", "photos", "--name", "file"], ["checkpoints/file"]),
+        (["--scale", "5"], ["scale is 5"]),
+        (["--psnr.lr", "abc"], ["--psnr.lr", "abc"]),
+        (["--preset", "nope"], ["nope", "demo"]),
+        (["--bogus", "1"], ["--bogus"]),
+    ],
+)
+def test_bad_input_is_one_clear_error_and_never_a_traceback(args, words, workplace, random_image):
+    (workplace / "empty").mkdir()
+    (workplace / "low").mkdir()
+    (workplace / "low" / "a.png").write_bytes((workplace / "photos" / "a.png").read_bytes())
+    (workplace / "checkpoints" / "text").mkdir(parents=True)
+    (workplace / "checkpoints" / "text" / "last.pt").write_text("no checkpoint")
+    (workplace / "checkpoints" / "file").write_text("in the way")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *TINY, *args], capture_output=True, text=True
+    )
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+# -------------------------------------------------------------------------------------- schedules
+
+
+def test_learning_rate_halves_at_milestones():
+    phase = Phase(lr=8.0, milestones=(10, 20), steps=100)
+    rates = [train.learning_rate(phase, step) for step in (1, 10, 11, 20, 21, 100)]
+    assert rates == [8, 8, 4, 4, 2, 2]
+
+
+def test_learning_rate_follows_a_cosine_to_zero_after_a_warm_up():
+    phase = Phase(lr=8.0, milestones=(), steps=100, warmup=0)
+    rates = [train.learning_rate(phase, step) for step in (1, 51, 101)]
+    assert rates == pytest.approx([8, 4, 0])
+    phase = Phase(lr=8.0, milestones=(50,), steps=100, warmup=3)
+    assert [train.learning_rate(phase, step) for step in (1, 2, 3, 4, 5)] == [2, 4, 6, 8, 8]
+
+
+# --------------------------------------------------------------------------------------------- GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_both_phases_run_on_cuda(workplace, monkeypatch):
+    run(monkeypatch, "--device", "cuda", "--precision", "auto", "--workers", "2")
+    assert len(rows()) == 5

@@ -1,0 +1,194 @@
+"""test.py, the command: files and folders in, PNG files and scores out."""
+
+import csv
+import importlib.util
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from imaging import imresize, psnr, read_image, ssim, to_image, to_tensor, write_image
+from model import RRDBNet
+from weights import save_generator
+
+# By path: `import test` may find Python's own test package.
+SPEC = importlib.util.spec_from_file_location(
+    "upscale_command", Path(__file__).parents[1] / "test.py"
+)
+command = importlib.util.module_from_spec(SPEC)
+sys.modules["upscale_command"] = command
+SPEC.loader.exec_module(command)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return RRDBNet(scale=2, features=4, blocks=1, growth=4).eval()
+
+
+@pytest.fixture
+def workplace(tmp_path, photos, net, monkeypatch):
+    """A folder with photos/ and a trained generator."""
+    monkeypatch.chdir(tmp_path)
+    Path("checkpoints/mine").mkdir(parents=True)
+    save_generator(net, "checkpoints/mine/gan.safetensors")
+    return tmp_path
+
+
+def run(monkeypatch, *args):
+    monkeypatch.setattr(sys, "argv", ["test.py", *map(str, args), "--precision", "fp32"])
+    return command.main()
+
+
+def upscaled(net, path):
+    with torch.no_grad():
+        return to_image(net(to_tensor(read_image(path)))[0])
+
+
+def test_a_folder_becomes_png_files_in_the_same_tree(workplace, net, monkeypatch, capsys):
+    assert run(monkeypatch, "photos") == 0
+    written = sorted(path.as_posix() for path in Path("results").rglob("*.*"))
+    assert written == [f"results/{name}.png" for name in ("a", "b", "c", "sub/d")]
+    assert np.array_equal(read_image("results/c.png"), upscaled(net, "photos/c.bmp"))
+    output = capsys.readouterr().out
+    assert "mine/gan.safetensors (x2)" in output and "4 of 4 images upscaled" in output
+
+
+def test_one_file_goes_where_it_is_told(workplace, net, monkeypatch):
+    assert run(monkeypatch, "photos/a.png", "-o", "new/out") == 0
+    assert np.array_equal(read_image("new/out/a.png"), upscaled(net, "photos/a.png"))
+
+
+def test_a_dot_is_upscaled_too(workplace, monkeypatch, random_image):
+    write_image(random_image(1, 1), workplace / "dot" / "x.png")
+    assert run(monkeypatch, "dot") == 0
+    assert read_image("results/x.png").shape == (2, 2, 3)
+
+
+def test_bad_files_stop_no_other(workplace, monkeypatch, capsys):
+    Path("photos/a text.png").write_text("no picture")
+    Path("photos/cut.png").write_bytes(Path("photos/a.png").read_bytes()[:300])
+    assert run(monkeypatch, "photos") == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("Failed: ") == 2
+    assert "a text.png" in captured.err and "cut.png" in captured.err
+    assert "4 of 6 images upscaled" in captured.out
+    assert len(list(Path("results").rglob("*.png"))) == 4
+
+
+def test_too_little_memory_and_a_full_disk_stop_no_other(workplace, monkeypatch, capsys):
+    upscale = command.upscale
+
+    def greedy(net, image, tile):
+        if image.shape[1] == 48:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if image.shape[1] == 64:
+            raise OSError(28, "No space left on device")
+        return upscale(net, image, tile)
+
+    monkeypatch.setattr(command, "upscale", greedy)
+    assert run(monkeypatch, "photos") == 1
+    errors = capsys.readouterr().err
+    assert "photos/a.png: not enough memory; try --tile" in errors
+    assert "photos/b.png: [Errno 28] No space left" in errors
+    assert len(list(Path("results").rglob("*.png"))) == 2
+
+
+def test_the_newest_generator_is_the_default(workplace, monkeypatch, capsys):
+    Path("checkpoints/other").mkdir()
+    other = RRDBNet(scale=4, features=4, blocks=1, growth=4)
+    save_generator(other, "checkpoints/other/psnr.safetensors")
+    later = time.time() + 10
+    os.utime("checkpoints/other/psnr.safetensors", (later, later))
+    assert run(monkeypatch, "photos/a.png") == 0
+    assert "other/psnr.safetensors (x4)" in capsys.readouterr().out
+    assert run(monkeypatch, "photos/a.png", "--weights", "checkpoints/mine/gan.safetensors") == 0
+    assert "mine/gan.safetensors (x2)" in capsys.readouterr().out
+
+
+def test_hr_gives_a_table_beside_bicubic(workplace, net, monkeypatch, capsys, random_image):
+    for name, partner in (("a.png", "a.png"), ("b.png", "bx2.png"), ("sub/d.png", "d.png")):
+        high_res = read_image(workplace / "photos" / name)
+        write_image(imresize(high_res, 1 / 2), workplace / "low" / partner)
+    write_image(random_image(20, 20), workplace / "low" / "alone.png")
+    # HR images are not always a multiple of the scale; the surplus is cropped.
+    wider = np.pad(read_image("photos/a.png"), ((0, 1), (0, 1), (0, 0)))
+    write_image(wider, workplace / "photos" / "a.png")
+    assert run(monkeypatch, "low", "--hr", "photos") == 0
+    output = capsys.readouterr().out
+    assert "BT.601" in output and "No partner in photos: low/alone.png" in output
+    with open("results/metrics.csv", newline="") as file:
+        table = {row["image"]: row for row in csv.DictReader(file)}
+    assert list(table) == ["a.png", "bx2.png", "d.png", "mean"]
+    high_res = read_image("photos/b.png")
+    ours, bicubic = read_image("results/bx2.png"), imresize(read_image("low/bx2.png"), 2)
+    for prefix, image in (("", ours), ("bicubic_", bicubic)):
+        for suffix, luma in (("y", True), ("rgb", False)):
+            row = table["bx2.png"]
+            assert float(row[f"{prefix}psnr_{suffix}"]) == psnr(image, high_res, 2, luma)
+            assert float(row[f"{prefix}ssim_{suffix}"]) == ssim(image, high_res, 2, luma)
+    mean = np.mean([float(table[name]["psnr_y"]) for name in list(table)[:3]])
+    assert float(table["mean"]["psnr_y"]) == pytest.approx(mean)
+
+
+def test_hr_of_another_size_is_a_failure_that_is_named(workplace, monkeypatch, capsys):
+    assert run(monkeypatch, "photos/a.png", "--hr", "photos") == 1
+    assert "photos/a.png is 48x64; the result is 96x128" in capsys.readouterr().err
+
+
+def test_compare_writes_pictures_side_by_side(workplace, monkeypatch):
+    assert run(monkeypatch, "photos", "--compare") == 0
+    strip = read_image("results/compare/sub/d.png")
+    result = read_image("results/sub/d.png")
+    assert np.array_equal(strip[-result.shape[0] :, -result.shape[1] :], result)
+    assert strip.shape[1] >= 3 * result.shape[1]
+
+
+def test_tiles_give_the_same_picture(workplace, monkeypatch, random_image):
+    smooth = imresize(random_image(20, 30), 8)
+    write_image(smooth, workplace / "large" / "x.png")
+    assert run(monkeypatch, "large", "--tile", "0", "-o", "whole") == 0
+    assert run(monkeypatch, "large", "--tile", "64", "-o", "tiled") == 0
+    difference = read_image("whole/x.png").astype(int) - read_image("tiled/x.png")
+    assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["nowhere"], "nowhere: no such file or folder"),
+        (["empty"], "empty holds no PNG"),
+        (["photos", "--hr", "nowhere"], "--hr nowhere"),
+        (["photos", "-o", "photos"], "photos/a.png is an input"),
+        (["twins"], "would both become results/a.png"),
+        (["photos", "-o", "file/out"], "file/out cannot be made"),
+        (["photos", "--weights", "none.pth"], "none.pth: no such file"),
+        (["photos", "--weights", "photos/a.png"], "photos/a.png cannot be read as weights"),
+    ],
+)
+def test_wrong_usage_is_refused_before_any_work(args, message, workplace, monkeypatch):
+    Path("empty").mkdir()
+    Path("file").write_text("in the way")
+    Path("twins").mkdir()
+    for name in ("a.png", "a.bmp"):
+        write_image(read_image("photos/a.png"), Path("twins") / name)
+    with pytest.raises((command.UsageError, command.WeightsError), match=message):
+        run(monkeypatch, *args)
+    assert not list(Path("results").rglob("*.png"))
+
+
+def test_no_generator_is_a_clear_error(workplace, monkeypatch):
+    Path("checkpoints/mine/gan.safetensors").unlink()
+    with pytest.raises(command.UsageError, match=r"train\.py --preset demo.*--weights"):
+        run(monkeypatch, "photos")
+
+
+@pytest.mark.parametrize("value", ["abc", "-1", "16", "1.5"])
+def test_bad_tiles_are_refused(value, workplace, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as exit:
+        run(monkeypatch, "photos", f"--tile={value}")
+    assert exit.value.code == 2 and value in capsys.readouterr().err
