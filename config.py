@@ -189,8 +189,8 @@ PRESETS: dict[str, dict] = {
         log_every=10,
         val_every=100,
         save_every=100,
-        psnr=dict(steps=1000, patch=96, lr=1e-3, milestones=(), warmup=50),
-        gan=dict(steps=100, patch=96, lr=1e-4, milestones=()),
+        psnr=dict(steps=1500, patch=96, lr=1e-3, milestones=(), warmup=50),
+        gan=dict(steps=80, patch=96, lr=1e-4, milestones=()),
     ),
 }
 

@@ -66,6 +66,12 @@ VALIDATION_TILE = 512  # LR pixels; bounds the memory that a large validation im
 # What a checkpoint is worthless without: other values of these are another run.
 IDENTITY = ("scale", "features", "blocks", "growth", "seed", "gan.patch")
 
+# What the file of a generator does not tell: it leaves no trace in the weights, only in the place.
+PRIVATE = (
+    *("name", "train_dir", "valid_dir", "lr_dir", "valid_lr_dir", "workers"),
+    *("log_every", "val_every", "val_images", "save_every"),
+)
+
 NO_DATA = """\
 no images in data/train. Put yours there and a few others into data/valid, or name other folders:
   python train.py --train-dir DIR --valid-dir DIR; or fetch DIV2K (4 GB): python dataset.py div2k
@@ -197,8 +203,12 @@ def train_phase(run: Run, name: str, net_g: RRDBNet, ema: RRDBNet, checkpoint: d
             save_checkpoint(run.folder / "last.pt", progress | state)
         if stopped:
             return
-    made_by = dict(phase=name, step=max(start, phase.steps), config=dataclasses.asdict(config))
-    save_generator(ema, run.folder / f"{name}.safetensors", metadata=made_by)
+    made_by = {k: v for k, v in dataclasses.asdict(config).items() if k not in PRIVATE}
+    save_generator(
+        ema,
+        run.folder / f"{name}.safetensors",
+        metadata=dict(phase=name, step=max(start, phase.steps), config=made_by),
+    )
 
 
 def generator_step(

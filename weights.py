@@ -41,8 +41,18 @@ def save_generator(
     described = {"network": "RRDBNet", "scale": net.scale} | (metadata or {})
     strings = {key: v if isinstance(v, str) else json.dumps(v) for key, v in described.items()}
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(safetensors.torch.save(tensors, strings))
+    temporary.write_bytes(_in_order(safetensors.torch.save(tensors, strings)))
     os.replace(temporary, path)
+
+
+def _in_order(content: bytes) -> bytes:
+    """Sort the metadata, which safetensors writes in random order: equal weights, equal files."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # tensors have to start at a multiple of 8
+    return len(encoded).to_bytes(8, "little") + encoded + content[start:]
 
 
 def load_generator(path_or_name: str | Path, map_location: str = "cpu") -> nn.Module:
@@ -83,9 +93,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return safetensors.torch.load_file(path), metadata
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path} is refused: it is no plain file of tensors (it may hold code)"
-        ) from error
+        code = "GLOBAL" in str(error)  # what torch calls a function that the file wants called
+        reason = "it asks to run code, which is refused" if code else "torch.save did not write it"
+        raise WeightsError(f"{path} cannot be read as weights: {reason}") from error
     except Exception as error:  # a damaged file fails in a dozen ways, all of them the file's
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path} cannot be read as weights: {reason}") from error

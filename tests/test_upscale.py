@@ -167,7 +167,10 @@ def test_tiles_give_the_same_picture(workplace, monkeypatch, random_image):
         (["twins"], "would both become results/a.png"),
         (["photos", "-o", "file/out"], "file/out cannot be made"),
         (["photos", "--weights", "none.pth"], "none.pth: no such file"),
-        (["photos", "--weights", "photos/a.png"], "photos/a.png cannot be read as weights"),
+        (
+            ["photos", "--weights", "photos/a.png"],
+            "photos/a.png cannot be read as weights: torch.save did not",
+        ),
     ],
 )
 def test_wrong_usage_is_refused_before_any_work(args, message, workplace, monkeypatch):
