@@ -125,6 +125,12 @@ class Config:
         ):
             value = getattr(self, field)
             require(value in choices, field, value, f"choose {', '.join(choices)}")
+        require(
+            self.psnr.steps + self.gan.steps > 0,
+            "psnr.steps",
+            self.psnr.steps,
+            "at least one of the phases needs steps",
+        )
         check_phase("psnr", self.psnr, self.scale)
         check_phase("gan", self.gan, self.scale)
 

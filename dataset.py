@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -334,7 +335,13 @@ def batches(
         sampler=range(start * batch_size, stop * batch_size),
         num_workers=workers,
         pin_memory=pin_memory,
+        worker_init_fn=ignore_interrupts,
     )
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the one that trains decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 # ------------------------------------------------------------------------------ getting images

@@ -65,6 +65,7 @@ def test_every_preset_is_valid_and_every_field_explained():
         (["--gan.adversarial", "-1"], ["gan.adversarial", "-1"]),
         (["--gan.milestones", "5", "4"], ["gan.milestones"]),
         (["--psnr.steps", "-1"], ["psnr.steps"]),
+        (["--psnr.steps", "0", "--gan.steps", "0"], ["psnr.steps"]),
         (["--batch-size", "0"], ["batch_size"]),
         (["--ema-decay", "1"], ["ema_decay"]),
         (["--betas", "0.9"], ["betas"]),

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -266,6 +267,27 @@ def test_sigkill_at_random_moments_changes_nothing(workplace):
         process.wait()
     subprocess.run(command, check=True, capture_output=True)
     assert results("tiny") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="process groups are POSIX")
+def test_ctrl_c_in_a_terminal_stops_a_run_with_workers(workplace):
+    """A terminal sends it to the workers too; they must live until the step is done."""
+    data = ["--train-dir", "photos", "--workers", "2", "--psnr.steps", "100000"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *TINY, *data],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    while not Path("checkpoints/tiny/last.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal.SIGINT, output
+    assert "Stopped and saved" in output and "Traceback" not in output
 
 
 # ---------------------------------------------------------------------------------------- bad input
