@@ -193,9 +193,9 @@ PRESETS: dict[str, dict] = {
         vgg_weights="random",
         workers=0,
         log_every=10,
-        val_every=100,
-        save_every=100,
-        psnr=dict(steps=1500, patch=96, lr=1e-3, milestones=(), warmup=50),
+        val_every=250,
+        save_every=250,
+        psnr=dict(steps=1500, patch=96, lr=2e-3, milestones=(), warmup=50),
         gan=dict(steps=80, patch=96, lr=1e-4, milestones=()),
     ),
 }
