@@ -110,8 +110,8 @@ class Config:
             at_least(1, field, getattr(self, field))
         for field in ("log_every", "val_every", "val_images", "save_every"):
             at_least(1, field, getattr(self, field))
-        for field in ("seed", "workers"):
-            at_least(0, field, getattr(self, field))
+        at_least(0, "workers", self.workers)
+        require(0 <= self.seed < 2**64, "seed", self.seed, "it lies in [0, 2**64)")
         require(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             "betas",
@@ -133,6 +133,10 @@ class Config:
         )
         check_phase("psnr", self.psnr, self.scale)
         check_phase("gan", self.gan, self.scale)
+        for phase in (self.psnr, self.gan):
+            # Batch norm at the discriminator's end needs two values a channel.
+            alone = phase.adversarial > 0 and phase.patch == 32 and self.batch_size == 1
+            require(not alone, "batch_size", 1, "give at least 2, or a patch above 32")
 
 
 def check_phase(name: str, phase: Phase, scale: int) -> None:
@@ -150,7 +154,7 @@ def check_phase(name: str, phase: Phase, scale: int) -> None:
         phase.patch,
         f"{needed_by} a multiple of {unit}: {max(unit, round(phase.patch / unit) * unit)} is one",
     )
-    require(phase.lr > 0, f"{name}.lr", phase.lr, "it has to be above 0")
+    require(0 < phase.lr < math.inf, f"{name}.lr", phase.lr, "it has to be above 0 and finite")
     for term in ("pixel", "perceptual", "adversarial"):
         at_least(0, f"{name}.{term}", getattr(phase, term))
     require(

@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from importlib import resources
 from pathlib import Path
 
@@ -23,7 +24,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks
 import albumentations as A
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.utils import download_url, extract_archive
@@ -97,6 +98,14 @@ class Pack:
         image = self.index["images"][i]
         return image["height"], image["width"]
 
+    def below(self, side: int) -> list[str]:
+        """The images with less than `side` pixels one way, and how large they are."""
+        small = [i for i in range(len(self)) if min(self.size(i)) < side]
+        return [
+            f"{self.index['folder']}/{self.name(i)}: {self.size(i)[1]}x{self.size(i)[0]} pixels"
+            for i in small
+        ]
+
     def high_res(self, i: int) -> np.ndarray:
         """uint8 (H, W, 3), a view of the file."""
         height, width = self.size(i)
@@ -137,7 +146,7 @@ def pack_folder(folder: str | Path, scale: int, lr_folder: str | Path | None = N
         lr_paths = list_images(lr_folder)
         made_from["low_res"] = fingerprint(lr_folder, lr_paths)
     target = pack_path(folder, scale, lr_folder)
-    with FileLock(target.with_name(f".{target.name}.lock")):
+    with waiting_for(FileLock(target.with_name(f".{target.name}.lock")), folder):
         pack = open_pack(target, made_from)
         if pack is None:
             partners = find_partners(folder, paths, lr_folder, lr_paths, scale) if lr_folder else {}
@@ -146,9 +155,19 @@ def pack_folder(folder: str | Path, scale: int, lr_folder: str | Path | None = N
     return pack
 
 
+def waiting_for(lock: FileLock, folder: Path) -> AbstractContextManager:
+    """Acquire the lock, and say so if that means to wait."""
+    try:
+        return lock.acquire(blocking=False)
+    except Timeout:
+        print(f"Another process is packing {folder}; waiting for it")
+        return lock.acquire()
+
+
 def fingerprint(folder: Path, paths: list[Path]) -> list:
     """What changes when a file comes, goes or changes; JSON gives it back equal."""
-    stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in paths]
+    found = [path for path in paths if path.exists()]  # a link may lead nowhere
+    stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in found]
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
@@ -203,13 +222,13 @@ def build_pack(
 ) -> None:
     """Decode every image and write the pack, whole or not at all."""
     temporary = target.with_name(target.name + ".tmp")
-    images, unreadable, mismatched, offset = [], [], [], 0
+    images, unreadable, fatal, offset = [], [], [], 0
     try:
         with open(temporary, "wb") as file:
             decoded = decode_all(paths, partners, made_from["scale"])
             for path, result in zip(paths, decoded, strict=True):
-                if isinstance(result, MismatchError):
-                    mismatched.append(f"  {result}")
+                if isinstance(result, MismatchError) or is_passing(result):
+                    fatal.append(f"  {result}")
                 elif isinstance(result, ImageError):
                     unreadable.append(str(result))
                 else:
@@ -219,9 +238,9 @@ def build_pack(
                     images.append(dict(name=name, height=height, width=width, offset=offset))
                     offset += file.write(np.ascontiguousarray(high_res).data)
                     offset += file.write(np.ascontiguousarray(low_res).data)
-            if mismatched:
-                raise DataError("\n".join(["LR images of a wrong size:", *mismatched]))
-            index = made_from | {"images": images, "unreadable": unreadable}
+            if fatal:
+                raise DataError("\n".join([f"{folder} cannot be packed:", *fatal]))
+            index = made_from | dict(folder=folder.as_posix(), images=images, unreadable=unreadable)
             encoded = json.dumps(index).encode()
             file.write(encoded + len(encoded).to_bytes(8, "little"))
             file.flush()
@@ -229,6 +248,12 @@ def build_pack(
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_passing(result) -> bool:
+    """Whether reading failed for no fault of the file: a reason that may be gone tomorrow."""
+    cause = getattr(result, "__cause__", None)
+    return isinstance(cause, MemoryError) or getattr(cause, "errno", None) is not None
 
 
 class MismatchError(ImageError):
@@ -294,12 +319,8 @@ class CropStream(Dataset):
     def __init__(self, packs: list[Pack], patch: int, seed: int):
         self.packs, self.patch, self.seed = packs, patch, seed
         self.scale = packs[0].index["scale"]
-        everything = [(pack, i) for pack in packs for i in range(len(pack))]
-        self.images = [(pack, i) for pack, i in everything if min(pack.size(i)) >= patch]
-        self.too_small = [
-            "{}: {}x{} pixels".format(pack.path.parent / pack.name(i), *reversed(pack.size(i)))
-            for pack, i in everything
-            if min(pack.size(i)) < patch
+        self.images = [
+            (pack, i) for pack in packs for i in range(len(pack)) if min(pack.size(i)) >= patch
         ]
         self.turn = A.D4(p=1)  # the 8 flips and rotations of a square
         if not self.images:
@@ -335,13 +356,14 @@ def batches(
         sampler=range(start * batch_size, stop * batch_size),
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=ignore_interrupts,
+        worker_init_fn=ignore_signals,
     )
 
 
-def ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the one that trains decides what it means."""
+def ignore_signals(worker: int) -> None:
+    """Ctrl-C reaches a whole process group, as SIGTERM may; the training process answers alone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 # ------------------------------------------------------------------------------ getting images
@@ -355,7 +377,7 @@ def write_demo_photographs(root: Path = DEMO_DIR) -> None:
             target = root / split / name
             if not target.exists():
                 source = resources.files("skimage") / "data" / name
-                temporary = target.with_name(f".{name}.tmp")
+                temporary = target.with_name(f".{name}.{os.getpid()}.tmp")
                 temporary.write_bytes(source.read_bytes())
                 os.replace(temporary, target)
 
@@ -401,6 +423,8 @@ def main() -> None:
         fetch_div2k(arguments.root)
     except (DataError, OSError) as error:
         sys.exit(f"dataset.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("dataset.py: interrupted; the same command starts over with what was not finished")
 
 
 if __name__ == "__main__":

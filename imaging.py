@@ -25,9 +25,13 @@ class ImageError(ValueError):
 
 def find_images(folder: str | Path) -> list[Path]:
     """Every image below `folder`, in depth, in an order that is the same on every system."""
-    found = []
-    for root, dirs, files in os.walk(folder):
-        dirs[:] = [name for name in dirs if not name.startswith(".")]
+    found, visited = [], set()
+    for root, dirs, files in os.walk(folder, followlinks=True):
+        if os.path.realpath(root) in visited:  # a link that leads back up
+            dirs.clear()
+            continue
+        visited.add(os.path.realpath(root))
+        dirs[:] = sorted(name for name in dirs if not name.startswith("."))
         for name in files:
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 found.append(Path(root, name))
@@ -253,17 +257,16 @@ def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
 def _blend_weights(
     spans: list[tuple[int, int]], length: int, overlap: int, scale: int
 ) -> list[Tensor]:
-    """Per tile and output pixel, ramps that add up to 1 wherever tiles overlap.
-
-    Dividing by the sum makes the weight 1 where there is one tile only: at the image's border too.
-    """
+    """Per tile and output pixel, ramps that add up to 1; the image's own border is no tile edge."""
     total = torch.zeros(length * scale)
     ramps = []
     for start, end in spans:
-        from_start = torch.arange((end - start) * scale) + 0.5
-        from_edge = torch.minimum(from_start, from_start.flip(0))
+        distance = torch.arange((end - start) * scale) + 0.5
+        from_start = distance if start > 0 else torch.full_like(distance, math.inf)
+        from_end = distance.flip(0) if end < length else torch.full_like(distance, math.inf)
         # What lies nearest to a tile's edge saw the most of its zero padding: it hardly counts.
-        ramp = (from_edge - overlap * scale / 4).clamp(1e-3, overlap * scale / 2)
+        ramp = torch.minimum(from_start, from_end) - overlap * scale / 4
+        ramp = ramp.clamp(1e-3, overlap * scale / 2)
         total[start * scale : end * scale] += ramp
         ramps.append(ramp)
     return [

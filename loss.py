@@ -62,7 +62,7 @@ class VGGFeatures(nn.Module):
                     nn.init.kaiming_normal_(module.weight, generator=generator)
                     nn.init.zeros_(module.bias)
         else:
-            self.features.load_state_dict(vgg19_state_dict(weights, set(features.state_dict())))
+            self.features.load_state_dict(vgg19_state_dict(weights, features.state_dict()))
 
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
@@ -86,11 +86,11 @@ def conv_index(layer: str) -> int:
                 return index
             index += 2  # the convolution and its ReLU
         index += 1  # the pooling that closes the block
-    raise VGGError(f"VGG19 has no layer {layer!r}; they are conv1_1 to conv5_4")
+    raise VGGError(f"vgg_layer is {layer!r}: VGG19 has conv1_1 to conv5_4")
 
 
-def vgg19_state_dict(weights: str, names: set[str]) -> dict[str, Tensor]:
-    """The named tensors of a torchvision VGG19's `features`, from torchvision or from a file."""
+def vgg19_state_dict(weights: str, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The wanted tensors of a torchvision VGG19's `features`, from torchvision or from a file."""
     if weights == "imagenet":
         try:
             state = torchvision.models.VGG19_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
@@ -103,13 +103,14 @@ def vgg19_state_dict(weights: str, names: set[str]) -> dict[str, Tensor]:
             ) from error
     else:
         state = read_state_dict(weights)
-    missing = sorted(name for name in names if f"features.{name}" not in state)
-    if missing:
-        raise VGGError(
-            f"{weights} is not a torchvision VGG19: it has no features.{missing[0]}"
-            " (vgg_weights takes imagenet, random, or such a file)"
-        )
-    return {name: state[f"features.{name}"] for name in names}
+    for name, tensor in wanted.items():
+        found = state.get(f"features.{name}") if isinstance(state, dict) else None
+        if not isinstance(found, Tensor) or found.shape != tensor.shape:
+            raise VGGError(
+                f"{weights} is not a torchvision VGG19: it has no fitting features.{name} "
+                "(vgg_weights takes imagenet, random, or such a file)"
+            )
+    return {name: state[f"features.{name}"] for name in wanted}
 
 
 def read_state_dict(path: str) -> dict[str, Tensor]:
@@ -139,7 +140,7 @@ def relativistic_discriminator_loss(d_real: Tensor, d_fake: Tensor) -> Tensor:
 
 
 def relativistic_logits(d_real: Tensor, d_fake: Tensor) -> tuple[Tensor, Tensor]:
-    """C(x) - E[C(other kind)], in fp32: differences of logits drown in bf16's 8 bits."""
+    """C(x) - E[C(other kind)], in fp32: bf16's 8 bits would drown the differences."""
     d_real, d_fake = d_real.float(), d_fake.float()
     return d_real - d_fake.mean(), d_fake - d_real.mean()
 

@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import json
 import math
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ from utils import (
     choose_device,
     choose_precision,
     load_checkpoint,
+    place,
     save_checkpoint,
     update_ema,
 )
@@ -64,10 +66,10 @@ SAMPLE_SIDE = 512  # of those, the pixels around the centre
 VALIDATION_TILE = 512  # LR pixels; bounds the memory that a large validation image takes
 
 # What a checkpoint is worthless without: other values of these are another run.
-IDENTITY = ("scale", "features", "blocks", "growth", "seed", "gan.patch")
+IDENTITY = ("scale", "features", "blocks", "growth", "betas", "seed", "gan.patch")
 
-# What the file of a generator does not tell: it leaves no trace in the weights, only in the place.
-PRIVATE = (
+# Settings that do not shape the weights, and so are not told by the files that hold them.
+OUTSIDE_WEIGHTS = (
     *("name", "train_dir", "valid_dir", "lr_dir", "valid_lr_dir", "workers"),
     *("log_every", "val_every", "val_images", "save_every"),
 )
@@ -100,9 +102,12 @@ class Run:
 
 def main() -> None:
     config = parse_args()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise DeviceError("several processes (torchrun) cannot train one run yet; start one")
     folder = RUNS / config.name
     device = choose_device(config.device)
     checkpoint = load_run(folder / "last.pt", config)
+    vgg = load_vgg(config, device)
     streams, valid = load_data(config)
     run = Run(
         config=config,
@@ -110,7 +115,7 @@ def main() -> None:
         device=device,
         dtype=choose_precision(config.precision, device),
         streams=streams,
-        vgg=load_vgg(config, device),
+        vgg=vgg,
         valid=valid,
         bicubic=score_bicubic(valid, config) if valid else {},
         log=open_log(config, folder, checkpoint),
@@ -125,7 +130,9 @@ def main() -> None:
         f"RRDBNet x{config.scale}, {count_parameters(net_g):,} parameters, "
         f"on {device} in {str(run.dtype).removeprefix('torch.')}; everything goes to {folder}"
     )
-    with run.stop:
+    if checkpoint:
+        restore({"ema": ema}, checkpoint, folder / "last.pt")
+    with run.stop, run.log:
         for name in PHASES:
             finished = checkpoint and PHASES.index(checkpoint["phase"]) > PHASES.index(name)
             if getattr(config, name).steps > 0 and not finished:
@@ -133,7 +140,6 @@ def main() -> None:
             if run.stop.signal:
                 print(f"Stopped and saved in {folder / 'last.pt'}. The same command goes on.")
                 sys.exit(128 + run.stop.signal)
-    run.log.close()
     print(f"Done. Generators and pictures (samples/) are in {folder}. Upscale a folder with them:")
     print("  python test.py FOLDER")
 
@@ -198,12 +204,14 @@ def train_phase(run: Run, name: str, net_g: RRDBNet, ema: RRDBNet, checkpoint: d
             run.log.metric(progress | scores | {"losses": means})
             bar.write(f"{name} {step}: {describe(scores)}")
         if saving:
+            check_weights(ema, name, step, run.folder)
+            run.log.flush()
             progress = dict(phase=name, step=step, config=dataclasses.asdict(config))
             state = {key: stateful.state_dict() for key, stateful in saved.items()}
             save_checkpoint(run.folder / "last.pt", progress | state)
         if stopped:
             return
-    made_by = {k: v for k, v in dataclasses.asdict(config).items() if k not in PRIVATE}
+    made_by = {k: v for k, v in dataclasses.asdict(config).items() if k not in OUTSIDE_WEIGHTS}
     save_generator(
         ema,
         run.folder / f"{name}.safetensors",
@@ -297,6 +305,15 @@ def check_finite(losses: dict[str, float], name: str, step: int, folder: Path) -
             )
 
 
+def check_weights(ema: RRDBNet, name: str, step: int, folder: Path) -> None:
+    """A loss is from before its update: only the weights tell what the last update did."""
+    if not all(parameter.isfinite().all() for parameter in ema.parameters()):
+        raise TrainingError(
+            f"the weights were no longer finite at {name} step {step}; "
+            f"{folder / 'last.pt'} is older. Lower --{name}.lr or use --precision fp32."
+        )
+
+
 def validate(run: Run, ema: RRDBNet, name: str, step: int) -> dict[str, float]:
     """PSNR and SSIM on Y of whole images beside bicubic's; strips of some go to samples/."""
     valid, scale = run.valid, run.config.scale
@@ -318,7 +335,7 @@ def validate(run: Run, ema: RRDBNet, name: str, step: int) -> dict[str, float]:
                 "HR": high_res,
             }
             strip = labelled_strip(pictures, SAMPLE_SIDE)
-            stem = Path(valid.name(i)).stem
+            stem = Path(valid.name(i)).with_suffix("").as_posix().replace("/", "_")
             write_image(strip, run.folder / "samples" / f"{stem}_{run_step:07d}_{name}.png")
             run.log.picture(stem, strip, run_step)
     return mean_scores(scores) | run.bicubic
@@ -349,10 +366,14 @@ def mean_scores(scores: list[tuple[float, float]]) -> dict[str, float]:
 
 
 def chosen(valid: Pack, config: Config) -> list[int]:
-    """The first images on which SSIM's 11-pixel window fits once the border is cropped."""
-    smallest = 11 + 2 * config.scale
-    fitting = [i for i in range(len(valid)) if min(valid.size(i)) >= smallest]
+    """The first images that are large enough to be scored."""
+    fitting = [i for i in range(len(valid)) if min(valid.size(i)) >= smallest_scored(config)]
     return fitting[: config.val_images]
+
+
+def smallest_scored(config: Config) -> int:
+    """SSIM's 11-pixel window has to fit once the border is cropped."""
+    return 11 + 2 * config.scale
 
 
 def load_data(config: Config) -> tuple[dict[str, CropStream], Pack | None]:
@@ -373,19 +394,22 @@ def load_data(config: Config) -> tuple[dict[str, CropStream], Pack | None]:
         valid = pack_folder(config.valid_dir, config.scale, config.valid_lr_dir or None)
     else:
         print(f"No validation: {config.valid_dir} is not there; --valid-dir names another folder.")
-    active = [name for name in PHASES if getattr(config, name).steps > 0]
-    streams = {name: CropStream(packs, getattr(config, name).patch, config.seed) for name in active}
-
+    patches = {name: getattr(config, name).patch for name in PHASES if getattr(config, name).steps}
     left_out = [reason for pack in packs for reason in pack.index["unreadable"]]
-    for name, stream in streams.items():
-        left_out += [f"{image}, below the crop of the {name} phase" for image in stream.too_small]
+    for pack in packs:
+        for name, patch in patches.items():
+            left_out += [
+                f"{image}, below the crop of the {name} phase" for image in pack.below(patch)
+            ]
     if valid:
+        too_small = valid.below(smallest_scored(config))
         left_out += valid.index["unreadable"]
-        if not chosen(valid, config):
-            raise DataError(f"{config.valid_dir}: no image is large enough to be scored")
+        left_out += [f"{image}, too small to be scored" for image in too_small]
     if left_out:
         print(f"Left out ({len(left_out)}):", *dict.fromkeys(left_out), sep="\n  ")
-    return streams, valid
+    if valid and not chosen(valid, config):
+        raise DataError(f"{config.valid_dir}: no image is large enough to be scored")
+    return {name: CropStream(packs, patch, config.seed) for name, patch in patches.items()}, valid
 
 
 def load_vgg(config: Config, device: torch.device) -> VGGFeatures | None:
@@ -401,7 +425,7 @@ def load_run(path: Path, config: Config) -> dict | None:
     if not path.exists():
         return None
     checkpoint = load_checkpoint(path)
-    if not {"phase", "step", "config"} <= checkpoint.keys():
+    if not isinstance(checkpoint, dict) or not {"phase", "step", "config"} <= checkpoint.keys():
         raise CheckpointError(f"{path} was not written by train.py; choose another --name")
     before, now = flat(checkpoint["config"]), flat(dataclasses.asdict(config))
     changed = [field for field in now if now[field] != before.get(field)]
@@ -420,8 +444,12 @@ def open_log(config: Config, folder: Path, checkpoint: dict | None) -> RunLog:
     """The run's log, from where the checkpoint is; from here on the run's folder exists."""
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    step = steps_before(config, checkpoint["phase"]) + checkpoint["step"] if checkpoint else 0
-    return RunLog(folder, step)
+    phase, step = (checkpoint["phase"], checkpoint["step"]) if checkpoint else (PHASES[0], 0)
+
+    def keep(row: dict) -> bool:
+        return (PHASES.index(row["phase"]), row["step"]) <= (PHASES.index(phase), step)
+
+    return RunLog(folder, keep, steps_before(config, phase) + step)
 
 
 def restore(saved: dict, checkpoint: dict, path: Path) -> None:
@@ -437,20 +465,13 @@ def restore(saved: dict, checkpoint: dict, path: Path) -> None:
 
 def flat(config: dict) -> dict:
     """{"psnr": {"lr": 1}} -> {"psnr.lr": 1}"""
-    phases = {f"{name}.{key}": value for name in PHASES for key, value in config[name].items()}
+    phases = {f"{name}.{key}": v for name in PHASES for key, v in config.get(name, {}).items()}
     return {key: value for key, value in config.items() if key not in PHASES} | phases
 
 
 def steps_before(config: Config, name: str) -> int:
     """Steps of the run that come before a phase's first."""
     return config.psnr.steps if name == "gan" else 0
-
-
-def place(thing, device: torch.device):
-    """Move a network or images (N, C, H, W) to the device, in the memory format it prefers."""
-    if device.type == "mps":  # the others compute faster with the channels last
-        return thing.to(device)
-    return thing.to(device, memory_format=torch.channels_last)
 
 
 def to_unit_range(images: Tensor, device: torch.device) -> Tensor:
@@ -468,6 +489,9 @@ if __name__ == "__main__":
     except (DataError, DeviceError, VGGError, CheckpointError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except torch.OutOfMemoryError as error:
+        print(f"train.py: {str(error).splitlines()[0]}", file=sys.stderr)
+        sys.exit("A smaller --batch-size, --psnr.patch or --gan.patch needs less memory.")
     except (TrainingError, OSError) as error:
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:

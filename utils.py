@@ -1,9 +1,11 @@
 """What keeps a run alive: device and precision, checkpoint files, EMA, stopping, logging."""
 
 import json
+import math
 import os
 import platform
 import signal
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -61,6 +63,13 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
+def place(thing: nn.Module | torch.Tensor, device: torch.device) -> nn.Module | torch.Tensor:
+    """A network or images (N, C, H, W), on the device, in the memory format it computes fastest."""
+    if device.type == "mps":
+        return thing.to(device)
+    return thing.to(device, memory_format=torch.channels_last)
+
+
 # ------------------------------------------------------------------------------- checkpoint files
 
 
@@ -71,11 +80,14 @@ class CheckpointError(ValueError):
 def save_checkpoint(path: Path, state: dict) -> None:
     """Write `state` whole or not at all: a kill at any moment leaves the old file or the new."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -88,8 +100,9 @@ def load_checkpoint(path: Path) -> dict:
         # weights_only refuses pickles that would run code.
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in a dozen ways, all of them the file's
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}). "
+            f"{path} cannot be read as a checkpoint ({reason}). "
             "Move it away to start afresh, or choose another --name."
         ) from error
 
@@ -135,27 +148,32 @@ class StopRequest(AbstractContextManager):
 # ---------------------------------------------------------------------------------------- logging
 
 
-class RunLog:
+class RunLog(AbstractContextManager):
     """`metrics.jsonl`, one JSON object per validation, and TensorBoard events, in a run's folder.
 
     Args:
         folder: the run's.
-        step: the run's step, counted over both phases, that it goes on from. What an earlier
-            process logged beyond it is dropped, since those steps are about to be done again.
+        keep: whether a row that an earlier process logged stays. Those of steps that are about to
+            be done again must go; so does a line that a kill cut short.
+        step: the run's step, counted over both phases, that it goes on from.
     """
 
-    def __init__(self, folder: Path, step: int):
+    def __init__(self, folder: Path, keep: Callable[[dict], bool], step: int):
         self.metrics = folder / "metrics.jsonl"
         if self.metrics.exists():
-            rows = [json.loads(line) for line in self.metrics.read_text().splitlines()]
-            kept = [row for row in rows if row["run_step"] <= step]
-            self.metrics.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            lines = self.metrics.read_text().splitlines()
+            kept = [line for line in lines if line.endswith("}") and keep(json.loads(line))]
+            temporary = self.metrics.with_name("metrics.jsonl.tmp")
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(temporary, self.metrics)
         self.board = SummaryWriter(str(folder), purge_step=step + 1)
 
     def metric(self, row: dict) -> None:
         """Append a row, `run_step` among its fields, and draw its numbers."""
+        # JSON has no infinity, which is the PSNR of equal images.
+        finite = {k: None if v in (math.inf, -math.inf) else v for k, v in row.items()}
         with open(self.metrics, "a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(finite) + "\n")
         numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
         self.scalars("validation", numbers, row["run_step"])
 
@@ -167,5 +185,8 @@ class RunLog:
         """`image`: uint8, (H, W, 3)."""
         self.board.add_image(name, image, step, dataformats="HWC")
 
-    def close(self) -> None:
+    def flush(self) -> None:
+        self.board.flush()
+
+    def __exit__(self, *exception) -> None:
         self.board.close()

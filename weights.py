@@ -41,8 +41,11 @@ def save_generator(
     described = {"network": "RRDBNet", "scale": net.scale} | (metadata or {})
     strings = {key: v if isinstance(v, str) else json.dumps(v) for key, v in described.items()}
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(_in_order(safetensors.torch.save(tensors, strings)))
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(_in_order(safetensors.torch.save(tensors, strings)))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _in_order(content: bytes) -> bytes:
@@ -58,8 +61,9 @@ def _in_order(content: bytes) -> bytes:
 def load_generator(path_or_name: str | Path, map_location: str = "cpu") -> nn.Module:
     """Build the generator that a file describes, in eval mode, with `.scale`.
 
-    Features, blocks, growth and scale come from the file. A `last.pt` of train.py gives its EMA
-    generator. Pickles are read with weights_only: one that would run code is refused.
+    `path_or_name` is the path of a file. Features, blocks, growth and scale are found in it. A
+    `last.pt` of train.py gives its EMA generator. Pickles are read with weights_only: one that
+    would run code is refused.
 
     Raises:
         WeightsError: no such file, not weights, not an RRDBNet, or an incomplete one.
@@ -109,7 +113,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _describe(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, int]:
     """RRDBNet's arguments, read off the names and shapes of the tensors."""
     ends = ("conv_first.weight", "conv_last.weight", "body.0.rdb1.conv1.weight")
-    if not all(isinstance(state.get(name), Tensor) for name in ends):
+    if not all(isinstance(state.get(name), Tensor) and state[name].ndim == 4 for name in ends):
         raise WeightsError(f"{path} is not an ESRGAN generator in BasicSR's layout: no {ends[0]}")
     first, last, dense = (state[name] for name in ends)
     stages = sum(re.fullmatch(r"conv_up\d+\.weight", name) is not None for name in state)

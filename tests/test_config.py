@@ -54,6 +54,9 @@ def test_every_preset_is_valid_and_every_field_explained():
         (["--batch", "1"], ["--batch"]),  # no guessing at abbreviations
         (["--psnr.lr", "abc"], ["psnr.lr", "abc"]),
         (["--psnr.lr", "nan"], ["psnr.lr", "nan"]),
+        (["--psnr.lr", "inf"], ["psnr.lr", "inf"]),
+        (["--seed", str(2**64)], ["seed", "2**64"]),
+        (["--gan.patch", "32", "--batch-size", "1"], ["batch_size"]),
         (["--psnr.lr", "0"], ["psnr.lr"]),
         (["--scale", "5"], ["scale", "5", "1, 2, 3, 4 or 8"]),
         (["--psnr.patch", "97"], ["psnr.patch", "97", "96"]),

@@ -28,7 +28,7 @@ from dataset import (
     pack_folder,
     write_demo_photographs,
 )
-from imaging import imresize, read_image, write_image
+from imaging import ImageError, imresize, read_image, write_image
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,6 +94,28 @@ def test_files_that_cannot_be_read_are_left_out_and_named(photos):
             assert name in reason
 
 
+def test_a_failure_that_is_not_the_files_own_is_no_reason_to_leave_it_out(photos, monkeypatch):
+    def refuse(path):
+        try:
+            raise PermissionError(13, "Permission denied")
+        except OSError as error:
+            raise ImageError(f"{path}: {error}") from error
+
+    with monkeypatch.context() as patch, pytest.raises(DataError, match=r"a\.png.*denied"):
+        patch.setattr(dataset, "read_image", refuse)
+        pack_folder(photos, 4)
+    assert len(pack_folder(photos, 4)) == 4
+
+
+def test_links_are_followed_and_loops_and_dead_ends_do_no_harm(photos, tmp_path):
+    folder = tmp_path / "linked"
+    folder.mkdir()
+    for link, target in (("photos", photos), ("up", folder), ("dead.png", tmp_path / "gone.png")):
+        (folder / link).symlink_to(target)
+    pack = pack_folder(folder, 4)
+    assert len(pack) == 4 and "dead.png" in pack.index["unreadable"][0]
+
+
 def test_empty_and_missing_folders_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no image")
@@ -111,13 +133,20 @@ def test_a_read_only_folder_is_packed_elsewhere(photos, tmp_path, monkeypatch):
     assert not list(photos.glob("*.bin"))
 
 
+SLOW_READING = """
+import dataset, time
+read_image = dataset.read_image
+dataset.read_image = lambda path: time.sleep(4) or read_image(path)
+"""
 START_PACKING = "from dataset import pack_folder; print(len(pack_folder({folder!r}, 4)))"
 
 
 def test_two_processes_that_start_at_once_both_get_a_whole_pack(photos):
-    command = [sys.executable, "-c", START_PACKING.format(folder=str(photos))]
+    command = [sys.executable, "-c", SLOW_READING + START_PACKING.format(folder=str(photos))]
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in "ab"]
-    assert [process.communicate(timeout=120)[0].strip() for process in both] == ["4", "4"]
+    outputs = sorted(process.communicate(timeout=120)[0].strip() for process in both)
+    assert outputs[0] == "4"
+    assert outputs[1].startswith("Another process is packing") and outputs[1].endswith("4")
     assert sorted(path.name for path in photos.glob("*esrgan*")) == [
         ".esrgan-packed-x4.bin.lock",
         "esrgan-packed-x4.bin",
@@ -125,9 +154,7 @@ def test_two_processes_that_start_at_once_both_get_a_whole_pack(photos):
 
 
 def test_packing_killed_half_way_leaves_no_pack_and_starts_over(photos):
-    slow = "import dataset, time; write = dataset.read_image\n"
-    slow += "dataset.read_image = lambda path: time.sleep(1) or write(path)\n"
-    command = [sys.executable, "-c", slow + START_PACKING.format(folder=str(photos))]
+    command = [sys.executable, "-c", SLOW_READING + START_PACKING.format(folder=str(photos))]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     half_made = photos / "esrgan-packed-x4.bin.tmp"
     while not half_made.exists():
@@ -249,9 +276,9 @@ def test_batches_start_anywhere_and_workers_change_nothing(photos):
 
 def test_images_below_the_crop_are_named_or_refused(photos, random_image):
     write_image(random_image(40, 200), photos / "flat.png")
-    stream = CropStream([pack_folder(photos, 4)], patch=48, seed=0)
-    assert len(stream.images) == 4
-    assert len(stream.too_small) == 1 and "flat.png: 200x40" in stream.too_small[0]
+    pack = pack_folder(photos, 4)
+    assert len(CropStream([pack], patch=48, seed=0).images) == 4
+    assert pack.below(48) == [f"{photos.as_posix()}/flat.png: 200x40 pixels"]
     with pytest.raises(DataError, match="at least 128x128"):
         CropStream([pack_folder(photos, 4)], patch=128, seed=0)
 

@@ -95,8 +95,9 @@ def test_safetensors_are_read_too(vgg19, vgg19_file, tmp_path):
 def test_files_that_are_no_vgg19_are_named(tmp_path, malicious_pickle):
     (tmp_path / "text.pth").write_text("<html>")
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    torch.save([1], tmp_path / "list.pth")
     bomb, marker = malicious_pickle
-    for path in (tmp_path / "none.pth", tmp_path / "text.pth", tmp_path / "other.pth", bomb):
+    for path in (*(tmp_path / f"{name}.pth" for name in ("none", "text", "other", "list")), bomb):
         with pytest.raises(VGGError, match=path.name):
             VGGFeatures(str(path), "conv1_2")
     assert not marker.exists()

@@ -140,6 +140,35 @@ def test_hr_of_another_size_is_a_failure_that_is_named(workplace, monkeypatch, c
     assert "photos/a.png is 48x64; the result is 96x128" in capsys.readouterr().err
 
 
+def test_hr_images_are_never_overwritten(workplace, monkeypatch):
+    write_image(imresize(read_image("photos/a.png"), 1 / 2), workplace / "low" / "a.png")
+    before = Path("photos/a.png").read_bytes()
+    with pytest.raises(command.UsageError, match=r"photos/a\.png is an input"):
+        run(monkeypatch, "low", "--hr", "photos", "-o", "photos")
+    assert Path("photos/a.png").read_bytes() == before
+
+
+def test_a_table_that_cannot_be_saved_is_reported(workplace, monkeypatch, capsys):
+    write_image(imresize(read_image("photos/a.png"), 1 / 2), workplace / "low" / "a.png")
+    (workplace / "results" / "metrics.csv").mkdir(parents=True)
+    assert run(monkeypatch, "low", "--hr", "photos") == 1
+    assert "the table was not saved" in capsys.readouterr().err
+
+
+def test_results_inside_the_input_folder_are_no_input(workplace, monkeypatch, capsys):
+    for _ in range(2):
+        assert run(monkeypatch, "photos", "-o", "photos/results") == 0
+        assert "4 of 4 images" in capsys.readouterr().out
+
+
+def test_partners_are_looked_for_at_the_same_place_first(workplace, monkeypatch):
+    write_image(imresize(read_image("photos/sub/d.png"), 1 / 2), workplace / "low/sub/d.png")
+    write_image(255 - read_image("photos/sub/d.png"), workplace / "photos/d.png")
+    assert command.partner(Path("sub/d.png"), Path("photos")) == Path("photos/sub/d.png")
+    assert command.partner(Path("sub/b_x2.png"), Path("photos")) == Path("photos/b.png")
+    assert command.partner(Path("sub/none.png"), Path("photos")) is None
+
+
 def test_compare_writes_pictures_side_by_side(workplace, monkeypatch):
     assert run(monkeypatch, "photos", "--compare") == 0
     strip = read_image("results/compare/sub/d.png")

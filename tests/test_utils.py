@@ -1,6 +1,7 @@
 """EMA in float64, checkpoint files that survive, stopping, the log."""
 
 import json
+import math
 import os
 import signal
 
@@ -60,8 +61,9 @@ def test_a_write_that_fails_half_way_keeps_the_old_checkpoint(tmp_path, monkeypa
 
 def test_bad_checkpoints_are_named_and_code_is_not_run(tmp_path, malicious_pickle):
     (tmp_path / "text.pt").write_text("no checkpoint")
+    (tmp_path / "empty.pt").write_text("")
     bomb, marker = malicious_pickle
-    for path in (tmp_path / "text.pt", bomb):
+    for path in (tmp_path / "text.pt", tmp_path / "empty.pt", bomb):
         with pytest.raises(CheckpointError, match=path.name):
             load_checkpoint(path)
     assert not marker.exists()
@@ -92,12 +94,13 @@ def test_the_first_signal_asks_and_the_second_interrupts(number):
 
 
 def test_a_resumed_log_forgets_the_steps_that_are_done_again(tmp_path):
-    log = RunLog(tmp_path, 0)
-    for step in (1, 2, 3):
-        log.metric({"phase": "psnr", "run_step": step, "psnr": float(step)})
-    log.close()
-    log = RunLog(tmp_path, 2)
-    log.metric({"phase": "psnr", "run_step": 4, "psnr": 4.0})
-    log.close()
+    with RunLog(tmp_path, lambda row: True, 0) as log:
+        for step in (1, 2, 3):
+            log.metric({"phase": "psnr", "run_step": step, "psnr": float(step)})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"phase": "psnr", "run_st')  # as a power cut leaves it
+    with RunLog(tmp_path, lambda row: row["run_step"] <= 2, 2) as log:
+        log.metric({"phase": "psnr", "run_step": 4, "psnr": math.inf})
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["run_step"] for row in rows] == [1, 2, 4]
+    assert rows[-1]["psnr"] is None  # infinity is no JSON
