@@ -166,9 +166,11 @@ def waiting_for(lock: FileLock, folder: Path) -> AbstractContextManager:
 
 def fingerprint(folder: Path, paths: list[Path]) -> list:
     """What changes when a file comes, goes or changes; JSON gives it back equal."""
-    found = [path for path in paths if path.exists()]  # a link may lead nowhere
-    stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in found]
-    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    entries = []
+    for path in paths:
+        stat = path.stat() if path.exists() else path.lstat()  # a link may lead nowhere
+        entries.append([path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns])
+    return entries
 
 
 def open_pack(target: Path, made_from: dict) -> Pack | None:

@@ -107,13 +107,15 @@ def test_a_failure_that_is_not_the_files_own_is_no_reason_to_leave_it_out(photos
     assert len(pack_folder(photos, 4)) == 4
 
 
-def test_links_are_followed_and_loops_and_dead_ends_do_no_harm(photos, tmp_path):
+def test_links_are_followed_loops_end_and_dead_ends_are_named(photos, tmp_path):
     folder = tmp_path / "linked"
     folder.mkdir()
-    for link, target in (("photos", photos), ("up", folder), ("dead.png", tmp_path / "gone.png")):
-        (folder / link).symlink_to(target)
-    pack = pack_folder(folder, 4)
-    assert len(pack) == 4 and "dead.png" in pack.index["unreadable"][0]
+    (folder / "photos").symlink_to(photos)
+    (folder / "up").symlink_to(folder)
+    assert len(pack_folder(folder, 4)) == 4
+    (folder / "dead.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"dead\.png"):
+        pack_folder(folder, 4)
 
 
 def test_empty_and_missing_folders_are_named(tmp_path):

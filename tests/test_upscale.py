@@ -111,7 +111,7 @@ def test_the_newest_generator_is_the_default(workplace, monkeypatch, capsys):
 
 
 def test_hr_gives_a_table_beside_bicubic(workplace, net, monkeypatch, capsys, random_image):
-    for name, partner in (("a.png", "a.png"), ("b.png", "bx2.png"), ("sub/d.png", "d.png")):
+    for name, partner in (("a.png", "a.png"), ("b.png", "bx2.png"), ("sub/d.png", "sub/d.png")):
         high_res = read_image(workplace / "photos" / name)
         write_image(imresize(high_res, 1 / 2), workplace / "low" / partner)
     write_image(random_image(20, 20), workplace / "low" / "alone.png")
@@ -123,7 +123,7 @@ def test_hr_gives_a_table_beside_bicubic(workplace, net, monkeypatch, capsys, ra
     assert "BT.601" in output and "No partner in photos: low/alone.png" in output
     with open("results/metrics.csv", newline="") as file:
         table = {row["image"]: row for row in csv.DictReader(file)}
-    assert list(table) == ["a.png", "bx2.png", "d.png", "mean"]
+    assert list(table) == ["a.png", "bx2.png", "sub/d.png", "mean"]
     high_res = read_image("photos/b.png")
     ours, bicubic = read_image("results/bx2.png"), imresize(read_image("low/bx2.png"), 2)
     for prefix, image in (("", ours), ("bicubic_", bicubic)):
