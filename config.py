@@ -50,7 +50,9 @@ class Config:
     train_dir: tuple[str, ...] = setting(
         ("data/train",), "folders of HR images, any size, searched in depth"
     )
-    valid_dir: str = setting("data/valid", "folder of HR images that are never trained on")
+    valid_dir: str = setting(
+        "data/valid", "folder of HR images that are never trained on; '' for none"
+    )
     lr_dir: tuple[str, ...] = setting(
         (), "LR images, one folder per train_dir with the same names; none: MATLAB bicubic"
     )

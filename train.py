@@ -390,10 +390,10 @@ def load_data(config: Config) -> tuple[dict[str, CropStream], Pack | None]:
         for folder, lr_dir in zip(config.train_dir, lr_dirs, strict=True)
     ]
     valid = None
-    if Path(config.valid_dir).is_dir() or config.valid_dir != Config.valid_dir:
+    if config.valid_dir == Config.valid_dir and not find_images(config.valid_dir):
+        print(f"No validation: no images in {config.valid_dir}; --valid-dir names another folder.")
+    elif config.valid_dir:
         valid = pack_folder(config.valid_dir, config.scale, config.valid_lr_dir or None)
-    else:
-        print(f"No validation: {config.valid_dir} is not there; --valid-dir names another folder.")
     patches = {name: getattr(config, name).patch for name in PHASES if getattr(config, name).steps}
     left_out = [reason for pack in packs for reason in pack.index["unreadable"]]
     for pack in packs:

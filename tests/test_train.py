@@ -165,7 +165,7 @@ def test_a_phase_of_no_steps_is_skipped(
 
 def test_training_without_validation_says_so(workplace, monkeypatch, capsys):
     run(monkeypatch, "--gan.steps", "0", data=("--train-dir", "photos"))
-    assert "No validation: data/valid is not there" in capsys.readouterr().out
+    assert "No validation: no images in data/valid" in capsys.readouterr().out
     assert not Path("checkpoints/tiny/metrics.jsonl").exists()
 
 
