@@ -107,6 +107,7 @@ def main() -> None:
     folder = RUNS / config.name
     device = choose_device(config.device)
     checkpoint = load_run(folder / "last.pt", config)
+    find_data(config)
     vgg = load_vgg(config, device)
     streams, valid = load_data(config)
     run = Run(
@@ -376,14 +377,16 @@ def smallest_scored(config: Config) -> int:
     return 11 + 2 * config.scale
 
 
-def load_data(config: Config) -> tuple[dict[str, CropStream], Pack | None]:
-    """The crops of each phase and the validation images; every file is read, or known, by now."""
+def find_data(config: Config) -> None:
+    """Write the demo's photographs if they are asked for; a newcomer without data is told more."""
     if any(DEMO_DIR in Path(folder).parents for folder in (*config.train_dir, config.valid_dir)):
         write_demo_photographs()
-    if config.train_dir == Config.train_dir and not any(
-        find_images(folder) for folder in config.train_dir
-    ):
+    if config.train_dir == Config.train_dir and not find_images(config.train_dir[0]):
         raise DataError(NO_DATA)
+
+
+def load_data(config: Config) -> tuple[dict[str, CropStream], Pack | None]:
+    """The crops of each phase and the validation images; every file is read, or known, by now."""
     lr_dirs = config.lr_dir or [None] * len(config.train_dir)
     packs = [
         pack_folder(folder, config.scale, lr_dir)

@@ -169,6 +169,16 @@ def test_training_without_validation_says_so(workplace, monkeypatch, capsys):
     assert not Path("checkpoints/tiny/metrics.jsonl").exists()
 
 
+def test_without_images_nothing_is_downloaded_before_the_three_lines(workplace, monkeypatch):
+    def fail(*args):
+        raise AssertionError("VGG19 was asked for")
+
+    monkeypatch.setattr(train, "load_vgg", fail)
+    with pytest.raises(train.DataError) as error:
+        run(monkeypatch, data=())
+    assert len(str(error.value).splitlines()) == 3
+
+
 def test_training_lowers_the_loss(workplace, monkeypatch):
     longer = ["--psnr.steps", "40", "--gan.steps", "0", "--val-every", "1", "--psnr.lr", "3e-3"]
     run(monkeypatch, *longer)
