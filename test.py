@@ -111,18 +111,17 @@ def run(job: Job, net: nn.Module, tile: int) -> tuple[np.ndarray, dict[str, floa
     image = read_image(job.source)
     result = upscale(net, image, tile)
     write_image(result, job.target)
-    pictures, score = {"ours": result}, {}
-    if job.comparison or job.high_res:
-        bicubic = imresize(image, net.scale)
-        nearest = enlarge_nearest(image, net.scale)
-        pictures = {"input": nearest, "bicubic": bicubic} | pictures
+    if not job.high_res and not job.comparison:
+        return result, {}
+    pictures, score = {"bicubic": imresize(image, net.scale), "ours": result}, {}
     if job.high_res:
         pictures["HR"] = high_res = read_high_res(job.high_res, result, net.scale)
-        for prefix, candidate in (("", result), ("bicubic_", bicubic)):
+        for prefix, candidate in (("", result), ("bicubic_", pictures["bicubic"])):
             for suffix, luma in (("_y", True), ("_rgb", False)):
                 score[f"{prefix}psnr{suffix}"] = psnr(candidate, high_res, net.scale, luma)
                 score[f"{prefix}ssim{suffix}"] = ssim(candidate, high_res, net.scale, luma)
     if job.comparison:
+        pictures = {"input": enlarge_nearest(image, net.scale)} | pictures
         write_image(labelled_strip(pictures, COMPARED_SIDE), job.comparison)
     return result, score
 

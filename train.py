@@ -326,7 +326,7 @@ def validate(run: Run, ema: RRDBNet, name: str, step: int) -> dict[str, float]:
         low_res, high_res = valid.low_res(i), valid.high_res(i)
         with autocast(run.device, run.dtype):
             fake = upscale(ema, low_res, VALIDATION_TILE)
-        scores.append((psnr(fake, high_res, scale), ssim(fake, high_res, scale)))
+        scores.append(score(fake, high_res, scale))
         if count < SAMPLE_COUNT:
             bicubic = imresize(low_res, scale)
             pictures = {
@@ -353,12 +353,14 @@ def describe(scores: dict[str, float]) -> str:
 def score_bicubic(valid: Pack, config: Config) -> dict[str, float]:
     scores = []
     for i in tqdm(chosen(valid, config), desc="scoring bicubic", leave=False, unit="image"):
-        high_res = valid.high_res(i)
         enlarged = imresize(valid.low_res(i), config.scale)
-        scores.append(
-            (psnr(enlarged, high_res, config.scale), ssim(enlarged, high_res, config.scale))
-        )
+        scores.append(score(enlarged, valid.high_res(i), config.scale))
     return {f"bicubic_{key}": value for key, value in mean_scores(scores).items()}
+
+
+def score(image: np.ndarray, high_res: np.ndarray, scale: int) -> tuple[float, float]:
+    """PSNR and SSIM as papers report them: on Y, `scale` pixels cropped from each side."""
+    return psnr(image, high_res, scale), ssim(image, high_res, scale)
 
 
 def mean_scores(scores: list[tuple[float, float]]) -> dict[str, float]:
