@@ -63,9 +63,22 @@ class Config:
     blocks: int = setting(23, "RRDBs in the generator")
     growth: int = setting(32, "channels per dense convolution; other tools can load 32 only")
 
-    batch_size: int = setting(16, "crops per step")
+    init_from: str = setting(
+        "", "a generator's file to start from; at another scale, what fits is taken"
+    )
+
+    batch_size: int = setting(16, "crops per step, over all processes and accumulated parts")
+    accumulate: int = setting(
+        1,
+        "parts a batch is computed in, one after the other: less memory, the same gradient "
+        "(in the GAN phase, batch norm and the relativistic means then see one part at a time)",
+    )
     betas: tuple[float, float] = setting(
         (0.9, 0.999), "Adam's decay rates; the paper's (the reference implementation: 0.9 0.99)"
+    )
+    clip_grad_norm: float = setting(0.0, "largest norm of a network's gradient; 0: no clipping")
+    max_skipped: int = setting(
+        50, "stop after so many steps in a row with a loss or gradient that is not finite"
     )
     ema_decay: float = setting(0.999, "per step; the averaged generator is the one that is saved")
     vgg_weights: str = setting("imagenet", "imagenet (548 MB, once), random, or a VGG19 file")
@@ -75,12 +88,19 @@ class Config:
     seed: int = setting(0, "of initial weights and of the sample stream")
     workers: int = setting(4, "processes that cut crops; 0: the training process itself")
     device: str = setting("auto", "auto (cuda, then mps, then cpu), or one of these")
-    precision: str = setting("auto", "auto (bf16 where the hardware has it), bf16 or fp32")
+    precision: str = setting("auto", "auto (bf16 where the hardware has it), bf16, fp16, fp32")
+    compile: bool = setting(False, "torch.compile: minutes once, then faster steps on a GPU")
+    recompute: bool = setting(
+        False, "generator blocks compute their activations again going backward: far less memory"
+    )
 
     log_every: int = setting(100, "steps between two readings of the losses (each waits for a GPU)")
     val_every: int = setting(5000, "steps between two validations")
     val_images: int = setting(100, "validate on the first so many images (DIV2K has 100)")
     save_every: int = setting(1000, "steps between two checkpoints: what a power cut can cost")
+    keep_generators: int = setting(
+        10, "the GAN phase keeps the generators of so many last validations, to choose by eye"
+    )
 
     psnr: Phase = Phase()
     gan: Phase = Phase(
@@ -108,11 +128,18 @@ class Config:
             self.lr_dir,
             f"give one LR folder for each of the {len(self.train_dir)} in train_dir, or none",
         )
-        for field in ("features", "blocks", "growth", "batch_size"):
+        for field in ("features", "blocks", "growth", "batch_size", "accumulate", "max_skipped"):
             at_least(1, field, getattr(self, field))
         for field in ("log_every", "val_every", "val_images", "save_every"):
             at_least(1, field, getattr(self, field))
-        at_least(0, "workers", self.workers)
+        for field in ("workers", "keep_generators", "clip_grad_norm"):
+            at_least(0, field, getattr(self, field))
+        require(
+            self.batch_size % self.accumulate == 0,
+            "accumulate",
+            self.accumulate,
+            f"it has to divide batch_size, {self.batch_size}",
+        )
         require(0 <= self.seed < 2**64, "seed", self.seed, "it lies in [0, 2**64)")
         require(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
@@ -123,7 +150,7 @@ class Config:
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "it lies in [0, 1)")
         for field, choices in (
             ("device", ("auto", "cuda", "mps", "cpu")),
-            ("precision", ("auto", "bf16", "fp32")),
+            ("precision", ("auto", "bf16", "fp16", "fp32")),
         ):
             value = getattr(self, field)
             require(value in choices, field, value, f"choose {', '.join(choices)}")
@@ -137,8 +164,14 @@ class Config:
         check_phase("gan", self.gan, self.scale)
         for phase in (self.psnr, self.gan):
             # Batch norm at the discriminator's end needs two values a channel.
-            alone = phase.adversarial > 0 and phase.patch == 32 and self.batch_size == 1
-            require(not alone, "batch_size", 1, "give at least 2, or a patch above 32")
+            part = self.batch_size // self.accumulate
+            alone = phase.adversarial > 0 and phase.patch == 32 and part == 1
+            require(
+                not alone,
+                "batch_size",
+                self.batch_size,
+                "give at least 2 times accumulate, or a patch above 32",
+            )
 
 
 def check_phase(name: str, phase: Phase, scale: int) -> None:

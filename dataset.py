@@ -349,13 +349,27 @@ class CropStream(Dataset):
 
 
 def batches(
-    stream: CropStream, start: int, stop: int, batch_size: int, workers: int, pin_memory: bool
+    stream: CropStream,
+    start: int,
+    stop: int,
+    batch_size: int,
+    workers: int,
+    pin_memory: bool,
+    parts: int = 1,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> DataLoader:
-    """Batches number start to stop - 1 of a stream: pairs of uint8 (N, 3, h, w)."""
+    """Batches number start to stop - 1 of a stream: pairs of uint8 (N, 3, h, w).
+
+    Each batch is cut into `parts` for gradient accumulation, and each part among the ranks: this
+    gives the pieces of one of them, N = batch_size / parts / ranks, in order. All ranks and parts
+    together see the same samples as one process would.
+    """
+    size = batch_size // parts // ranks
+    firsts = range(start * batch_size + rank * size, stop * batch_size, ranks * size)
     return DataLoader(
         stream,
-        batch_size=batch_size,
-        sampler=range(start * batch_size, stop * batch_size),
+        batch_sampler=(range(first, first + size) for first in firsts),
         num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=ignore_signals,

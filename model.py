@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 SCALES = (1, 2, 3, 4, 8)
 RESIDUAL_SCALE = 0.2  # beta of figure 4: without it a network of this depth does not train
@@ -92,6 +93,7 @@ class RRDBNet(nn.Module):
         if scale not in SCALES:
             raise ValueError(f"scale is {scale}; RRDBNet knows {', '.join(map(str, SCALES))}")
         self.scale = scale
+        self.recompute = False  # blocks run again in the backward pass: less memory, more time
         # Powers of two are reached in steps of two, each smoothed by a convolution of its own.
         self.stages = [3] if scale == 3 else [2] * int(math.log2(scale))
 
@@ -107,7 +109,10 @@ class RRDBNet(nn.Module):
     def forward(self, low_res: Tensor) -> Tensor:
         """RGB in [0, 1] to RGB near [0, 1] (not clamped, so that the losses keep a gradient)."""
         shallow = self.conv_first(low_res)  # (N, features, H, W)
-        x = shallow + self.conv_body(self.body(shallow))  # (N, features, H, W)
+        x = shallow
+        for block in self.body:
+            x = checkpoint(block, x, use_reentrant=False) if self.recompute else block(x)
+        x = shallow + self.conv_body(x)  # (N, features, H, W)
         for i, factor in enumerate(self.stages):
             x = F.interpolate(x, scale_factor=factor, mode="nearest")
             x = self.lrelu(self.get_submodule(f"conv_up{i + 1}")(x))

@@ -3,6 +3,7 @@
     python train.py --preset demo                   some minutes on a CPU, on photographs at hand
     python train.py                                 the paper's settings, on data/train
     python train.py --name mine --train-dir PHOTOS --gan.steps 50000
+    torchrun --nproc_per_node=4 train.py ...        one process per GPU
     python train.py --help                          every setting; config.py says why
 
 Everything goes to checkpoints/NAME. Ctrl-C saves; the same command again goes on from there.
@@ -14,11 +15,15 @@ import json
 import math
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -44,26 +49,31 @@ from imaging import (
 )
 from loss import VGGError, VGGFeatures, generator_loss, relativistic_discriminator_loss
 from model import RRDBNet, VGGDiscriminator
+from monitor import Balance, Faults, IntervalMeans, RunLog
 from utils import (
     CheckpointError,
     DeviceError,
-    RunLog,
+    Ranks,
+    SafeStep,
     StopRequest,
     autocast,
     choose_device,
     choose_precision,
+    keeping_gradients_here,
     load_checkpoint,
+    make_adam,
+    peak_memory,
     place,
     save_checkpoint,
     update_ema,
 )
-from weights import save_generator
+from weights import WeightsError, init_generator, save_generator
 
 RUNS = Path("checkpoints")
 PHASES = ("psnr", "gan")
 SAMPLE_COUNT = 4  # validation images of which strips are drawn
 SAMPLE_SIDE = 512  # of those, the pixels around the centre
-VALIDATION_TILE = 512  # LR pixels; bounds the memory that a large validation image takes
+VALIDATION_TILE = 256  # LR pixels; bounds the memory that a large validation image takes
 
 # What a checkpoint is worthless without: other values of these are another run.
 IDENTITY = ("scale", "features", "blocks", "growth", "betas", "seed", "gan.patch")
@@ -71,8 +81,12 @@ IDENTITY = ("scale", "features", "blocks", "growth", "betas", "seed", "gan.patch
 # Settings that do not shape the weights, and so are not told by the files that hold them.
 OUTSIDE_WEIGHTS = (
     *("name", "train_dir", "valid_dir", "lr_dir", "valid_lr_dir", "workers"),
-    *("log_every", "val_every", "val_images", "save_every"),
+    *("log_every", "val_every", "val_images", "save_every", "keep_generators"),
 )
+
+RESUME = {"phase", "step", "before", "seconds", "config"}  # beside what has a state_dict
+
+FP16_NOTE = " (fp16: now and then while its loss scale is being found is normal)"
 
 NO_DATA = """\
 no images in data/train. Put yours there and a few others into data/valid, or name other folders:
@@ -90,22 +104,29 @@ class Run:
 
     config: Config
     folder: Path
+    ranks: Ranks
     device: torch.device
     dtype: torch.dtype  # of convolutions, under autocast
     streams: dict[str, CropStream]  # by phase
     vgg: VGGFeatures | None
     valid: Pack | None
     bicubic: dict[str, float]  # scores of plain bicubic upscaling on `valid`
-    log: RunLog
+    log: RunLog | None  # only the first rank has one
     stop: StopRequest
 
 
 def main() -> None:
     config = parse_args()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise DeviceError("several processes (torchrun) cannot train one run yet; start one")
+    with Ranks.of_torchrun() as ranks, only_run_in(RUNS / config.name, ranks):
+        if not ranks.first:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
+        train(config, ranks)
+
+
+def train(config: Config, ranks: Ranks) -> None:
     folder = RUNS / config.name
-    device = choose_device(config.device)
+    device = choose_device(config.device, ranks.local)
+    share_batch(config, ranks)
     checkpoint = load_run(folder / "last.pt", config)
     find_data(config)
     vgg = load_vgg(config, device)
@@ -113,36 +134,40 @@ def main() -> None:
     run = Run(
         config=config,
         folder=folder,
+        ranks=ranks,
         device=device,
         dtype=choose_precision(config.precision, device),
         streams=streams,
         vgg=vgg,
         valid=valid,
-        bicubic=score_bicubic(valid, config) if valid else {},
-        log=open_log(config, folder, checkpoint),
+        bicubic=score_bicubic(valid, config, ranks) if valid else {},
+        log=open_log(config, folder, checkpoint) if ranks.first else None,
         stop=StopRequest(),
     )
 
     torch.manual_seed(config.seed)
     net_g = RRDBNet(3, 3, config.scale, config.features, config.blocks, config.growth)
+    if config.init_from and not checkpoint:
+        start_from(net_g, config.init_from)
     net_g = place(net_g, device)
     ema = copy.deepcopy(net_g).eval().requires_grad_(False)
+    net_g.recompute = config.recompute
     print(
         f"RRDBNet x{config.scale}, {count_parameters(net_g):,} parameters, "
         f"on {device} in {str(run.dtype).removeprefix('torch.')}; everything goes to {folder}"
     )
     if checkpoint:
         restore({"ema": ema}, checkpoint, folder / "last.pt")
-    with run.stop, run.log:
+    with run.stop, run.log or nullcontext():
         for name in PHASES:
             finished = checkpoint and PHASES.index(checkpoint["phase"]) > PHASES.index(name)
             if getattr(config, name).steps > 0 and not finished:
                 train_phase(run, name, net_g, ema, checkpoint)
-            if run.stop.signal:
+            if number := ranks.largest(run.stop.signal or 0):
                 print(f"Stopped and saved in {folder / 'last.pt'}. The same command goes on.")
-                sys.exit(128 + run.stop.signal)
-    print(f"Done. Generators and pictures (samples/) are in {folder}. Upscale a folder with them:")
-    print("  python test.py FOLDER")
+                sys.exit(128 + number)
+    print(f"Done. Generators, curves.png and pictures (samples/) are in {folder}.")
+    print("Upscale a folder with them:  python test.py FOLDER")
 
 
 def train_phase(run: Run, name: str, net_g: RRDBNet, ema: RRDBNet, checkpoint: dict | None) -> None:
@@ -152,116 +177,176 @@ def train_phase(run: Run, name: str, net_g: RRDBNet, ema: RRDBNet, checkpoint: d
     """
     config, phase = run.config, getattr(run.config, name)
     net_g.load_state_dict(ema.state_dict())
-    opt_g = torch.optim.Adam(net_g.parameters(), betas=config.betas)
-    saved = {"net_g": net_g, "ema": ema, "opt_g": opt_g}
+    opt_g = make_adam(net_g, config.betas, run.device)
+    safe = SafeStep(run.device, run.dtype, config.clip_grad_norm)
+    saved = {"net_g": net_g, "ema": ema, "opt_g": opt_g, "scaler": safe}
     net_d = opt_d = None
     if phase.adversarial > 0:
         torch.manual_seed(config.seed)  # the same discriminator, resumed at the hand-over or not
         net_d = place(VGGDiscriminator(phase.patch), run.device)
-        opt_d = torch.optim.Adam(net_d.parameters(), betas=config.betas)
+        opt_d = make_adam(net_d, config.betas, run.device)
         saved |= {"net_d": net_d, "opt_d": opt_d}
 
-    start = 0
+    # Steps of this phase, of the run before it, and seconds of this phase until now.
+    start, before, seconds = 0, config.psnr.steps if name == "gan" else 0, 0.0
     if checkpoint and checkpoint["phase"] == name:
-        start = checkpoint["step"]
+        start, before, seconds = (checkpoint[key] for key in ("step", "before", "seconds"))
         restore(saved, checkpoint, run.folder / "last.pt")
 
-    before = steps_before(config, name)
-    loader = batches(
-        run.streams[name],
-        before + start,
-        before + max(start, phase.steps),
-        config.batch_size,
-        config.workers,
-        pin_memory=run.device.type == "cuda",
+    # The raw networks are saved; these compute. The generator's step uses the raw discriminator,
+    # of which it needs no gradients to be exchanged.
+    if config.compile:
+        for net in filter(None, (net_g, net_d, run.vgg)):
+            net.compile()  # in place: names and state stay as they are
+    wrapped_g = run.ranks.wrap(net_g)
+    wrapped_d = run.ranks.wrap(net_d) if net_d else None
+
+    loader = iter(
+        batches(
+            run.streams[name],
+            before + start,
+            before + max(start, phase.steps),
+            config.batch_size,
+            config.workers,
+            pin_memory=run.device.type == "cuda",
+            parts=config.accumulate,
+            rank=run.ranks.rank,
+            ranks=run.ranks.count,
+        )
     )
-    losses = MeanLosses()
-    bar = tqdm(loader, desc=name, total=phase.steps, initial=start, unit="step")
-    for step, (low_res, high_res) in enumerate(bar, start=start + 1):
-        low_res, high_res = to_unit_range(low_res, run.device), to_unit_range(high_res, run.device)
-        run_step = before + step
+    means, clock, balance, save_due = IntervalMeans(), Clock(run, seconds), Balance(), False
+    steps = range(start + 1, phase.steps + 1)
+    bar = tqdm(
+        steps,
+        desc=name,
+        total=phase.steps,
+        initial=start,
+        unit="step",
+        disable=not run.ranks.first,
+    )
+    for step in bar:
+        with clock.waiting_for_data():
+            parts = [next(loader) for _ in range(config.accumulate)]
+        parts = [tuple(to_unit_range(images, run.device) for images in part) for part in parts]
 
         set_learning_rate(opt_g, learning_rate(phase, step))
-        fake, terms = generator_step(run, phase, low_res, high_res, net_g, opt_g, net_d)
+        fakes, values = generator_step(run, phase, parts, wrapped_g, opt_g, net_d, safe)
         if phase.adversarial > 0:
             set_learning_rate(opt_d, learning_rate(phase, step))
-            terms["discriminator"] = discriminator_step(run, high_res, fake, net_d, opt_d)
+            values |= discriminator_step(run, parts, fakes, wrapped_d, opt_d, safe)
+        safe.update()
         # While a run is young, its average must not remember the random start.
-        update_ema(ema, net_g, min(config.ema_decay, run_step / (10 + run_step)))
-        losses.add(terms)
+        update_ema(ema, net_g, min(config.ema_decay, (before + step) / (10 + before + step)))
+        means.add(values)
+        clock.tick()
 
-        done, stopped = step == phase.steps, run.stop.signal is not None
-        validating = run.valid is not None and (step % config.val_every == 0 or done)
-        saving = step % config.save_every == 0 or done or stopped
-        if step % config.log_every == 0 or validating or saving:
-            means = losses.read()
-            check_finite(means, name, step, run.folder)
-            bar.set_postfix({term: f"{value:.4f}" for term, value in means.items()})
-            run.log.scalars(name, means | {"lr": learning_rate(phase, step)}, run_step)
+        done = step == phase.steps
+        stopped = run.ranks.largest(run.stop.signal or 0) > 0
+        validating = step % config.val_every == 0 or done
+        save_due = save_due or step % config.save_every == 0 or done or stopped
+        progress = dict(phase=name, step=step, run_step=before + step)
+        if step % config.log_every == 0 or validating or save_due:
+            interval, faults = means.read(run.ranks.mean)
+            check_faults(run, faults, progress)
+            interval |= {"lr": learning_rate(phase, step)} | clock.read()
+            if run.ranks.first:
+                show_interval(run, bar, balance, interval, faults, progress)
         if validating:
-            scores = validate(run, ema, name, step)
-            seconds = round(bar.format_dict["elapsed"], 1)
-            progress = dict(phase=name, step=step, run_step=run_step, seconds=seconds)
-            run.log.metric(progress | scores | {"losses": means})
-            bar.write(f"{name} {step}: {describe(scores)}")
-        if saving:
-            check_weights(ema, name, step, run.folder)
-            run.log.flush()
-            progress = dict(phase=name, step=step, config=dataclasses.asdict(config))
-            state = {key: stateful.state_dict() for key, stateful in saved.items()}
-            save_checkpoint(run.folder / "last.pt", progress | state)
+            scores = validate(run, ema, progress) if run.valid else {}
+            if run.ranks.first:
+                keep_generator(run, ema, scores, progress)
+                record(run, bar, scores, interval, progress | {"seconds": clock.seconds()})
+        # While steps are skipped, the weights may be what is wrong: the older file is kept.
+        if save_due and (faults.in_a_row == 0 or done or stopped):
+            save_due = False
+            check_weights(ema, run.folder, progress)
+            if run.ranks.first:
+                run.log.flush()
+                progress |= dict(before=before, seconds=clock.seconds())
+                state = {key: stateful.state_dict() for key, stateful in saved.items()}
+                settings = {"config": dataclasses.asdict(config)}
+                save_checkpoint(run.folder / "last.pt", progress | settings | state)
         if stopped:
             return
-    made_by = {k: v for k, v in dataclasses.asdict(config).items() if k not in OUTSIDE_WEIGHTS}
-    save_generator(
-        ema,
-        run.folder / f"{name}.safetensors",
-        metadata=dict(phase=name, step=max(start, phase.steps), config=made_by),
-    )
+    if run.ranks.first:
+        metadata = made_by(config, name, max(start, phase.steps))
+        save_generator(ema, run.folder / f"{name}.safetensors", metadata=metadata)
+        run.log.draw_curves()
 
 
 def generator_step(
     run: Run,
     phase: Phase,
-    low_res: Tensor,
-    high_res: Tensor,
+    parts: list[tuple[Tensor, Tensor]],
     net_g: nn.Module,
     opt_g: torch.optim.Optimizer,
     net_d: nn.Module | None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One update of the generator; returns its images and its loss terms, without their graphs."""
+    safe: SafeStep,
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """One update of the generator from the parts of a batch, each (low_res, high_res).
+
+    Returns:
+        Its images, one tensor a part, and its loss terms and gradient's norm, without their graphs.
+    """
     if net_d:
         net_d.requires_grad_(False)  # it only passes gradients on; its own are not computed
-    with autocast(run.device, run.dtype):
-        fake = net_g(low_res)
-        terms = generator_loss(
-            fake,
-            high_res,
-            pixel=phase.pixel,
-            perceptual=phase.perceptual,
-            adversarial=phase.adversarial,
-            vgg=run.vgg,
-            net_d=net_d,
-        )
     opt_g.zero_grad()
-    sum(terms.values()).backward()
-    opt_g.step()
-    return fake.detach(), {term: value.detach() for term, value in terms.items()}
+    fakes, listed = [], []
+    for i, (low_res, high_res) in enumerate(parts):
+        last = i == len(parts) - 1
+        with nullcontext() if last else keeping_gradients_here(net_g):
+            with autocast(run.device, run.dtype):
+                fake = net_g(low_res)
+                terms = generator_loss(
+                    fake,
+                    high_res,
+                    pixel=phase.pixel,
+                    perceptual=phase.perceptual,
+                    adversarial=phase.adversarial,
+                    vgg=run.vgg,
+                    net_d=net_d,
+                )
+            safe.backward(sum(terms.values()) / len(parts))
+        fakes.append(fake.detach())
+        listed.append({term: value.detach() for term, value in terms.items()})
+    gradient = safe.step(opt_g)
+    return fakes, mean_values(listed) | {"generator gradient": gradient}
 
 
 def discriminator_step(
-    run: Run, high_res: Tensor, fake: Tensor, net_d: nn.Module, opt_d: torch.optim.Optimizer
-) -> Tensor:
-    """One update of the discriminator; returns its loss, without its graph."""
+    run: Run,
+    parts: list[tuple[Tensor, Tensor]],
+    fakes: list[Tensor],
+    net_d: nn.Module,
+    opt_d: torch.optim.Optimizer,
+    safe: SafeStep,
+) -> dict[str, Tensor]:
+    """One update of the discriminator; returns its loss, and how it judges, without graphs."""
     net_d.requires_grad_(True)
-    with autocast(run.device, run.dtype):
-        # Apart, as in the reference implementation: batch norm sees real or fake, never a mix.
-        d_real, d_fake = net_d(high_res), net_d(fake)
-    loss = relativistic_discriminator_loss(d_real, d_fake)
     opt_d.zero_grad()
-    loss.backward()
-    opt_d.step()
-    return loss.detach()
+    listed = []
+    for i, ((_, high_res), fake) in enumerate(zip(parts, fakes, strict=True)):
+        last = i == len(parts) - 1
+        with nullcontext() if last else keeping_gradients_here(net_d):
+            with autocast(run.device, run.dtype):
+                # Apart, as in the reference implementation: batch norm sees real or fake only.
+                d_real, d_fake = net_d(high_res), net_d(fake)
+            loss = relativistic_discriminator_loss(d_real, d_fake)
+            safe.backward(loss / len(parts))
+        d_real, d_fake = d_real.detach(), d_fake.detach()
+        listed.append(
+            {
+                "discriminator": loss.detach(),
+                "D(real)": d_real.mean(),
+                "D(fake)": d_fake.mean(),
+                "pairs right": (d_real > d_fake).float().mean(),
+            }
+        )
+    return mean_values(listed) | {"discriminator gradient": safe.step(opt_d)}
+
+
+def mean_values(listed: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: sum(values[key] for values in listed) / len(listed) for key in listed[0]}
 
 
 def learning_rate(phase: Phase, step: int) -> float:
@@ -279,67 +364,141 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-class MeanLosses:
-    """Means of loss terms since they were last read, kept on the device: reading waits for it."""
+class Clock:
+    """How fast a phase goes, and how long it waited for data; over all its processes' lives."""
 
-    def __init__(self):
-        self.sums: dict[str, Tensor] = {}
-        self.count = 0
+    def __init__(self, run: Run, seconds: float):
+        self.run = run
+        self.begin = time.perf_counter() - seconds
+        self.since, self.steps, self.waited = time.perf_counter(), 0, 0.0
 
-    def add(self, terms: dict[str, Tensor]) -> None:
-        self.sums = {term: self.sums.get(term, 0) + value for term, value in terms.items()}
-        self.count += 1
+    @contextmanager
+    def waiting_for_data(self):
+        begin = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - begin
+
+    def tick(self) -> None:
+        self.steps += 1
+
+    def seconds(self) -> float:
+        return round(time.perf_counter() - self.begin, 1)
 
     def read(self) -> dict[str, float]:
-        names, sums = self.sums.keys(), torch.stack(list(self.sums.values())).tolist()
-        means = {term: total / self.count for term, total in zip(names, sums, strict=True)}
-        self.sums, self.count = {}, 0
-        return means
+        """Since the last reading: images a second of all ranks, share of the time without data."""
+        elapsed = time.perf_counter() - self.since
+        speed = {
+            "images/s": self.steps * self.run.config.batch_size / elapsed,
+            "data wait": self.waited / elapsed,
+        }
+        memory = peak_memory(self.run.device)
+        self.since, self.steps, self.waited = time.perf_counter(), 0, 0.0
+        return speed | ({} if memory is None else {"peak GiB": memory})
 
 
-def check_finite(losses: dict[str, float], name: str, step: int, folder: Path) -> None:
-    for term, value in losses.items():
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the {term} loss became {value} shortly before {name} step {step}; "
-                f"{folder / 'last.pt'} is older. Lower --{name}.lr or use --precision fp32."
-            )
+LOSSES = ("pixel", "perceptual", "adversarial", "discriminator")
 
 
-def check_weights(ema: RRDBNet, name: str, step: int, folder: Path) -> None:
-    """A loss is from before its update: only the weights tell what the last update did."""
-    if not all(parameter.isfinite().all() for parameter in ema.parameters()):
+def show_interval(
+    run: Run, bar: tqdm, balance: Balance, interval: dict, faults: Faults, progress: dict
+) -> None:
+    """The means of the last steps, on the progress bar and in TensorBoard; troubles in words."""
+    name, step = progress["phase"], progress["step"]
+    bar.set_postfix({key: f"{interval[key]:.4f}" for key in LOSSES if key in interval})
+    run.log.scalars(name, interval | {"skipped": faults.faulty}, progress["run_step"])
+    if faults.faulty:
+        bar.write(f"{name} {step}: {faults}{FP16_NOTE if run.dtype == torch.float16 else ''}")
+    if "pairs right" in interval:
+        sentence = balance.judge(interval["pairs right"], interval["discriminator"])
+        if sentence:
+            bar.write(f"{name} {step}: {sentence}")
+
+
+def record(run: Run, bar: tqdm, scores: dict, interval: dict, progress: dict) -> None:
+    """A row of metrics.jsonl, and a line on the terminal where there is validation."""
+    losses = {term: interval[term] for term in LOSSES if term in interval}
+    others = {key: value for key, value in interval.items() if key not in losses}
+    run.log.metric(progress | scores | {"losses": losses} | others)
+    if scores:
+        bar.write(f"{progress['phase']} {progress['step']}: {describe(scores)}")
+
+
+def keep_generator(run: Run, ema: RRDBNet, scores: dict, progress: dict) -> None:
+    """The PSNR phase's best by PSNR; of the GAN phase, whose PSNR says little, the last few."""
+    name, step = progress["phase"], progress["step"]
+    metadata = made_by(run.config, name, step) | scores
+    if name == "psnr" and scores and scores["psnr"] > run.log.best(name):
+        save_generator(ema, run.folder / "psnr_best.safetensors", metadata=metadata)
+    if name == "gan" and run.config.keep_generators:
+        kept = run.folder / "generators"
+        kept.mkdir(exist_ok=True)
+        save_generator(ema, kept / f"gan_{step:07d}.safetensors", metadata=metadata)
+        for old in sorted(kept.glob("gan_*.safetensors"))[: -run.config.keep_generators]:
+            old.unlink()
+
+
+def made_by(config: Config, name: str, step: int) -> dict:
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in OUTSIDE_WEIGHTS}
+    return dict(phase=name, step=step, config=settings)
+
+
+def check_faults(run: Run, faults: Faults, progress: dict) -> None:
+    if faults.longest >= run.config.max_skipped:
+        name = progress["phase"]
         raise TrainingError(
-            f"the weights were no longer finite at {name} step {step}; "
+            f"{name} step {progress['step']}: {faults.longest} steps in a row were skipped "
+            f"({faults}). {run.folder / 'last.pt'} is from before. Lower --{name}.lr, set "
+            "--clip-grad-norm 1, or use --precision fp32."
+        )
+
+
+def check_weights(ema: RRDBNet, folder: Path, progress: dict) -> None:
+    """Gradients are from before their update: only the weights tell what the last one did."""
+    if not all(parameter.isfinite().all() for parameter in ema.parameters()):
+        name = progress["phase"]
+        raise TrainingError(
+            f"the weights were no longer finite at {name} step {progress['step']}; "
             f"{folder / 'last.pt'} is older. Lower --{name}.lr or use --precision fp32."
         )
 
 
-def validate(run: Run, ema: RRDBNet, name: str, step: int) -> dict[str, float]:
+def validate(run: Run, ema: RRDBNet, progress: dict) -> dict[str, float]:
     """PSNR and SSIM on Y of whole images beside bicubic's; strips of some go to samples/."""
     valid, scale = run.valid, run.config.scale
-    run_step = steps_before(run.config, name) + step
     scores = []
-    for count, i in enumerate(
-        tqdm(chosen(valid, run.config), desc="validation", leave=False, unit="image")
-    ):
+    mine = share_of(chosen(valid, run.config), run.ranks)
+    bar = tqdm(mine, desc="validation", leave=False, unit="image", disable=not run.ranks.first)
+    for count, i in enumerate(bar):
         low_res, high_res = valid.low_res(i), valid.high_res(i)
         with autocast(run.device, run.dtype):
             fake = upscale(ema, low_res, VALIDATION_TILE)
         scores.append(score(fake, high_res, scale))
-        if count < SAMPLE_COUNT:
-            bicubic = imresize(low_res, scale)
-            pictures = {
-                "LR, nearest": enlarge_nearest(low_res, scale),
-                f"bicubic, {psnr(bicubic, high_res, scale):.2f} dB": bicubic,
-                f"ours after {name} step {step}, {scores[-1][0]:.2f} dB": fake,
-                "HR": high_res,
-            }
-            strip = labelled_strip(pictures, SAMPLE_SIDE)
-            stem = Path(valid.name(i)).with_suffix("").as_posix().replace("/", "_")
-            write_image(strip, run.folder / "samples" / f"{stem}_{run_step:07d}_{name}.png")
-            run.log.picture(stem, strip, run_step)
-    return mean_scores(scores) | run.bicubic
+        if count < SAMPLE_COUNT and run.ranks.first:
+            draw_strip(run, i, fake, scores[-1][0], progress)
+    return mean_scores(run.ranks.gather(scores)) | run.bicubic
+
+
+def draw_strip(run: Run, i: int, fake: np.ndarray, fake_psnr: float, progress: dict) -> None:
+    scale, name = run.config.scale, progress["phase"]
+    low_res, high_res = run.valid.low_res(i), run.valid.high_res(i)
+    bicubic = imresize(low_res, scale)
+    pictures = {
+        "LR, nearest": enlarge_nearest(low_res, scale),
+        f"bicubic, {psnr(bicubic, high_res, scale):.2f} dB": bicubic,
+        f"ours after {name} step {progress['step']}, {fake_psnr:.2f} dB": fake,
+        "HR": high_res,
+    }
+    strip = labelled_strip(pictures, SAMPLE_SIDE)
+    stem = Path(run.valid.name(i)).with_suffix("").as_posix().replace("/", "_")
+    file = run.folder / "samples" / f"{stem}_{progress['run_step']:07d}_{name}.png"
+    write_image(strip, file)
+    run.log.picture(stem, strip, progress["run_step"])
+
+
+def share_of(images: list[int], ranks: Ranks) -> list[int]:
+    """This rank's consecutive share of the images that all ranks validate on."""
+    size = -(-len(images) // ranks.count)
+    return images[ranks.rank * size : (ranks.rank + 1) * size]
 
 
 def describe(scores: dict[str, float]) -> str:
@@ -350,12 +509,14 @@ def describe(scores: dict[str, float]) -> str:
     )
 
 
-def score_bicubic(valid: Pack, config: Config) -> dict[str, float]:
+def score_bicubic(valid: Pack, config: Config, ranks: Ranks) -> dict[str, float]:
     scores = []
-    for i in tqdm(chosen(valid, config), desc="scoring bicubic", leave=False, unit="image"):
+    mine = share_of(chosen(valid, config), ranks)
+    bar = tqdm(mine, desc="scoring bicubic", leave=False, unit="image", disable=not ranks.first)
+    for i in bar:
         enlarged = imresize(valid.low_res(i), config.scale)
         scores.append(score(enlarged, valid.high_res(i), config.scale))
-    return {f"bicubic_{key}": value for key, value in mean_scores(scores).items()}
+    return {f"bicubic_{key}": value for key, value in mean_scores(ranks.gather(scores)).items()}
 
 
 def score(image: np.ndarray, high_res: np.ndarray, scale: int) -> tuple[float, float]:
@@ -377,6 +538,39 @@ def chosen(valid: Pack, config: Config) -> list[int]:
 def smallest_scored(config: Config) -> int:
     """SSIM's 11-pixel window has to fit once the border is cropped."""
     return 11 + 2 * config.scale
+
+
+@contextmanager
+def only_run_in(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Hold the run's folder, so that a second run in it is refused."""
+    if not ranks.first:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", blocking=False):
+            yield
+    except Timeout:
+        raise DeviceError(
+            f"another process is training {folder} right now; wait for it, or choose another --name"
+        ) from None
+
+
+def share_batch(config: Config, ranks: Ranks) -> None:
+    if config.batch_size % (ranks.count * config.accumulate):
+        raise DeviceError(
+            f"batch_size is {config.batch_size}: it has to be a multiple of "
+            f"{ranks.count} processes times accumulate {config.accumulate}"
+        )
+
+
+def start_from(net_g: RRDBNet, path: str) -> None:
+    fresh, unused = init_generator(net_g, path)
+    print(f"Starting from {path}")
+    if fresh:
+        print(f"  not in it, so starting at random: {', '.join(fresh)}")
+    if unused:
+        print(f"  in it, but not in this network: {', '.join(unused)}")
 
 
 def find_data(config: Config) -> None:
@@ -430,7 +624,7 @@ def load_run(path: Path, config: Config) -> dict | None:
     if not path.exists():
         return None
     checkpoint = load_checkpoint(path)
-    if not isinstance(checkpoint, dict) or not {"phase", "step", "config"} <= checkpoint.keys():
+    if not isinstance(checkpoint, dict) or not RESUME <= checkpoint.keys():
         raise CheckpointError(f"{path} was not written by train.py; choose another --name")
     before, now = flat(checkpoint["config"]), flat(dataclasses.asdict(config))
     changed = [field for field in now if now[field] != before.get(field)]
@@ -449,12 +643,14 @@ def open_log(config: Config, folder: Path, checkpoint: dict | None) -> RunLog:
     """The run's log, from where the checkpoint is; from here on the run's folder exists."""
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    phase, step = (checkpoint["phase"], checkpoint["step"]) if checkpoint else (PHASES[0], 0)
+    phase, step, before = PHASES[0], 0, 0
+    if checkpoint:
+        phase, step, before = (checkpoint[key] for key in ("phase", "step", "before"))
 
     def keep(row: dict) -> bool:
         return (PHASES.index(row["phase"]), row["step"]) <= (PHASES.index(phase), step)
 
-    return RunLog(folder, keep, steps_before(config, phase) + step)
+    return RunLog(folder, keep, before + step)
 
 
 def restore(saved: dict, checkpoint: dict, path: Path) -> None:
@@ -474,11 +670,6 @@ def flat(config: dict) -> dict:
     return {key: value for key, value in config.items() if key not in PHASES} | phases
 
 
-def steps_before(config: Config, name: str) -> int:
-    """Steps of the run that come before a phase's first."""
-    return config.psnr.steps if name == "gan" else 0
-
-
 def to_unit_range(images: Tensor, device: torch.device) -> Tensor:
     """uint8 (N, 3, H, W) to fp32 in [0, 1]; the bytes travel, the floats are made where needed."""
     return place(images, device).float() / 255
@@ -491,7 +682,7 @@ def count_parameters(net: nn.Module) -> int:
 if __name__ == "__main__":
     try:
         main()
-    except (DataError, DeviceError, VGGError, CheckpointError) as error:
+    except (DataError, DeviceError, VGGError, CheckpointError, WeightsError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
     except torch.OutOfMemoryError as error:

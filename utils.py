@@ -1,28 +1,33 @@
-"""What keeps a run alive: device and precision, checkpoint files, EMA, stopping, logging."""
+"""What keeps a run alive: device, precision, ranks, safe steps, checkpoint files, EMA, stopping."""
 
-import json
-import math
 import os
 import platform
 import signal
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.tensorboard import SummaryWriter
 
 # --------------------------------------------------------------------------- device and precision
 
 
 class DeviceError(ValueError):
-    """A device that is not there."""
+    """A device that is not there, or processes that cannot share the work."""
 
 
-def choose_device(name: str = "auto") -> torch.device:
+def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     """CUDA, then MPS, then CPU; or the one that is named.
+
+    Args:
+        name: auto, cuda, mps or cpu.
+        local_rank: which of a machine's GPUs, when each has a process of its own.
 
     Raises:
         DeviceError: the named one is not there.
@@ -38,14 +43,22 @@ def choose_device(name: str = "auto") -> torch.device:
         raise DeviceError(
             f"device is {name!r}: torch {torch.__version__} finds none here; use auto"
         )
-    return torch.device(name)
+    if name != "cuda":
+        return torch.device(name)
+    if local_rank >= torch.cuda.device_count():
+        raise DeviceError(
+            f"process {local_rank} of this machine has no GPU: there are "
+            f"{torch.cuda.device_count()}; give torchrun that --nproc_per_node"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of convolutions: bf16 where the hardware computes it natively, otherwise fp32."""
     if name == "auto":
         name = "bf16" if has_native_bf16(device) else "fp32"
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
 
 
 def has_native_bf16(device: torch.device) -> bool:
@@ -63,11 +76,154 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def place(thing: nn.Module | torch.Tensor, device: torch.device) -> nn.Module | torch.Tensor:
+def place(thing: nn.Module | Tensor, device: torch.device) -> nn.Module | Tensor:
     """A network or images (N, C, H, W), on the device, in the memory format it computes fastest."""
     if device.type == "mps":
         return thing.to(device)
     return thing.to(device, memory_format=torch.channels_last)
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """GiB: the most that tensors took on the GPU, or this process on the CPU; None on Windows."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource  # POSIX only
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+# ------------------------------------------------------------------------------------------ ranks
+
+
+@dataclass(frozen=True)
+class Ranks(AbstractContextManager):
+    """The processes that train one run together: those of torchrun, or this one alone.
+
+    Args:
+        rank: this process's number. Number 0 writes and logs, for all.
+        count: how many there are, on all machines.
+        local: this process's number on its machine, which is its GPU's.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+
+    @classmethod
+    def of_torchrun(cls) -> "Ranks":
+        names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+        return cls(*(int(os.environ.get(name, alone)) for name, alone in names.items()))
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def __enter__(self) -> "Ranks":
+        if self.count > 1:
+            # CPU tensors, the control messages, go over gloo even where the networks are on GPUs.
+            # An hour: while the first process validates or writes, the others wait.
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(hours=1))
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        # After a fault the others may never answer; then the process just ends.
+        if self.count > 1 and (kind is None or kind is SystemExit):
+            dist.destroy_process_group()
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        """The network whose backward pass averages gradients over the ranks."""
+        if self.count == 1:
+            return net
+        # Buffers are batch norm's running statistics, which training does not read; sending them
+        # out would change them between the two forward passes of the discriminator's step.
+        return DistributedDataParallel(net, broadcast_buffers=False)
+
+    def mean(self, values: Tensor) -> Tensor:
+        if self.count == 1:
+            return values
+        values = values.clone()
+        dist.all_reduce(values)
+        return values / self.count
+
+    def largest(self, number: int) -> int:
+        if self.count == 1:
+            return number
+        tensor = torch.tensor(number)  # on the CPU, so that no GPU is waited for
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return int(tensor)
+
+    def gather(self, own: list) -> list:
+        """The lists of all ranks, one after the other."""
+        if self.count == 1:
+            return own
+        everyone = [None] * self.count
+        dist.all_gather_object(everyone, own)
+        return [item for part in everyone for item in part]
+
+
+def keeping_gradients_here(net: nn.Module) -> AbstractContextManager:
+    """While open, backward passes only add up gradients on their own rank."""
+    return net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext()
+
+
+# ------------------------------------------------------------------------------------- safe steps
+
+
+def make_adam(net: nn.Module, betas: tuple[float, float], device: torch.device) -> torch.optim.Adam:
+    # The fused one can be told on the device to skip a step (found_inf): no waiting for a GPU.
+    return torch.optim.Adam(net.parameters(), betas=betas, fused=device.type != "mps")
+
+
+class SafeStep:
+    """Optimizer steps that are skipped, on the device, where a gradient is not finite.
+
+    That is what a GradScaler does for fp16. Here it serves every precision: for bf16 and fp32 its
+    loss scale stays at 1. (MPS has no such scaler: there nothing is skipped, only counted.)
+
+    Args:
+        device, dtype: of the run.
+        clip: largest norm of a network's gradient; 0: any.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, clip: float):
+        self.dynamic, self.clip = dtype == torch.float16, clip
+        self.scaler = torch.amp.GradScaler(
+            device.type, init_scale=2.0**16 if self.dynamic else 1.0, enabled=device.type != "mps"
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        # If the loss is not finite, this makes every gradient nan, which averaging then carries
+        # to all ranks: so all of them skip the same steps. Otherwise it is a factor of 1.
+        self.scaler.scale(loss * (1 + 0 * loss.detach())).backward()
+
+    def step(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Clip, step if all is finite; returns the gradient's norm before clipping."""
+        self.scaler.unscale_(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.clip > 0:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
+        self.scaler.step(optimizer)
+        return norm
+
+    def update(self) -> None:
+        """Once a training step, after all optimizers."""
+        if self.dynamic:
+            self.scaler.update()
+        elif self.scaler.is_enabled():
+            self.scaler.update(1.0)
+
+    def state_dict(self) -> dict:
+        return self.scaler.state_dict() if self.dynamic else {}
+
+    def load_state_dict(self, state: dict) -> None:
+        if self.dynamic and state:  # a run may change its precision
+            self.scaler.load_state_dict(state)
 
 
 # ------------------------------------------------------------------------------- checkpoint files
@@ -78,7 +234,11 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
-    """Write `state` whole or not at all: a kill at any moment leaves the old file or the new."""
+    """Write `state` whole or not at all: a kill at any moment leaves the old file or the new.
+
+    Raises:
+        OSError: it cannot be written (a full disk, say); the old file is as it was.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
@@ -86,6 +246,16 @@ def save_checkpoint(path: Path, state: dict) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # torch.save trips over the file that it could not finish, and hides why it could not.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        kept = "; the one before it is intact" if path.exists() else ""
+        raise OSError(
+            f"{path} cannot be written ({cause.strerror or cause}){kept}. "
+            "Make room, then give the same command again."
+        ) from cause
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -143,50 +313,3 @@ class StopRequest(AbstractContextManager):
     def __exit__(self, *exception) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
-
-
-# ---------------------------------------------------------------------------------------- logging
-
-
-class RunLog(AbstractContextManager):
-    """`metrics.jsonl`, one JSON object per validation, and TensorBoard events, in a run's folder.
-
-    Args:
-        folder: the run's.
-        keep: whether a row that an earlier process logged stays. Those of steps that are about to
-            be done again must go; so does a line that a kill cut short.
-        step: the run's step, counted over both phases, that it goes on from.
-    """
-
-    def __init__(self, folder: Path, keep: Callable[[dict], bool], step: int):
-        self.metrics = folder / "metrics.jsonl"
-        if self.metrics.exists():
-            lines = self.metrics.read_text().splitlines()
-            kept = [line for line in lines if line.endswith("}") and keep(json.loads(line))]
-            temporary = self.metrics.with_name("metrics.jsonl.tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(temporary, self.metrics)
-        self.board = SummaryWriter(str(folder), purge_step=step + 1)
-
-    def metric(self, row: dict) -> None:
-        """Append a row, `run_step` among its fields, and draw its numbers."""
-        # JSON has no infinity, which is the PSNR of equal images.
-        finite = {k: None if v in (math.inf, -math.inf) else v for k, v in row.items()}
-        with open(self.metrics, "a") as file:
-            file.write(json.dumps(finite) + "\n")
-        numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
-        self.scalars("validation", numbers, row["run_step"])
-
-    def scalars(self, group: str, values: dict[str, float], step: int) -> None:
-        for name, value in values.items():
-            self.board.add_scalar(f"{group}/{name}", value, step)
-
-    def picture(self, name: str, image, step: int) -> None:
-        """`image`: uint8, (H, W, 3)."""
-        self.board.add_image(name, image, step, dataformats="HWC")
-
-    def flush(self) -> None:
-        self.board.flush()
-
-    def __exit__(self, *exception) -> None:
-        self.board.close()

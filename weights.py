@@ -86,6 +86,35 @@ def load_generator(path_or_name: str | Path, map_location: str = "cpu") -> nn.Mo
     return net.eval().to(map_location)
 
 
+def init_generator(net: RRDBNet, path: str | Path) -> tuple[list[str], list[str]]:
+    """Start `net` from another generator, of the same network but perhaps at another scale.
+
+    Returns:
+        The tensors of `net` that stay as they were, and those of the file that were not taken.
+
+    Raises:
+        WeightsError: the file is no generator, or of other features, blocks or growth.
+    """
+    given = load_generator(path).state_dict()
+    own = net.state_dict()
+    if differing := [
+        f"{name} {tuple(given[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own.keys() & given.keys()
+        if own[name].shape != given[name].shape
+    ]:
+        raise WeightsError(
+            f"{path} is another network: {min(differing)}. Give its --features, --blocks, --growth"
+        )
+    fresh, unused = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    if any(name.startswith("body.") for name in (*fresh, *unused)):
+        blocks = len({name.split(".")[1] for name in given if name.startswith("body.")})
+        raise WeightsError(
+            f"{path} is another network: it has {blocks} blocks. Give --blocks {blocks}"
+        )
+    net.load_state_dict({name: given.get(name, own[name]) for name in own})
+    return fresh, unused
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a .safetensors, .pth, .pt or .ckpt file."""
     if not path.is_file():
