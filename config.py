@@ -165,7 +165,8 @@ class Config:
         for phase in (self.psnr, self.gan):
             # Batch norm at the discriminator's end needs two values a channel.
             part = self.batch_size // self.accumulate
-            alone = phase.adversarial > 0 and phase.patch == 32 and part == 1
+            judged = phase.steps > 0 and phase.adversarial > 0
+            alone = judged and phase.patch == 32 and part == 1
             require(
                 not alone,
                 "batch_size",

@@ -42,6 +42,8 @@ DIV2K_ARCHIVES = {  # split -> file name, MD5
     "valid": ("DIV2K_valid_HR.zip", "9fcdda83005c5e5997799b69f955ff88"),
 }
 
+NO_IMAGE = "no PNG, JPEG, WebP, BMP or TIFF image, at any depth"
+
 DEMO_DIR = Path("data/demo")
 DEMO_PHOTOGRAPHS = {  # the colour photographs in scikit-image's wheel
     "valid": ("astronaut.png", "chelsea.png"),
@@ -122,7 +124,7 @@ class Pack:
 
 
 def pack_folder(folder: str | Path, scale: int, lr_folder: str | Path | None = None) -> Pack:
-    """Open a folder's pack; build it first where there is none or the images have changed.
+    """Open a folder's pack; build it first where there is none or images have come or changed.
 
     It is kept in the folder itself, or under data/packs where that is read-only. Processes that
     start at once wait for the one that builds. A file that cannot be read is left out and named
@@ -141,6 +143,7 @@ def pack_folder(folder: str | Path, scale: int, lr_folder: str | Path | None = N
     folder = Path(folder)
     paths = list_images(folder)
     made_from = {"format": PACK_FORMAT, "scale": scale, "high_res": fingerprint(folder, paths)}
+    lr_paths = []
     if lr_folder:
         lr_folder = Path(lr_folder)
         lr_paths = list_images(lr_folder)
@@ -149,6 +152,9 @@ def pack_folder(folder: str | Path, scale: int, lr_folder: str | Path | None = N
     with waiting_for(FileLock(target.with_name(f".{target.name}.lock")), folder):
         pack = open_pack(target, made_from)
         if pack is None:
+            for place, images in ((folder, paths), (lr_folder, lr_paths)):
+                if place and not images:
+                    raise DataError(f"{place} holds {NO_IMAGE}")
             partners = find_partners(folder, paths, lr_folder, lr_paths, scale) if lr_folder else {}
             build_pack(target, folder, paths, partners, made_from)
             pack = Pack(target)
@@ -174,21 +180,36 @@ def fingerprint(folder: Path, paths: list[Path]) -> list:
 
 
 def open_pack(target: Path, made_from: dict) -> Pack | None:
-    """The pack, if it is there, whole, and made from just these files."""
+    """The pack, if it is there, whole, and made from these files, of which some may be gone.
+
+    A run that goes on must see the same samples, whatever was tidied away since.
+    """
     try:
         pack = Pack(target)
     except (OSError, ValueError):
         return None
-    return pack if all(pack.index.get(key) == value for key, value in made_from.items()) else None
+    if any(pack.index.get(key) != made_from[key] for key in ("format", "scale")):
+        return None
+    vanished = []
+    for key in ("high_res", "low_res"):
+        packed = {tuple(entry) for entry in pack.index.get(key, [])}
+        there = {tuple(entry) for entry in made_from.get(key, [])}
+        if not there <= packed:
+            return None
+        vanished += sorted({name for name, *_ in packed - there})
+    if vanished:
+        print(
+            f"{pack.index['folder']}: {len(vanished)} images are gone since they were packed "
+            f"({', '.join(vanished[:3])}{', ...' if len(vanished) > 3 else ''}); their packed "
+            f"copies go on being used. To drop them, delete {target}"
+        )
+    return pack
 
 
 def list_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    paths = find_images(folder)
-    if not paths:
-        raise DataError(f"{folder} holds no PNG, JPEG, WebP, BMP or TIFF image, at any depth")
-    return paths
+    return find_images(folder)
 
 
 def pack_path(folder: Path, scale: int, lr_folder: Path | None) -> Path:

@@ -542,13 +542,16 @@ def smallest_scored(config: Config) -> int:
 
 @contextmanager
 def only_run_in(folder: Path, ranks: Ranks) -> Iterator[None]:
-    """Hold the run's folder, so that a second run in it is refused."""
+    """Hold the run's folder, so that a second run in it is refused.
+
+    The lock lies beside the folder: a run that ends for want of data leaves no folder behind.
+    """
     if not ranks.first:
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(exist_ok=True)
     try:
-        with FileLock(folder / ".lock", blocking=False):
+        with FileLock(folder.parent / f".{folder.name}.lock", blocking=False):
             yield
     except Timeout:
         raise DeviceError(
@@ -624,7 +627,7 @@ def load_run(path: Path, config: Config) -> dict | None:
     if not path.exists():
         return None
     checkpoint = load_checkpoint(path)
-    if not isinstance(checkpoint, dict) or not RESUME <= checkpoint.keys():
+    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= RESUME:
         raise CheckpointError(f"{path} was not written by train.py; choose another --name")
     before, now = flat(checkpoint["config"]), flat(dataclasses.asdict(config))
     changed = [field for field in now if now[field] != before.get(field)]

@@ -21,7 +21,8 @@ import train
 from config import Phase
 from imaging import write_image
 from model import RRDBNet, VGGDiscriminator
-from weights import load_generator
+from utils import SafeStep
+from weights import load_generator, save_generator
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -70,6 +71,11 @@ def rows(name="tiny"):
     ]
 
 
+def untimed(row):
+    timing = ("seconds", "images/s", "data wait", "peak GiB")
+    return {key: value for key, value in row.items() if key not in timing}
+
+
 def stop_at(monkeypatch, count, action):
     """Make the count-th update of the EMA do something else first."""
     calls = []
@@ -99,7 +105,10 @@ def test_one_run_trains_both_phases_and_writes_everything(workplace, monkeypatch
     run(monkeypatch)
     folder = workplace / "checkpoints" / "tiny"
     written = {path.name.split(".")[0] for path in folder.iterdir()}
-    assert written == {"last", "psnr", "gan", "config", "metrics", "samples", "events"}
+    assert written == {
+        *("last", "psnr", "psnr_best", "gan", "generators"),
+        *("config", "metrics", "curves", "samples", "events"),
+    }
     assert json.loads((folder / "config.json").read_text())["psnr"]["steps"] == 5
     assert [(row["phase"], row["step"]) for row in rows()] == [
         *(("psnr", 2), ("psnr", 4), ("psnr", 5)),
@@ -108,6 +117,7 @@ def test_one_run_trains_both_phases_and_writes_everything(workplace, monkeypatch
     for row in rows():
         assert {"psnr", "ssim", "bicubic_psnr", "bicubic_ssim", "seconds"} <= row.keys()
     assert rows()[0]["losses"].keys() == {"pixel"}
+    assert {"images/s", "data wait", "D(real)", "D(fake)", "pairs right"} <= rows()[-1].keys()
     terms = {"pixel", "perceptual", "adversarial", "discriminator"}
     assert rows()[-1]["losses"].keys() == terms
     assert len(list((folder / "samples").glob("*.png"))) == 5 * 4
@@ -159,14 +169,15 @@ def test_a_phase_of_no_steps_is_skipped(
 ):
     run(monkeypatch, f"--{skipped}.steps", "0")
     names = {path.name for path in Path("checkpoints/tiny").glob("*.safetensors")}
-    assert names == {f"{written}.safetensors"}
+    assert names - {"psnr_best.safetensors"} == {f"{written}.safetensors"}
     assert {row["phase"] for row in rows()} == {written}
 
 
 def test_training_without_validation_says_so(workplace, monkeypatch, capsys):
     run(monkeypatch, "--gan.steps", "0", data=("--train-dir", "photos"))
     assert "No validation: no images in data/valid" in capsys.readouterr().out
-    assert not Path("checkpoints/tiny/metrics.jsonl").exists()
+    assert all("psnr" not in row and row["losses"]["pixel"] > 0 for row in rows())
+    assert Path("checkpoints/tiny/curves.png").exists()
 
 
 def test_without_images_nothing_is_downloaded_before_the_three_lines(workplace, monkeypatch):
@@ -189,15 +200,26 @@ def test_training_lowers_the_loss(workplace, monkeypatch):
 
 def test_the_discriminator_learns_to_tell_real_from_fake():
     torch.manual_seed(0)
-    run = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
+    cpu = torch.device("cpu")
+    run = SimpleNamespace(device=cpu, dtype=torch.float32)
+    safe = SafeStep(cpu, torch.float32, clip=0)
     net_d = VGGDiscriminator(32)
     opt_d = torch.optim.Adam(net_d.parameters(), lr=1e-4)
     real, fake = torch.rand(8, 3, 1, 1).expand(8, 3, 32, 32), torch.rand(8, 3, 32, 32)
-    losses = [train.discriminator_step(run, real, fake, net_d, opt_d).item() for _ in range(8)]
+
+    def one_step():
+        values = train.discriminator_step(run, [(None, real)], [fake], net_d, opt_d, safe)
+        safe.update()
+        return values
+
+    values = [one_step() for _ in range(8)]
+    losses = [value["discriminator"].item() for value in values]
     assert losses[0] == pytest.approx(2 * math.log(2), abs=0.4)  # it knows nothing yet
     assert losses[-1] < 0.5 * losses[0]
     with torch.no_grad():
         assert net_d(real).min() > net_d(fake).max()  # real is the positive side
+    assert values[-1]["pairs right"] == 1
+    assert values[-1]["D(real)"] > values[-1]["D(fake)"]
 
 
 # ------------------------------------------------------------------------------------ exact resume
@@ -206,7 +228,7 @@ def test_the_discriminator_learns_to_tell_real_from_fake():
 @pytest.fixture
 def uninterrupted(workplace, small_discriminator, monkeypatch):
     run(monkeypatch)
-    expected = results(), [{k: v for k, v in row.items() if k != "seconds"} for row in rows()]
+    expected = results(), [untimed(row) for row in rows()]
     Path("checkpoints/tiny").rename("checkpoints/whole")
     return expected
 
@@ -221,7 +243,7 @@ def test_a_killed_run_ends_with_the_same_weights(count, uninterrupted, monkeypat
     run(monkeypatch)
     weights, metrics = uninterrupted
     assert results() == weights
-    assert [{k: v for k, v in row.items() if k != "seconds"} for row in rows()] == metrics
+    assert [untimed(row) for row in rows()] == metrics
 
 
 @pytest.mark.parametrize("count, number", [(1, 2), (5, 15), (7, 2), (9, 15)])
@@ -338,12 +360,154 @@ def test_files_left_out_are_listed_before_the_first_step(
     assert "text.png" in output
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(workplace, monkeypatch):
+def spoil(monkeypatch, steps):
+    """Make the pixel loss of these steps nan."""
+    calls = []
+    loss = train.generator_loss
+
+    def spoiled(*args, **kwargs):
+        calls.append(1)
+        terms = loss(*args, **kwargs)
+        return terms | {"pixel": terms["pixel"] * math.nan} if len(calls) in steps else terms
+
+    monkeypatch.setattr(train, "generator_loss", spoiled)
+
+
+def test_a_step_that_is_not_finite_is_skipped_named_and_counted(
+    workplace, small_discriminator, monkeypatch, capsys
+):
+    spoil(monkeypatch, {3, 7})
+    run(monkeypatch)
+    output = capsys.readouterr().out
+    assert "psnr 3: 1 of 1 steps skipped, not finite: pixel (1), generator gradient (1)" in output
+    assert "gan 2: 1 of 1 steps skipped, not finite: pixel (1)" in output
+    last = torch.load("checkpoints/tiny/last.pt", weights_only=True)
+    for key in ("net_g", "net_d", "ema"):
+        assert all(tensor.isfinite().all() for tensor in last[key].values())
+    assert {int(state["step"]) for state in last["opt_g"]["state"].values()} == {3}
+
+
+def test_too_many_skipped_steps_in_a_row_stop_the_run_and_keep_the_checkpoint(
+    workplace, monkeypatch
+):
     run(monkeypatch, "--psnr.steps", "2", "--gan.steps", "0")
     before = Path("checkpoints/tiny/last.pt").read_bytes()
-    with pytest.raises(train.TrainingError, match=r"the pixel loss became nan.*psnr step"):
-        run(monkeypatch, "--psnr.steps", "8", "--gan.steps", "0", "--psnr.lr", "1e30")
+    spoil(monkeypatch, range(1, 100))
+    with pytest.raises(train.TrainingError, match=r"3 steps in a row.*pixel.*--psnr.lr"):
+        run(monkeypatch, "--psnr.steps", "20", "--gan.steps", "0", "--max-skipped", "3")
     assert Path("checkpoints/tiny/last.pt").read_bytes() == before
+
+
+def test_weights_that_blow_up_stop_the_run_and_keep_the_checkpoint(workplace, monkeypatch):
+    run(monkeypatch, "--psnr.steps", "2", "--gan.steps", "0")
+    before = Path("checkpoints/tiny/last.pt").read_bytes()
+    with pytest.raises(train.TrainingError, match=r"not finite|no longer finite"):
+        run(
+            monkeypatch,
+            *("--psnr.steps", "99", "--gan.steps", "0", "--psnr.lr", "1e30"),
+            *("--max-skipped", "3", "--save-every", "50"),
+        )
+    assert Path("checkpoints/tiny/last.pt").read_bytes() == before
+
+
+def test_a_second_run_in_the_same_folder_is_refused_by_name(workplace, monkeypatch):
+    config = train.parse_args([*TINY, "--train-dir", "photos"])
+    with (
+        train.only_run_in(Path("checkpoints/tiny"), train.Ranks()),
+        pytest.raises(train.DeviceError, match=r"another process is training checkpoints.tiny"),
+        train.only_run_in(Path("checkpoints") / config.name, train.Ranks()),
+    ):
+        pass
+
+
+def test_a_run_goes_on_when_packed_images_vanish(uninterrupted, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3, die)
+        with pytest.raises(Killed):
+            run(patch)
+    (Path("photos") / "b.png").unlink()
+    run(monkeypatch)
+    assert results() == uninterrupted[0]
+    assert "b.png" in capsys.readouterr().out
+
+
+# --------------------------------------------------------------- memory, precision, fine-tuning
+
+
+def test_accumulated_parts_train_as_the_whole_batch_does(workplace, monkeypatch):
+    for parts in (1, 2, 4):
+        flags = ["--name", f"in{parts}", "--accumulate", str(parts), "--batch-size", "4"]
+        run(monkeypatch, *flags, "--gan.steps", "0")
+    whole, *others = (
+        safetensors.torch.load_file(f"checkpoints/in{parts}/psnr.safetensors")
+        for parts in (1, 2, 4)
+    )
+    for other in others:
+        torch.testing.assert_close(other, whole, rtol=0, atol=2e-6)
+
+
+def test_recomputing_blocks_changes_memory_not_weights(workplace, monkeypatch):
+    run(monkeypatch, "--gan.steps", "0")
+    run(monkeypatch, "--gan.steps", "0", "--name", "again", "--recompute", "true")
+    plain, again = (
+        safetensors.torch.load_file(f"checkpoints/{name}/psnr.safetensors")
+        for name in ("tiny", "again")
+    )
+    torch.testing.assert_close(again, plain, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_both_phases_run_in_half_precision(precision, workplace, small_discriminator, monkeypatch):
+    run(monkeypatch, "--precision", precision)
+    assert rows()[-1]["step"] == 4
+    scaler = torch.load("checkpoints/tiny/last.pt", weights_only=True)["scaler"]
+    assert ("scale" in scaler) == (precision == "fp16")
+
+
+def test_a_run_starts_from_a_file_and_lists_what_does_not_fit(workplace, monkeypatch, capsys):
+    torch.manual_seed(5)
+    given = RRDBNet(scale=2, features=4, blocks=1, growth=4)
+    save_generator(given, "x2.safetensors")
+    still = ["--gan.steps", "0", "--psnr.lr", "1e-30", "--init-from", "x2.safetensors"]
+    run(monkeypatch, *still, "--scale", "4")
+    assert "starting at random: conv_up2.bias, conv_up2.weight" in capsys.readouterr().out
+    trained = load_generator("checkpoints/tiny/psnr.safetensors").state_dict()
+    for name, tensor in given.state_dict().items():
+        torch.testing.assert_close(trained[name], tensor, rtol=0, atol=1e-7)
+    run(monkeypatch, *still, "--scale", "1", "--name", "x1")
+    assert "not in this network: conv_up1.bias, conv_up1.weight" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "network, words",
+    [(dict(features=8), "--features"), (dict(growth=8), "--growth"), (dict(blocks=2), "2 blocks")],
+)
+def test_starting_from_another_network_is_refused(network, words, workplace, monkeypatch):
+    save_generator(RRDBNet(**(dict(features=4, blocks=1, growth=4) | network)), "g.safetensors")
+    with pytest.raises(train.WeightsError, match=words):
+        run(monkeypatch, "--init-from", "g.safetensors")
+
+
+# ------------------------------------------------------------------------------------- choosing
+
+
+def test_the_best_of_the_psnr_phase_and_the_last_of_the_gan_phase_are_kept(
+    workplace, small_discriminator, monkeypatch
+):
+    scores = iter([20.0, 25.0, 22.0, 1.0, 1.0, 1.0, 1.0])
+
+    def validate(run, ema, progress):
+        return {"psnr": next(scores), "ssim": 0.5, "bicubic_psnr": 21.0, "bicubic_ssim": 0.5}
+
+    monkeypatch.setattr(train, "validate", validate)
+    run(monkeypatch, "--gan.steps", "8", "--keep-generators", "2")
+    with safetensors.safe_open("checkpoints/tiny/psnr_best.safetensors", "pt") as file:
+        assert (file.metadata()["step"], file.metadata()["psnr"]) == ("4", "25.0")
+    kept = sorted(path.name for path in Path("checkpoints/tiny/generators").iterdir())
+    assert kept == ["gan_0000006.safetensors", "gan_0000008.safetensors"]
+
+
+# ---------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(

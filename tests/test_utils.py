@@ -1,6 +1,5 @@
-"""EMA in float64, checkpoint files that survive, stopping, the log."""
+"""EMA in float64, checkpoint files that survive, safe steps, stopping."""
 
-import json
 import math
 import os
 import signal
@@ -13,11 +12,12 @@ import utils
 from utils import (
     CheckpointError,
     DeviceError,
-    RunLog,
+    SafeStep,
     StopRequest,
     choose_device,
     choose_precision,
     load_checkpoint,
+    make_adam,
     save_checkpoint,
     update_ema,
 )
@@ -82,6 +82,79 @@ def test_devices_and_precisions(monkeypatch):
     assert choose_precision("fp32", cpu) == torch.float32
 
 
+@pytest.mark.skipif(os.name == "nt", reason="file size limits are POSIX")
+def test_a_full_disk_is_named_and_keeps_the_old_checkpoint(tmp_path):
+    import resource
+
+    save_checkpoint(tmp_path / "last.pt", {"step": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"last\.pt cannot .* \(File too large\); the"):
+            save_checkpoint(tmp_path / "last.pt", {"step": 2, "weights": torch.rand(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert load_checkpoint(tmp_path / "last.pt") == {"step": 1}
+    assert os.listdir(tmp_path) == ["last.pt"]
+
+
+CPU = torch.device("cpu")
+
+
+def take_step(net, optimizer, safe, factor=1.0):
+    """Returns the gradient's norm of mean(net(1, 2, 3)) * factor."""
+    optimizer.zero_grad()
+    safe.backward(net(torch.tensor([[1.0, 2.0, 3.0]])).mean() * factor)
+    norm = safe.step(optimizer)
+    safe.update()
+    return norm.item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_steps_that_are_not_finite_change_nothing(dtype):
+    torch.manual_seed(0)
+    net = nn.Linear(3, 1)
+    plain = nn.Linear(3, 1)
+    plain.load_state_dict(net.state_dict())
+    optimizer, safe = make_adam(net, (0.9, 0.999), CPU), SafeStep(CPU, dtype, clip=0)
+    reference = torch.optim.Adam(plain.parameters(), betas=(0.9, 0.999))  # torch's own, two steps
+    for factor in (1.0, math.nan, math.inf, 1.0):
+        norm = take_step(net, optimizer, safe, factor)
+        assert math.isfinite(norm) == (factor == 1)
+        if factor == 1:
+            reference.zero_grad()
+            plain(torch.tensor([[1.0, 2.0, 3.0]])).mean().backward()
+            reference.step()
+        for ours, theirs in zip(net.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    expected_scale = 2.0**14 if dtype == torch.float16 else 1.0  # halved by each of the two
+    assert safe.scaler.get_scale() == expected_scale
+
+
+def test_a_loss_that_is_not_finite_spoils_every_gradient_even_where_its_own_is_finite():
+    weight = nn.Parameter(torch.tensor([1.0]))
+    safe = SafeStep(CPU, torch.float32, clip=0)
+    safe.backward((weight + torch.tensor(math.inf)).sum())  # its derivative is 1
+    assert weight.grad.isnan().all()
+
+
+def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_returned():
+    net = nn.Linear(3, 1, bias=False)
+    optimizer, safe = torch.optim.SGD(net.parameters(), lr=1.0), SafeStep(CPU, torch.float32, 0.5)
+    before = net.weight.detach().clone()
+    assert take_step(net, optimizer, safe) == pytest.approx(math.sqrt(14))
+    assert (net.weight - before).norm().item() == pytest.approx(0.5)
+
+
+def test_the_loss_scale_of_fp16_comes_back():
+    first, second = (SafeStep(CPU, torch.float16, 0) for _ in range(2))
+    net = nn.Linear(3, 1)
+    take_step(net, make_adam(net, (0.9, 0.999), CPU), first, math.inf)
+    second.load_state_dict(first.state_dict())
+    assert second.scaler.get_scale() == first.scaler.get_scale() == 2.0**15
+    SafeStep(CPU, torch.float32, 0).load_state_dict(first.state_dict())  # another precision now
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_asks_and_the_second_interrupts(number):
     before = signal.getsignal(signal.SIGINT)
@@ -91,16 +164,3 @@ def test_the_first_signal_asks_and_the_second_interrupts(number):
         assert stop.signal == number
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == before
-
-
-def test_a_resumed_log_forgets_the_steps_that_are_done_again(tmp_path):
-    with RunLog(tmp_path, lambda row: True, 0) as log:
-        for step in (1, 2, 3):
-            log.metric({"phase": "psnr", "run_step": step, "psnr": float(step)})
-    with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"phase": "psnr", "run_st')  # as a power cut leaves it
-    with RunLog(tmp_path, lambda row: row["run_step"] <= 2, 2) as log:
-        log.metric({"phase": "psnr", "run_step": 4, "psnr": math.inf})
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [row["run_step"] for row in rows] == [1, 2, 4]
-    assert rows[-1]["psnr"] is None  # infinity is no JSON

@@ -1,0 +1,137 @@
+"""Kill a run with SIGKILL at random moments, go on, and compare with a run that was left alone.
+
+    python tests/kill_and_resume.py [--kills 20] [--seed 0]      POSIX; about 3 minutes
+
+Each try is a fresh run of both phases in a process of its own. It is killed at a random moment
+after it has entered a given place: a phase's steps, the hand-over, a validation, the writing of a
+checkpoint. The same command then runs to the end. Exit status 0 if all weight files are equal.
+"""
+
+import argparse
+import os
+import random
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import train
+from imaging import write_image
+from utils import CheckpointError, load_checkpoint
+
+RUN = [
+    *("train.py", "--train-dir", "photos", "--valid-dir", "photos", "--val-images", "2"),
+    *("--features", "8", "--blocks", "1", "--batch-size", "2", "--workers", "0"),
+    *("--device", "cpu", "--precision", "fp32", "--log-every", "3", "--val-every", "9"),
+    *("--vgg-weights", "random", "--vgg-layer", "conv1_2", "--save-every", "6"),
+    *("--psnr.steps", "20", "--psnr.patch", "32", "--gan.steps", "12", "--gan.patch", "32"),
+]
+PLACES = {  # where -> (the function whose start is waited for, its which-th call)
+    "psnr step": ("generator_step", (2, 20)),
+    "validation": ("validate", (1, 5)),
+    "checkpoint": ("save_checkpoint", (1, 6)),
+    "hand-over": ("save_generator", (3, 4)),  # the first are those of the PSNR phase's best
+    "gan step": ("discriminator_step", (1, 12)),
+}
+
+
+def life(name: str, place: str | None, call: int) -> tuple[int, int]:
+    """Start a run in a child; returns its pid and a pipe that says when it is at the place."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writer)
+        return pid, reader
+    log = os.open(f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if place:
+        announce(PLACES[place][0], call, writer)
+    sys.argv = [*RUN, "--name", name]
+    status = 1
+    try:
+        train.main()
+        status = 0
+    except BaseException as error:
+        print(repr(error), flush=True)
+    finally:
+        os._exit(status)
+
+
+def announce(function: str, call: int, writer: int) -> None:
+    original, calls = getattr(train, function), []
+
+    def announcing(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            os.write(writer, b"x")
+        return original(*args, **kwargs)
+
+    setattr(train, function, announcing)
+
+
+def finish(name: str) -> None:
+    pid, _ = life(name, None, 0)
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+        sys.exit(f"a run failed:\n{Path(f'{name}.log').read_text()[-2000:]}")
+
+
+def weights(name: str) -> list[bytes]:
+    files = ("psnr.safetensors", "psnr_best.safetensors", "gan.safetensors")
+    return [Path("checkpoints", name, file).read_bytes() for file in files]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    moments = random.Random(options.seed)
+    images = np.random.default_rng(0)
+    os.chdir(tempfile.mkdtemp(prefix="kill-and-resume-"))
+    Path("photos").mkdir()
+    for i in range(4):
+        write_image(images.integers(0, 256, (64, 64, 3), np.uint8), Path(f"photos/{i}.png"))
+
+    finish("whole")
+    expected, killed, identical, unreadable = weights("whole"), 0, 0, 0
+    for number in range(options.kills):
+        place = list(PLACES)[number % len(PLACES)]
+        call = moments.randint(*PLACES[place][1])
+        name = f"killed{number}"
+        pid, reader = life(name, place, call)
+        select.select([reader], [], [], 120)
+        time.sleep(moments.uniform(0, 0.2))
+        os.kill(pid, signal.SIGKILL)
+        killed += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        os.close(reader)
+        last = Path("checkpoints", name, "last.pt")
+        at = "before the first checkpoint"
+        if last.exists():
+            try:
+                checkpoint = load_checkpoint(last)
+                at = f"last.pt at {checkpoint['phase']} {checkpoint['step']}"
+            except CheckpointError as error:
+                unreadable += 1
+                at = str(error)
+        finish(name)
+        same = weights(name) == expected
+        identical += same
+        print(f"{place} {call}: {at}; {'identical' if same else 'DIFFERENT'}", flush=True)
+        shutil.rmtree(Path("checkpoints", name))
+    print(
+        f"kills tried {options.kills}, hit {killed}, runs identical {identical}, "
+        f"checkpoints unreadable {unreadable}"
+    )
+    return 0 if identical == killed == options.kills and not unreadable else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Means that leave out what is not finite, the GAN's balance in words, the log."""
+
+import json
+import math
+
+import torch
+from PIL import Image
+
+from monitor import Balance, IntervalMeans, RunLog
+
+
+def alone(tensor):
+    return tensor
+
+
+def add(means, *steps):
+    for pixel, gradient in steps:
+        means.add({"pixel": torch.tensor(pixel), "gradient": torch.tensor(gradient)})
+
+
+def test_means_leave_out_what_is_not_finite_and_count_it():
+    means = IntervalMeans()
+    add(means, (1.0, 2.0), (math.nan, math.inf), (3.0, math.nan), (5.0, 4.0))
+    values, faults = means.read(alone)
+    assert values == {"pixel": 3.0, "gradient": 3.0}
+    assert (faults.steps, faults.faulty, faults.in_a_row, faults.longest) == (4, 2, 0, 2)
+    assert faults.missing == {"pixel": 1, "gradient": 2}
+    assert str(faults) == "2 of 4 steps skipped, not finite: pixel (1), gradient (2)"
+    add(means, (7.0, 1.0))
+    values, faults = means.read(alone)
+    assert values == {"pixel": 7.0, "gradient": 1.0} and faults.faulty == faults.longest == 0
+
+
+def test_a_row_of_faults_is_counted_over_readings():
+    means = IntervalMeans()
+    add(means, (1.0, 1.0), (math.nan, 1.0), (math.nan, 1.0))
+    assert means.read(alone)[1].in_a_row == 2
+    add(means, (math.nan, 1.0))
+    values, faults = means.read(alone)
+    assert faults.in_a_row == faults.longest == 3 and math.isnan(values["pixel"])
+
+
+def test_the_balance_speaks_once_it_stays_unhealthy():
+    balance = Balance()
+    said = [balance.judge(1.0, 0.01) for _ in range(15)]
+    assert [i for i, sentence in enumerate(said) if sentence] == [balance.PATIENCE - 1]
+    assert said[balance.PATIENCE - 1].startswith("the discriminator has won: it ranks 100%")
+    assert not any(balance.judge(0.8, 0.6) for _ in range(15))  # healthy
+    said = [balance.judge(0.51, 2 * math.log(2)) for _ in range(15)]
+    assert "the discriminator learns nothing" in said[balance.PATIENCE - 1]
+    assert sum(map(bool, said)) == 1
+
+
+def test_the_curves_are_drawn(tmp_path):
+    with RunLog(tmp_path, lambda row: True, 0) as log:
+        for step in range(1, 6):
+            phase, term = ("psnr", "pixel") if step < 4 else ("gan", "adversarial")
+            scores = {"psnr": 20.0 + step, "bicubic_psnr": 22.0}
+            row = {"phase": phase, "run_step": step, "losses": {term: 1 / step}}
+            log.metric(row | scores)
+        assert log.best("psnr") == 23
+        path = log.draw_curves()
+    with Image.open(path) as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(10**6)}
+        # matplotlib's first three: both phases' curves, and the second phase's loss
+        assert {(31, 119, 180), (255, 127, 14), (128, 128, 128)} <= colours
+
+
+def test_a_run_without_validation_has_curves_too(tmp_path):
+    with RunLog(tmp_path, lambda row: True, 0) as log:
+        log.metric({"phase": "psnr", "run_step": 1, "losses": {"pixel": math.nan}})
+        assert log.best("psnr") == -math.inf
+        assert log.draw_curves().stat().st_size > 1000
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["losses"] == {"pixel": None}
+
+
+def test_a_resumed_log_forgets_the_steps_that_are_done_again(tmp_path):
+    with RunLog(tmp_path, lambda row: True, 0) as log:
+        for step in (1, 2, 3):
+            log.metric({"phase": "psnr", "run_step": step, "psnr": float(step)})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"phase": "psnr", "run_st')  # as a power cut leaves it
+    with RunLog(tmp_path, lambda row: row["run_step"] <= 2, 2) as log:
+        log.metric({"phase": "psnr", "run_step": 4, "psnr": math.inf})
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["run_step"] for row in rows] == [1, 2, 4]
+    assert rows[-1]["psnr"] is None  # infinity is no JSON

@@ -1,0 +1,125 @@
+"""Several processes on one run: torchrun with gloo, two processes on the CPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from dataset import CropStream, batches, pack_folder
+from test_train import TINY
+from utils import Ranks
+
+ROOT = Path(__file__).parents[1]
+DATA = ("--train-dir", "photos", "--valid-dir", "photos", "--batch-size", "4")
+
+# train.py, but every rank writes the weights that it ends each phase with.
+DRIVER = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch, train
+train_phase = train.train_phase
+def writing(run, name, net_g, ema, checkpoint):
+    train_phase(run, name, net_g, ema, checkpoint)
+    torch.save(net_g.state_dict(), f"{{run.config.name}}_{{name}}_rank{{run.ranks.rank}}.pt")
+train.train_phase = writing
+train.main()
+"""
+
+
+@pytest.fixture
+def launch(tmp_path, photos, monkeypatch):
+    """Runs train.py with so many processes; returns their common output."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "driver.py").write_text(DRIVER)
+
+    def launching(ranks, *args, script="driver.py", status=0):
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        command = [sys.executable, *(torchrun if ranks > 1 else []), script, *TINY, *DATA, *args]
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert (done.returncode == 0) == (status == 0), done.stdout[-4000:]
+        return done.stdout
+
+    return launching
+
+
+def weights(name, phase):
+    return safetensors.torch.load_file(f"checkpoints/{name}/{phase}.safetensors")
+
+
+@pytest.mark.parametrize("ranks, parts", [(1, 1), (2, 1), (1, 3), (2, 3)])
+def test_ranks_and_parts_share_the_samples_of_each_batch(ranks, parts, photos):
+    stream = CropStream([pack_folder(photos, 4)], 32, 0)
+    whole = [high_res for _, high_res in batches(stream, 2, 5, 12, 0, False)]
+    pieces = [
+        [high_res for _, high_res in batches(stream, 2, 5, 12, 0, False, parts, rank, ranks)]
+        for rank in range(ranks)
+    ]
+    for step, batch in enumerate(whole):
+        shares = [
+            pieces[rank][step * parts + part] for part in range(parts) for rank in range(ranks)
+        ]
+        assert torch.equal(torch.cat(shares), batch)
+
+
+def test_a_process_alone_needs_no_others():
+    with Ranks() as ranks:
+        net = torch.nn.Linear(1, 1)
+        assert ranks.wrap(net) is net and ranks.first
+        assert ranks.largest(3) == 3 and ranks.gather([1]) == [1]
+        assert ranks.mean(torch.tensor(2.0)) == 2
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one_and_go_on_as_one(launch):
+    launch(1, "--name", "one", "--psnr.steps", "6")
+    output = launch(2, "--name", "two", "--psnr.steps", "6")
+    assert output.count("parameters") == 1  # only rank 0 speaks
+    for phase in ("psnr", "gan"):
+        first, second = (torch.load(f"two_{phase}_rank{rank}.pt") for rank in (0, 1))
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+    torch.testing.assert_close(weights("two", "psnr"), weights("one", "psnr"), rtol=0, atol=2e-6)
+
+    for before, after in ((2, 1), (1, 2)):
+        name = f"{before}then{after}"
+        launch(before, "--name", name, "--psnr.steps", "3", "--gan.steps", "0")
+        assert "Going on" in launch(after, "--name", name, "--psnr.steps", "6", "--gan.steps", "0")
+        torch.testing.assert_close(weights(name, "psnr"), weights("one", "psnr"), rtol=0, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_others_with_a_message(launch, tmp_path):
+    dying = DRIVER.replace(
+        "train.main()",
+        """
+step = train.generator_step
+def dying(run, *args):
+    if run.ranks.rank == 1 and os.path.exists("checkpoints/tiny/last.pt"):
+        os.kill(os.getpid(), 9)
+    return step(run, *args)
+train.generator_step = dying
+train.run_as_program()
+""",
+    )
+    (tmp_path / "dying.py").write_text(dying)
+    output = launch(2, script="dying.py", status=1)
+    assert "another process of this run ended" in output
+    assert "Signal 9 (SIGKILL)" in output  # torchrun's word on the one that died
+    launch(2)  # and the same command goes on
+    assert Path("checkpoints/tiny/gan.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_shared_is_refused(launch):
+    output = launch(2, "--batch-size", "3", script=str(ROOT / "train.py"), status=2)
+    assert "batch_size is 3: it has to be a multiple of 2 processes" in output
