@@ -59,6 +59,7 @@ from utils import (
     autocast,
     choose_device,
     choose_precision,
+    is_lost_connection,
     keeping_gradients_here,
     load_checkpoint,
     make_adam,
@@ -682,7 +683,8 @@ def count_parameters(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
 
 
-if __name__ == "__main__":
+def run_as_program() -> None:
+    """`main`, whose foreseeable errors end the process with a line and a status."""
     try:
         main()
     except (DataError, DeviceError, VGGError, CheckpointError, WeightsError) as error:
@@ -690,8 +692,24 @@ if __name__ == "__main__":
         sys.exit(2)
     except torch.OutOfMemoryError as error:
         print(f"train.py: {str(error).splitlines()[0]}", file=sys.stderr)
-        sys.exit("A smaller --batch-size, --psnr.patch or --gan.patch needs less memory.")
+        sys.exit("Less memory: --recompute true, a larger --accumulate, a smaller --gan.patch.")
     except (TrainingError, OSError) as error:
         sys.exit(f"train.py: {error}")
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            sys.exit(
+                f"train.py: a process that cuts crops died: {str(error).splitlines()[0]} "
+                "Most often memory ran out: give fewer --workers. The same command goes on."
+            )
+        if Ranks.of_torchrun().count > 1 and is_lost_connection(error):
+            sys.exit(
+                "train.py: another process of this run ended; what ended it is in its own message "
+                "or torchrun's. The same command goes on from the last checkpoint."
+            )
+        raise
     except KeyboardInterrupt:
         sys.exit("train.py: interrupted")
+
+
+if __name__ == "__main__":
+    run_as_program()

@@ -165,6 +165,12 @@ class Ranks(AbstractContextManager):
         return [item for part in everyone for item in part]
 
 
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether this is what gloo or NCCL raise when another rank is gone."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
+
+
 def keeping_gradients_here(net: nn.Module) -> AbstractContextManager:
     """While open, backward passes only add up gradients on their own rank."""
     return net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext()

@@ -53,7 +53,7 @@ def test_a_pack_holds_every_image_cropped_to_the_scale_and_its_matlab_lr(photos,
         assert np.array_equal(pack.low_res(i), imresize(high_res, 1 / 4))
 
 
-def test_a_pack_is_made_once_and_again_when_the_files_change(photos, random_image, monkeypatch):
+def test_a_pack_is_made_once_and_again_when_files_come_or_change(photos, random_image, monkeypatch):
     made = []
     build = dataset.build_pack
     monkeypatch.setattr(dataset, "build_pack", lambda *args: made.append(1) or build(*args))
@@ -65,11 +65,24 @@ def test_a_pack_is_made_once_and_again_when_the_files_change(photos, random_imag
     write_image(random_image(24, 24), photos / "new.png")
     pack = pack_folder(photos, 4)
     assert pack.size([pack.name(i) for i in range(5)].index("new.png")) == (24, 24)
-    (photos / "new.png").unlink()
-    assert len(pack_folder(photos, 4)) == 4 and len(made) == 4
+    assert len(made) == 3
     pack_folder(photos, 2)  # another scale is another pack
     pack_folder(photos, 4)
-    assert len(made) == 5
+    assert len(made) == 4
+
+
+def test_images_that_vanish_stay_in_the_pack_and_are_named(photos, capsys):
+    pack = pack_folder(photos, 4)
+    (photos / "b.png").unlink()
+    assert len(pack_folder(photos, 4)) == 4
+    assert "1 images are gone since they were packed (b.png)" in capsys.readouterr().out
+    for path in photos.glob("**/*.*g"):
+        path.unlink()
+    (photos / "c.bmp").unlink()
+    assert len(pack_folder(photos, 4)) == 4
+    pack.path.unlink()
+    with pytest.raises(DataError, match="holds no PNG"):
+        pack_folder(photos, 4)
 
 
 def test_a_damaged_pack_is_made_again(photos):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from test_train import TINY
 
 from dataset import CropStream, batches, pack_folder
-from test_train import TINY
 from utils import Ranks
 
 ROOT = Path(__file__).parents[1]
