@@ -72,6 +72,7 @@ from weights import WeightsError, init_generator, save_generator
 
 RUNS = Path("checkpoints")
 PHASES = ("psnr", "gan")
+LOSSES = ("pixel", "perceptual", "adversarial", "discriminator")  # the order they are shown in
 SAMPLE_COUNT = 4  # validation images of which strips are drawn
 SAMPLE_SIDE = 512  # of those, the pixels around the centre
 VALIDATION_TILE = 256  # LR pixels; bounds the memory that a large validation image takes
@@ -395,9 +396,6 @@ class Clock:
         memory = peak_memory(self.run.device)
         self.since, self.steps, self.waited = time.perf_counter(), 0, 0.0
         return speed | ({} if memory is None else {"peak GiB": memory})
-
-
-LOSSES = ("pixel", "perceptual", "adversarial", "discriminator")
 
 
 def show_interval(
