@@ -42,8 +42,6 @@ DIV2K_ARCHIVES = {  # split -> file name, MD5
     "valid": ("DIV2K_valid_HR.zip", "9fcdda83005c5e5997799b69f955ff88"),
 }
 
-NO_IMAGE = "no PNG, JPEG, WebP, BMP or TIFF image, at any depth"
-
 DEMO_DIR = Path("data/demo")
 DEMO_PHOTOGRAPHS = {  # the colour photographs in scikit-image's wheel
     "valid": ("astronaut.png", "chelsea.png"),
@@ -154,7 +152,9 @@ def pack_folder(folder: str | Path, scale: int, lr_folder: str | Path | None = N
         if pack is None:
             for place, images in ((folder, paths), (lr_folder, lr_paths)):
                 if place and not images:
-                    raise DataError(f"{place} holds {NO_IMAGE}")
+                    raise DataError(
+                        f"{place} holds no PNG, JPEG, WebP, BMP or TIFF image, at any depth"
+                    )
             partners = find_partners(folder, paths, lr_folder, lr_paths, scale) if lr_folder else {}
             build_pack(target, folder, paths, partners, made_from)
             pack = Pack(target)

@@ -217,9 +217,8 @@ def train_phase(run: Run, name: str, net_g: RRDBNet, ema: RRDBNet, checkpoint: d
         )
     )
     means, clock, balance, save_due = IntervalMeans(), Clock(run, seconds), Balance(), False
-    steps = range(start + 1, phase.steps + 1)
     bar = tqdm(
-        steps,
+        range(start + 1, phase.steps + 1),
         desc=name,
         total=phase.steps,
         initial=start,
@@ -231,16 +230,16 @@ def train_phase(run: Run, name: str, net_g: RRDBNet, ema: RRDBNet, checkpoint: d
             parts = [next(loader) for _ in range(config.accumulate)]
         parts = [tuple(to_unit_range(images, run.device) for images in part) for part in parts]
 
-        set_learning_rate(opt_g, learning_rate(phase, step))
+        lr = learning_rate(phase, step)
+        set_learning_rate(opt_g, lr)
         fakes, values = generator_step(run, phase, parts, wrapped_g, opt_g, net_d, safe)
         if phase.adversarial > 0:
-            set_learning_rate(opt_d, learning_rate(phase, step))
+            set_learning_rate(opt_d, lr)
             values |= discriminator_step(run, parts, fakes, wrapped_d, opt_d, safe)
         safe.update()
         # While a run is young, its average must not remember the random start.
         update_ema(ema, net_g, min(config.ema_decay, (before + step) / (10 + before + step)))
         means.add(values)
-        clock.tick()
 
         done = step == phase.steps
         stopped = run.ranks.largest(run.stop.signal or 0) > 0
@@ -250,7 +249,7 @@ def train_phase(run: Run, name: str, net_g: RRDBNet, ema: RRDBNet, checkpoint: d
         if step % config.log_every == 0 or validating or save_due:
             interval, faults = means.read(run.ranks.mean)
             check_faults(run, faults, progress)
-            interval |= {"lr": learning_rate(phase, step)} | clock.read()
+            interval |= {"lr": lr} | clock.read(faults.steps)
             if run.ranks.first:
                 show_interval(run, bar, balance, interval, faults, progress)
         if validating:
@@ -372,7 +371,7 @@ class Clock:
     def __init__(self, run: Run, seconds: float):
         self.run = run
         self.begin = time.perf_counter() - seconds
-        self.since, self.steps, self.waited = time.perf_counter(), 0, 0.0
+        self.since, self.waited = time.perf_counter(), 0.0
 
     @contextmanager
     def waiting_for_data(self):
@@ -380,21 +379,18 @@ class Clock:
         yield
         self.waited += time.perf_counter() - begin
 
-    def tick(self) -> None:
-        self.steps += 1
-
     def seconds(self) -> float:
         return round(time.perf_counter() - self.begin, 1)
 
-    def read(self) -> dict[str, float]:
-        """Since the last reading: images a second of all ranks, share of the time without data."""
+    def read(self, steps: int) -> dict[str, float]:
+        """Of the steps since the last reading: images a second, share of the time without data."""
         elapsed = time.perf_counter() - self.since
         speed = {
-            "images/s": self.steps * self.run.config.batch_size / elapsed,
+            "images/s": steps * self.run.config.batch_size / elapsed,
             "data wait": self.waited / elapsed,
         }
         memory = peak_memory(self.run.device)
-        self.since, self.steps, self.waited = time.perf_counter(), 0, 0.0
+        self.since, self.waited = time.perf_counter(), 0.0
         return speed | ({} if memory is None else {"peak GiB": memory})
 
 

@@ -301,19 +301,21 @@ def test_sigkill_at_twenty_random_moments_changes_nothing():
     assert "runs identical 20, checkpoints unreadable 0" in done.stdout
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
-def test_a_worker_that_dies_is_reported_with_its_cause(workplace):
+def train_until_the_first_checkpoint(**options):
+    """A process of its own, with two workers, that goes on for long."""
     data = ["--train-dir", "photos", "--workers", "2", "--psnr.steps", "100000"]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *TINY, *data],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, *data]
+    process = subprocess.Popen(command, text=True, **options)
     while not Path("checkpoints/tiny/last.pt").exists():
         assert process.poll() is None
         time.sleep(0.1)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+def test_a_worker_that_dies_is_reported_with_its_cause(workplace):
+    process = train_until_the_first_checkpoint(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
     errors = process.communicate(timeout=60)[1]
@@ -326,17 +328,9 @@ def test_a_worker_that_dies_is_reported_with_its_cause(workplace):
 @pytest.mark.skipif(os.name == "nt", reason="process groups are POSIX")
 def test_ctrl_c_in_a_terminal_stops_a_run_with_workers(workplace):
     """A terminal sends it to the workers too; they must live until the step is done."""
-    data = ["--train-dir", "photos", "--workers", "2", "--psnr.steps", "100000"]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *TINY, *data],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
+    process = train_until_the_first_checkpoint(
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
-    while not Path("checkpoints/tiny/last.pt").exists():
-        assert process.poll() is None
-        time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + signal.SIGINT, output
