@@ -28,15 +28,17 @@ class ResidualDenseBlock(nn.Module):
     Args:
         features: channels that enter and leave.
         growth: channels that each of the first four convolutions adds.
+        plus: with the two extra additions of ESRGAN+ (Rakotonirina and Rasoanaivo, 2020).
     """
 
-    def __init__(self, features: int = 64, growth: int = 32):
+    def __init__(self, features: int = 64, growth: int = 32, plus: bool = False):
         super().__init__()
         self.conv1 = conv3x3(features, growth)
         self.conv2 = conv3x3(features + 1 * growth, growth)
         self.conv3 = conv3x3(features + 2 * growth, growth)
         self.conv4 = conv3x3(features + 3 * growth, growth)
         self.conv5 = conv3x3(features + 4 * growth, features)
+        self.conv1x1 = nn.Conv2d(features, growth, kernel_size=1, bias=False) if plus else None
         self.lrelu = nn.LeakyReLU(0.2, inplace=True)
 
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5):
@@ -47,8 +49,12 @@ class ResidualDenseBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x1 = self.lrelu(self.conv1(x))  # (N, growth, H, W)
         x2 = self.lrelu(self.conv2(torch.cat((x, x1), 1)))  # (N, growth, H, W)
+        if self.conv1x1 is not None:
+            x2 = x2 + self.conv1x1(x)
         x3 = self.lrelu(self.conv3(torch.cat((x, x1, x2), 1)))  # (N, growth, H, W)
         x4 = self.lrelu(self.conv4(torch.cat((x, x1, x2, x3), 1)))  # (N, growth, H, W)
+        if self.conv1x1 is not None:
+            x4 = x4 + x2
         x5 = self.conv5(torch.cat((x, x1, x2, x3, x4), 1))  # (N, features, H, W)
         return x + RESIDUAL_SCALE * x5
 
@@ -56,11 +62,11 @@ class ResidualDenseBlock(nn.Module):
 class RRDB(nn.Module):
     """Residual-in-residual dense block: three dense blocks inside one skip (figure 4, left)."""
 
-    def __init__(self, features: int = 64, growth: int = 32):
+    def __init__(self, features: int = 64, growth: int = 32, plus: bool = False):
         super().__init__()
-        self.rdb1 = ResidualDenseBlock(features, growth)
-        self.rdb2 = ResidualDenseBlock(features, growth)
-        self.rdb3 = ResidualDenseBlock(features, growth)
+        self.rdb1 = ResidualDenseBlock(features, growth, plus)
+        self.rdb2 = ResidualDenseBlock(features, growth, plus)
+        self.rdb3 = ResidualDenseBlock(features, growth, plus)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + RESIDUAL_SCALE * self.rdb3(self.rdb2(self.rdb1(x)))  # (N, features, H, W)
@@ -75,6 +81,9 @@ class RRDBNet(nn.Module):
         features: channels of the trunk.
         blocks: number of RRDBs.
         growth: channels each dense convolution adds. Tools that load ESRGAN models assume 32.
+        unshuffle: 2 or 4 folds squares of so many pixels into channels before the first
+            convolution, which saves time at scales 1 and 2 (Real-ESRGAN's x2 model, 2021).
+        plus: the dense blocks are ESRGAN+'s.
 
     Raises:
         ValueError: a scale that is not listed above.
@@ -88,17 +97,20 @@ class RRDBNet(nn.Module):
         features: int = 64,
         blocks: int = 23,
         growth: int = 32,
+        unshuffle: int = 1,
+        plus: bool = False,
     ):
         super().__init__()
         if scale not in SCALES:
             raise ValueError(f"scale is {scale}; RRDBNet knows {', '.join(map(str, SCALES))}")
         self.scale = scale
+        self.unshuffle = unshuffle
         self.recompute = False  # blocks run again in the backward pass: less memory, more time
         # Powers of two are reached in steps of two, each smoothed by a convolution of its own.
-        self.stages = [3] if scale == 3 else [2] * int(math.log2(scale))
+        self.stages = [3] if scale == 3 else [2] * int(math.log2(scale * unshuffle))
 
-        self.conv_first = conv3x3(in_channels, features)
-        self.body = nn.Sequential(*(RRDB(features, growth) for _ in range(blocks)))
+        self.conv_first = conv3x3(in_channels * unshuffle**2, features)
+        self.body = nn.Sequential(*(RRDB(features, growth, plus) for _ in range(blocks)))
         self.conv_body = conv3x3(features, features)
         for i in range(len(self.stages)):
             self.add_module(f"conv_up{i + 1}", conv3x3(features, features))
@@ -108,6 +120,16 @@ class RRDBNet(nn.Module):
 
     def forward(self, low_res: Tensor) -> Tensor:
         """RGB in [0, 1] to RGB near [0, 1] (not clamped, so that the losses keep a gradient)."""
+        if self.unshuffle == 1:
+            return self._upscale(low_res)
+        height, width = low_res.shape[-2:]
+        # Images of one to three pixels have too little to reflect.
+        mode = "reflect" if min(height, width) >= self.unshuffle else "replicate"
+        padding = (0, -width % self.unshuffle, 0, -height % self.unshuffle)
+        folded = F.pixel_unshuffle(F.pad(low_res, padding, mode), self.unshuffle)
+        return self._upscale(folded)[..., : height * self.scale, : width * self.scale]
+
+    def _upscale(self, low_res: Tensor) -> Tensor:
         shallow = self.conv_first(low_res)  # (N, features, H, W)
         x = shallow
         for block in self.body:

@@ -1,48 +1,470 @@
-"""Generator weights in and out: safetensors (or .pth) in BasicSR's layout, which is model.py's."""
+"""Generator weights: every published ESRGAN layout in, the tools' layouts out, interpolation.
 
+    python weights.py convert WEIGHTS -o OUT.safetensors          for this, spandrel, chaiNNer, ...
+    python weights.py convert WEIGHTS -o OUT.pth --to official    for the ESRGAN repository
+    python weights.py convert WEIGHTS -o OUT.onnx --to onnx --half
+    python weights.py interpolate PSNR GAN --alpha 0.8 -o OUT.safetensors
+
+WEIGHTS is a file, or the name of a published one (RealESRGAN_x4plus, ...), which is downloaded.
+Inside this project weights have BasicSR's layout, which is model.py's.
+"""
+
+import argparse
+import http.client
+import io
+import itertools
 import json
 import os
 import pickle
 import re
+import socket
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from model import RRDBNet
+from model import SCALES, RRDBNet
+
+DOWNLOADS = Path("checkpoints")
+RELEASES = "https://github.com/xinntao/Real-ESRGAN/releases/download"
+PUBLISHED = {  # name -> address, SHA-256 (or what is known of its beginning)
+    "RealESRGAN_x4plus": (
+        f"{RELEASES}/v0.1.0/RealESRGAN_x4plus.pth",
+        "4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1",
+    ),
+    "RealESRNet_x4plus": (
+        f"{RELEASES}/v0.1.1/RealESRNet_x4plus.pth",
+        "a820b9bde89a874d7599d545567308ce6c128fc8754a53208eda016d40aa81df",
+    ),
+    "ESRGAN_SRx4_DF2KOST_official-ff704c30": (
+        f"{RELEASES}/v0.1.1/ESRGAN_SRx4_DF2KOST_official-ff704c30.pth",
+        "ff704c30",
+    ),
+    "RealESRGAN_x2plus": (
+        f"{RELEASES}/v0.2.1/RealESRGAN_x2plus.pth",
+        "49fafd45f8fd7aa8d31ab2a22d14d91b536c34494a5cfe31eb5d89c2fa266abb",
+    ),
+    "RealESRGAN_x4plus_anime_6B": (
+        f"{RELEASES}/v0.2.2.4/RealESRGAN_x4plus_anime_6B.pth",
+        "f872d837d3c90ed2e05227bed711af5671a6fd1c9f7d7e91c911a61f155e99da",
+    ),
+}
+PATIENCE = 60  # seconds without a byte after which a download is given up
+
+# Training programs put the weights into a dict, under the first of these, and prefixes on names.
+WRAPPERS = (
+    *("model_state_dict", "state_dict", "ema_state_dict"),
+    *("params_ema", "params-ema", "params", "model", "net"),
+)
+PREFIXES = ("_orig_mod.", "module.", "netG.", "generator_ema.", "generator.")
+COUNTERS = ("step_counter", "n_averaged")  # lie beside the weights; they are none
+# What else lies in a training checkpoint of mmagic, beside the generator and its average.
+COMPANIONS = ("discriminator.", "perceptual_loss.", "gan_loss.", "data_preprocessor.")
+
+
+class Layout(NamedTuple):
+    """What a program calls its convolutions.
+
+    i: block; j, k: dense block and convolution, from 1; m: upsampling stage, from 1; j0, k0, m0:
+    the same from 0; blocks: their number; the old layout counts activations and upsamplings too.
+    """
+
+    conv_first: str
+    dense: str
+    conv_body: str
+    conv_up: str
+    conv_hr: str
+    conv_last: str
+
+
+LAYOUTS = {
+    "basicsr": Layout(
+        *("conv_first", "body.{i}.rdb{j}.conv{k}", "conv_body"),
+        *("conv_up{m}", "conv_hr", "conv_last"),
+    ),
+    "official": Layout(
+        *("conv_first", "RRDB_trunk.{i}.RDB{j}.conv{k}", "trunk_conv"),
+        *("upconv{m}", "HRconv", "conv_last"),
+    ),
+    "old": Layout(
+        *("model.0", "model.1.sub.{i}.RDB{j}.conv{k}.0", "model.1.sub.{blocks}"),
+        *("model.{m_old}", "model.{hr_old}", "model.{last_old}"),
+    ),
+    "aladdinpersson": Layout(
+        *("initial", "residuals.{i}.rrdb.{j0}.blocks.{k0}.cnn", "conv"),
+        *("upsamples.{m0}.conv", "final.0", "final.2"),
+    ),
+    "lornatang": Layout(
+        *("conv1", "trunk.{i}.rdb{j}.conv{k}", "conv2"),
+        *("upsampling{m}.0", "conv3.0", "conv4"),
+    ),
+}
+SUFFIXES = {  # what can be written -> the kinds of file it is written to
+    "basicsr": (".safetensors", ".pth"),
+    "official": (".safetensors", ".pth"),
+    "old": (".safetensors", ".pth"),
+    "onnx": (".onnx",),
+}
+
+OTHER_KINDS = {  # a name that gives it away -> what the file holds
+    r"classifier\.6\.": "an image classifier such as VGG19",
+    r"conv0_0\.|linear1\.|conv\d\.weight_orig|classifier\.": "a discriminator",
+    r"body\.1\.weight": "an SRVGGNetCompact network, which has no RRDBs",
+    r"optimizer|schedulers|opt_g": "a training state without the network",
+}
 
 
 class WeightsError(ValueError):
-    """A file that is no generator we can build; the message names the file and the cause."""
+    """Weights that cannot be had, read or written; the message names the file and the cause."""
+
+
+# ------------------------------------------------------------------------------------- file in
+
+
+def load_generator(
+    path_or_name: str | Path, map_location: str = "cpu", scale: int | None = None
+) -> nn.Module:
+    """Build the generator that a file describes, in eval mode and fp32, with `.scale`.
+
+    Layouts: BasicSR and Real-ESRGAN, the official ESRGAN, its older releases, ESRGAN+,
+    aladdinpersson, Lornatang. Features, blocks, growth, channels and scale are found in the file.
+    A `last.pt` of train.py gives its EMA generator. Pickles are read with weights_only: one that
+    would run code is refused.
+
+    Args:
+        path_or_name: a .pth, .pt, .ckpt or .safetensors file, or a name of `PUBLISHED`, which is
+            downloaded into checkpoints/ once.
+        map_location: the device of the result.
+        scale: needed for x3 where no metadata tells it: its tensors are those of x2.
+
+    Raises:
+        WeightsError: no such file, no network, not an ESRGAN generator, or an incomplete one.
+    """
+    return _load(_locate(path_or_name), scale)[0].to(map_location)
+
+
+def init_generator(net: RRDBNet, path: str | Path) -> tuple[list[str], list[str]]:
+    """Start `net` from another generator, of the same network but perhaps at another scale.
+
+    Returns:
+        The tensors of `net` that stay as they were, and those of the file that were not taken.
+
+    Raises:
+        WeightsError: the file is no generator, or of other features, blocks, growth or input.
+    """
+    other = load_generator(path)
+    if differing := _differences(net, other, ignored=("scale",)):
+        raise WeightsError(f"{path} is another network: it has {differing} here")
+    own, given = net.state_dict(), other.state_dict()
+    fresh, unused = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    net.load_state_dict({name: given.get(name, own[name]) for name in own})
+    return fresh, unused
+
+
+def interpolate(psnr_net: RRDBNet, gan_net: RRDBNet, alpha: float) -> RRDBNet:
+    """Network interpolation: (1 - alpha) * PSNR + alpha * GAN for every weight (section 3.4).
+
+    Returns:
+        `gan_net`, with the new weights.
+
+    Raises:
+        WeightsError: the two are not the same network, or alpha is outside [0, 1].
+    """
+    if not 0 <= alpha <= 1:
+        raise WeightsError(f"alpha is {alpha}; it goes from 0, the PSNR network, to 1, the GAN")
+    if differing := _differences(gan_net, psnr_net):
+        raise WeightsError(
+            f"only like networks can be interpolated: the PSNR network has {differing} of the GAN"
+        )
+    other = psnr_net.state_dict()
+    mixed = {name: other[name].lerp(gan, alpha) for name, gan in gan_net.state_dict().items()}
+    gan_net.load_state_dict(mixed)
+    return gan_net
+
+
+def _differences(net: RRDBNet, other: RRDBNet, ignored: tuple[str, ...] = ()) -> str:
+    """What `other` has that `net` has not: "features 32 instead of 64, ..."; empty if nothing."""
+    own, others = (_arguments(each.state_dict(), each.scale) for each in (net, other))
+    return ", ".join(
+        f"{key} {others[key]} instead of {value}"
+        for key, value in own.items()
+        if key not in ignored and value != others[key]
+    )
+
+
+def _load(path: Path, scale: int | None = None) -> tuple[RRDBNet, dict[str, str]]:
+    """The generator in a file, and the file's metadata."""
+    content, metadata = _read(path)
+    state = _rename(path, _unwrap(path, content))
+    told = scale or (3 if metadata.get("scale") == "3" else None)
+    arguments = _arguments(state, told)
+    if scale and arguments["scale"] != scale:
+        raise WeightsError(f"{path} is x{arguments['scale']}, not x{scale}")
+    if arguments["scale"] not in SCALES:
+        raise WeightsError(f"{path} is x{arguments['scale']}, which no network here computes")
+    with torch.device("meta"):  # shapes are compared before a byte is allocated
+        net = RRDBNet(**arguments)
+    expected = net.state_dict()
+    problems = [f"{name} is missing" for name in expected.keys() - state.keys()]
+    problems += [f"{name} is left over" for name in state.keys() - expected.keys()]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    problems += [
+        f"{name} holds {tensor.dtype}, no real numbers"
+        for name, tensor in state.items()
+        if not tensor.is_floating_point()
+    ]
+    if problems:
+        shown = [*sorted(problems)[:8], *(["..."] if len(problems) > 8 else [])]
+        raise WeightsError(
+            f"{path} is no complete RRDBNet ({len(problems)} problems): {'; '.join(shown)}"
+        )
+    weights = {name: state[name].to(torch.float32, copy=True).contiguous() for name in expected}
+    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise WeightsError(f"{path}: {broken[0]} holds numbers that are not finite")
+    net.load_state_dict(weights, assign=True)
+    return net.eval(), metadata
+
+
+def _read(path: Path) -> tuple[dict, dict[str, str]]:
+    """What torch.save or safetensors wrote, whatever the file is called, and its metadata."""
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder; name a file in it")
+    if not path.is_file():
+        names = ", ".join(PUBLISHED)
+        raise WeightsError(f"{path}: no such file. Names that are downloaded: {names}")
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if not start:
+        raise WeightsError(f"{path} is empty; get it again")
+    if start.lstrip().startswith(b"<"):
+        raise WeightsError(f"{path} is a web page, not weights; download the file itself")
+    if start.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{path} only points at the file in Git LFS; run `git lfs pull`")
+    if path.suffix == ".onnx":
+        raise WeightsError(f"{path} is ONNX, which is written but not read; give what it came from")
+    try:
+        if start[8:9] == b"{":
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in a dozen ways, all of them the file's
+        raise WeightsError(f"{path} cannot be read as weights: {_reason(error)}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not a generator's weights")
+    if "ema" in content and "config" in content:  # train.py's last.pt
+        metadata = {key: str(content[key]) for key in ("phase", "step") if key in content}
+        return content["ema"], metadata | {"scale": str(content["config"]["scale"])}
+    metadata = content.get("metadata")
+    return content, metadata if isinstance(metadata, dict) else {}
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "TorchScript" in text:
+        return "it is a TorchScript program, which can carry code; save its state_dict instead"
+    if isinstance(error, pickle.UnpicklingError):
+        code = "GLOBAL" in text  # what torch calls a function that the file wants called
+        return "it asks to run code, which is refused" if code else "torch.save did not write it"
+    cut_short = ("central directory", "incomplete", "truncated", "EOF", "Ran out of input")
+    if isinstance(error, EOFError) or any(sign in text for sign in cut_short):
+        return "it is cut short; get it again"
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _unwrap(path: Path, content: dict) -> dict[str, Tensor]:
+    """The generator's tensors, without the dicts and prefixes that training programs add."""
+    wrapped = next((w for w in WRAPPERS if isinstance(content.get(w), dict)), None)
+    inner = content[wrapped] if wrapped else content
+    if len(inner) == 1 and isinstance(next(iter(inner.values())), dict):
+        inner = next(iter(inner.values()))
+    state = {str(name): value for name, value in inner.items() if name not in COUNTERS}
+    if any(name.startswith(("generator.", "generator_ema.")) for name in state):
+        averaged = any(name.startswith("generator_ema.") for name in state)
+        others = COMPANIONS + (("generator.",) if averaged else ())
+        state = {name: value for name, value in state.items() if not name.startswith(others)}
+    while prefix := _common_prefix(state):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+        state = {name: value for name, value in state.items() if name not in COUNTERS}
+    if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        what = _other_kind(state) or f"{others[0]}, which is no tensor"
+        raise WeightsError(f"{path} is not an ESRGAN generator: it holds {what}")
+    return state
+
+
+def _common_prefix(state: dict[str, Tensor]) -> str | None:
+    shared = (prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in state))
+    return next(shared, None) if state else None
+
+
+def _other_kind(state: dict[str, Tensor]) -> str | None:
+    kinds = (k for sign, k in OTHER_KINDS.items() if any(re.match(sign, name) for name in state))
+    return next(kinds, None)
+
+
+def _rename(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under the names of model.py; names that no layout has stay as they are."""
+    for layout in LAYOUTS.values():
+        blocks, stages = _count(state, layout)
+        theirs = _names(layout, blocks, stages)
+        if blocks and f"{theirs['conv_first']}.weight" in state:
+            ours = {their_name: name for name, their_name in theirs.items()}
+            split = ((name.rpartition("."), tensor) for name, tensor in state.items())
+            return {f"{ours.get(conv, conv)}.{kind}": t for (conv, _, kind), t in split}
+    what = _other_kind(state) or ", ".join([*list(state)[:3], "..."] if state else ["nothing"])
+    raise WeightsError(f"{path} is not an ESRGAN generator: it holds {what}")
+
+
+def _count(state: dict[str, Tensor], layout: Layout) -> tuple[int, int]:
+    """Number of blocks and of upsampling stages."""
+    blocks = stages = 0
+    while layout.dense.format(i=blocks, j=1, k=1, j0=0, k0=0) + ".weight" in state:
+        blocks += 1
+    while layout.conv_up.format(m=stages + 1, m0=stages, m_old=3 * stages + 3) + ".weight" in state:
+        stages += 1
+    return blocks, stages
+
+
+def _names(layout: Layout, blocks: int, stages: int) -> dict[str, str]:
+    """Each convolution's name here -> its name in `layout`."""
+    ours = LAYOUTS["basicsr"]
+    names = {
+        "conv_first": layout.conv_first,
+        "conv_body": layout.conv_body.format(blocks=blocks),
+        "conv_hr": layout.conv_hr.format(hr_old=3 * stages + 2),
+        "conv_last": layout.conv_last.format(last_old=3 * stages + 4),
+    }
+    for m in range(1, stages + 1):
+        names[f"conv_up{m}"] = layout.conv_up.format(m=m, m0=m - 1, m_old=3 * m)
+    for i, j, k in itertools.product(range(blocks), range(1, 4), range(1, 6)):
+        numbers = dict(i=i, j=j, k=k, j0=j - 1, k0=k - 1)
+        names[ours.dense.format(**numbers)] = layout.dense.format(**numbers)
+    if layout is LAYOUTS["old"]:  # the only one that ESRGAN+ is published in
+        for i, j in itertools.product(range(blocks), range(1, 4)):
+            names[f"body.{i}.rdb{j}.conv1x1"] = f"model.1.sub.{i}.RDB{j}.conv1x1"
+    return names
+
+
+def _arguments(state: dict[str, Tensor], scale: int | None) -> dict[str, int]:
+    """RRDBNet's arguments, read off names and shapes; `scale` tells x3 from x2."""
+    first, last = state["conv_first.weight"], state.get("conv_last.weight", torch.empty(3))
+    blocks, stages = _count(state, LAYOUTS["basicsr"])
+    channels, unshuffle = first.shape[1], 1
+    for factor in (2, 4):  # Real-ESRGAN folds pixels into channels where there are so many more
+        if channels == last.shape[0] * factor**2:
+            channels, unshuffle = last.shape[0], factor
+    plain_x3 = scale == 3 and stages == 1 and unshuffle == 1
+    return {
+        "in_channels": channels,
+        "out_channels": last.shape[0],
+        "scale": 3 if plain_x3 else 2**stages // unshuffle,
+        "features": first.shape[0],
+        "blocks": blocks,
+        "growth": state["body.0.rdb1.conv1.weight"].shape[0],
+        "unshuffle": unshuffle,
+        "plus": "body.0.rdb1.conv1x1.weight" in state,
+    }
+
+
+# --------------------------------------------------------------------------- published weights
+
+
+def _locate(path_or_name: str | Path) -> Path:
+    """The file; a published name is downloaded unless it lies in checkpoints/ already."""
+    path = Path(path_or_name)
+    name = str(path_or_name).removesuffix(".pth")
+    if path.exists() or name not in PUBLISHED:
+        return path
+    target = DOWNLOADS / f"{name}.pth"
+    if not target.exists():
+        _download(name, target)
+    return target
+
+
+def _download(name: str, target: Path) -> None:
+    url, sha256 = PUBLISHED[name]
+    remedy = f"Or fetch {url} yourself and put it at {target}"
+    print(f"Downloading {url}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _patience():
+            torch.hub.download_url_to_file(url, str(target), sha256)
+    # torch.hub tells a wrong hash by a RuntimeError; a server that hangs up is a HTTPException.
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        reason = str(error) or type(error).__name__
+        raise WeightsError(f"{name} could not be downloaded ({reason}). {remedy}") from error
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """torch.hub's helper would wait for ever for a server that says nothing."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+# ------------------------------------------------------------------------------------ file out
 
 
 def save_generator(
     net: RRDBNet, path: str | Path, layout: str = "basicsr", metadata: dict | None = None
 ) -> None:
-    """Write a generator's weights, whole or not at all.
+    """Write a generator's weights in their own precision, whole or not at all.
 
     Args:
         net: the network, on any device.
-        path: ends in .safetensors.
-        layout: "basicsr", the names of model.py.
-        metadata: anything JSON can hold; the scale and the network are always added.
+        path: ends in .safetensors or .pth; for "onnx", in .onnx.
+        layout: "basicsr", model.py's names, and in a .pth its key "params"; "official" and "old",
+            what the ESRGAN repository and its first release load; "onnx", a program with dynamic
+            height and width that takes and gives (1, channels, H, W).
+        metadata: anything JSON can hold; the scale and the network are always added. A .pth in
+            the official or old layout has no place for it.
 
     Raises:
-        ValueError: another suffix or layout.
+        ValueError: another suffix or layout, or ESRGAN+ in another than its own, the old one.
+        WeightsError: ONNX without the onnx package.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: generators are saved as .safetensors")
-    if layout != "basicsr":
-        raise ValueError(f"layout is {layout!r}; basicsr is the only one so far")
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in net.state_dict().items()}
-    described = {"network": "RRDBNet", "scale": net.scale} | (metadata or {})
+    if layout not in SUFFIXES:
+        raise ValueError(f"layout is {layout!r}; it can be {', '.join(SUFFIXES)}")
+    if path.suffix not in SUFFIXES[layout]:
+        raise ValueError(f"{path}: {layout} is written to {' or '.join(SUFFIXES[layout])}")
+    arguments = _arguments(net.state_dict(), net.scale)
+    if arguments["plus"] and layout not in ("old", "onnx"):
+        raise ValueError(f"{path}: ESRGAN+ exists in the old layout only; choose old or onnx")
+    described = (metadata or {}) | {"network": "RRDBNet", "scale": net.scale}
     strings = {key: v if isinstance(v, str) else json.dumps(v) for key, v in described.items()}
+    if layout == "onnx":
+        content = _onnx(net, strings)
+    else:
+        names = _names(LAYOUTS[layout], arguments["blocks"], len(net.stages))
+        split = ((name.rpartition("."), tensor) for name, tensor in net.state_dict().items())
+        state = {f"{names[conv]}.{kind}": t.contiguous().cpu() for (conv, _, kind), t in split}
+        if path.suffix == ".safetensors":
+            content = _in_order(safetensors.torch.save(state, strings))
+        else:
+            # BasicSR's own programs look for "params"; the official one for the bare tensors.
+            wrapped = {"params": state, "metadata": strings} if layout == "basicsr" else state
+            buffer = io.BytesIO()
+            torch.save(wrapped, buffer)
+            content = buffer.getvalue()
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_bytes(_in_order(safetensors.torch.save(tensors, strings)))
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -58,100 +480,83 @@ def _in_order(content: bytes) -> bytes:
     return len(encoded).to_bytes(8, "little") + encoded + content[start:]
 
 
-def load_generator(path_or_name: str | Path, map_location: str = "cpu") -> nn.Module:
-    """Build the generator that a file describes, in eval mode, with `.scale`.
-
-    `path_or_name` is the path of a file. Features, blocks, growth and scale are found in it. A
-    `last.pt` of train.py gives its EMA generator. Pickles are read with weights_only: one that
-    would run code is refused.
-
-    Raises:
-        WeightsError: no such file, not weights, not an RRDBNet, or an incomplete one.
-    """
-    path = Path(path_or_name)
-    state, metadata = _read(path)
-    arguments = _describe(path, state, metadata)
-    net = RRDBNet(**arguments)
-    expected = net.state_dict()
-    problems = [f"{name} is missing" for name in expected.keys() - state.keys()]
-    problems += [f"{name} is left over" for name in state.keys() - expected.keys()]
-    problems += [
-        f"{name} has shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    if problems:
-        raise WeightsError(f"{path} is no complete RRDBNet: {'; '.join(sorted(problems))}")
-    net.load_state_dict(state)
-    return net.eval().to(map_location)
-
-
-def init_generator(net: RRDBNet, path: str | Path) -> tuple[list[str], list[str]]:
-    """Start `net` from another generator, of the same network but perhaps at another scale.
-
-    Returns:
-        The tensors of `net` that stay as they were, and those of the file that were not taken.
-
-    Raises:
-        WeightsError: the file is no generator, or of other features, blocks or growth.
-    """
-    given = load_generator(path).state_dict()
-    own = net.state_dict()
-    if differing := [
-        f"{name} {tuple(given[name].shape)}, not {tuple(own[name].shape)}"
-        for name in own.keys() & given.keys()
-        if own[name].shape != given[name].shape
-    ]:
-        raise WeightsError(
-            f"{path} is another network: {min(differing)}. Give its --features, --blocks, --growth"
-        )
-    fresh, unused = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
-    if any(name.startswith("body.") for name in (*fresh, *unused)):
-        blocks = len({name.split(".")[1] for name in given if name.startswith("body.")})
-        raise WeightsError(
-            f"{path} is another network: it has {blocks} blocks. Give --blocks {blocks}"
-        )
-    net.load_state_dict({name: given.get(name, own[name]) for name in own})
-    return fresh, unused
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a .safetensors, .pth, .pt or .ckpt file."""
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file")
+def _onnx(net: RRDBNet, metadata: dict[str, str]) -> bytes:
     try:
-        if path.suffix == ".safetensors":
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-            return safetensors.torch.load_file(path), metadata
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        code = "GLOBAL" in str(error)  # what torch calls a function that the file wants called
-        reason = "it asks to run code, which is refused" if code else "torch.save did not write it"
-        raise WeightsError(f"{path} cannot be read as weights: {reason}") from error
-    except Exception as error:  # a damaged file fails in a dozen ways, all of them the file's
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path} cannot be read as weights: {reason}") from error
-    if not isinstance(loaded, dict):
-        raise WeightsError(f"{path} holds a {type(loaded).__name__}, not a generator's weights")
-    if "ema" in loaded and "config" in loaded:  # train.py's last.pt
-        return loaded["ema"], {"scale": str(loaded["config"]["scale"])}
-    return loaded, {}
+        import onnx  # optional: only whoever converts to ONNX needs it
+    except ImportError:
+        raise WeightsError("writing ONNX needs the onnx package: pip install onnx") from None
+    example = torch.zeros(1, _arguments(net.state_dict(), net.scale)["in_channels"], 32, 48)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # torch 2.6's newer exporter fixes height and width; this one is right from 2.6 to 2.15.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            net,
+            (example.to(net.conv_last.weight),),
+            buffer,
+            input_names=["low_res"],
+            output_names=["high_res"],
+            dynamic_axes={
+                "low_res": {2: "height", 3: "width"},
+                "high_res": {2: "high_height", 3: "high_width"},
+            },
+            opset_version=17,
+            dynamo=False,
+        )
+    model = onnx.load_from_string(buffer.getvalue())
+    onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
+    return model.SerializeToString()
 
 
-def _describe(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, int]:
-    """RRDBNet's arguments, read off the names and shapes of the tensors."""
-    ends = ("conv_first.weight", "conv_last.weight", "body.0.rdb1.conv1.weight")
-    if not all(isinstance(state.get(name), Tensor) and state[name].ndim == 4 for name in ends):
-        raise WeightsError(f"{path} is not an ESRGAN generator in BasicSR's layout: no {ends[0]}")
-    first, last, dense = (state[name] for name in ends)
-    stages = sum(re.fullmatch(r"conv_up\d+\.weight", name) is not None for name in state)
-    return {
-        "in_channels": first.shape[1],
-        "out_channels": last.shape[0],
-        # x2 and x3 have the same tensors: only the metadata tells them apart.
-        "scale": 3 if stages == 1 and metadata.get("scale") == "3" else 2**stages,
-        "features": first.shape[0],
-        "blocks": 1 + max(int(m[1]) for m in map(re.compile(r"body\.(\d+)\.").match, state) if m),
-        "growth": dense.shape[0],
-    }
+# -------------------------------------------------------------------------------- command line
+
+
+def main() -> None:
+    arguments = parse_args()
+    inputs = [Path(_locate(name)) for name in arguments.inputs]
+    if any(path.exists() and path.resolve() == arguments.output.resolve() for path in inputs):
+        raise WeightsError(f"{arguments.output} is an input; choose another name with -o")
+    if not arguments.output.parent.is_dir():
+        raise WeightsError(f"{arguments.output.parent}: no such folder")
+    loaded = [_load(path, arguments.scale) for path in inputs]
+    net, metadata = loaded[-1]
+    metadata |= {"source": " + ".join(path.name for path in inputs)}
+    if arguments.command == "interpolate":
+        interpolate(loaded[0][0], net, arguments.alpha)
+        metadata |= {"alpha": str(arguments.alpha)}
+    if arguments.half:
+        net.half()
+    try:
+        save_generator(net, arguments.output, arguments.to, metadata)
+    except (ValueError, OSError) as error:
+        raise WeightsError(str(error)) from error
+    size = arguments.output.stat().st_size / 2**20
+    print(f"x{net.scale}, {arguments.to}, {size:.1f} MiB: {arguments.output}")
+    if arguments.to != "onnx" and net.scale == 3:
+        print("Other programs cannot tell x3 from x2 by its tensors: name the scale to them.")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="weights.py", description="Convert and interpolate ESRGAN generators."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    convert = commands.add_parser("convert", help="write a generator in another layout")
+    convert.add_argument("inputs", nargs=1, metavar="WEIGHTS", help="a file or a published name")
+    mix = commands.add_parser("interpolate", help="between a PSNR network and a GAN (section 3.4)")
+    mix.add_argument("inputs", nargs=2, metavar=("PSNR", "GAN"), help="files or published names")
+    mix.add_argument("--alpha", type=float, required=True, help="0: PSNR, 1: GAN")
+    for command in (convert, mix):
+        command.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
+        command.add_argument("--to", choices=SUFFIXES, default="basicsr")
+        command.add_argument("--half", action="store_true", help="fp16: half the size")
+        command.add_argument("--scale", type=int, help="3, where the file cannot tell x3 from x2")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except WeightsError as error:
+        print(f"weights.py: {error}", file=sys.stderr)
+        sys.exit(2)
