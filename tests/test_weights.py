@@ -60,11 +60,13 @@ def test_pth_and_training_checkpoints_load(tmp_path):
     assert torch.equal(loaded.conv_last.weight, net.conv_last.weight)
 
 
-def test_only_one_kind_of_file_is_written(tmp_path):
-    with pytest.raises(ValueError, match=r"\.safetensors"):
-        save_generator(small(), tmp_path / "net.pth")
-    with pytest.raises(ValueError, match="layout"):
-        save_generator(small(), tmp_path / "net.safetensors", layout="old")
+def test_other_layouts_and_suffixes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"\.safetensors or \.pth"):
+        save_generator(small(), tmp_path / "net.ckpt")
+    with pytest.raises(ValueError, match=r"\.onnx"):
+        save_generator(small(), tmp_path / "net.pth", layout="onnx")
+    with pytest.raises(ValueError, match="basicsr, official, old, onnx"):
+        save_generator(small(), tmp_path / "net.safetensors", layout="new")
 
 
 def bad_states():
