@@ -103,6 +103,7 @@ class RRDBNet(nn.Module):
         super().__init__()
         if scale not in SCALES:
             raise ValueError(f"scale is {scale}; RRDBNet knows {', '.join(map(str, SCALES))}")
+        self.in_channels = in_channels
         self.scale = scale
         self.unshuffle = unshuffle
         self.recompute = False  # blocks run again in the backward pass: less memory, more time

@@ -434,7 +434,7 @@ def keep_generator(run: Run, ema: RRDBNet, scores: dict, progress: dict) -> None
 
 def made_by(config: Config, name: str, step: int) -> dict:
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in OUTSIDE_WEIGHTS}
-    return dict(phase=name, step=step, config=settings)
+    return dict(source="train.py", phase=name, step=step, config=settings)
 
 
 def check_faults(run: Run, faults: Faults, progress: dict) -> None:

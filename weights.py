@@ -10,6 +10,7 @@ Inside this project weights have BasicSR's layout, which is model.py's.
 """
 
 import argparse
+import copy
 import http.client
 import io
 import itertools
@@ -161,7 +162,7 @@ def init_generator(net: RRDBNet, path: str | Path) -> tuple[list[str], list[str]
     """
     other = load_generator(path)
     if differing := _differences(net, other, ignored=("scale",)):
-        raise WeightsError(f"{path} is another network: it has {differing} here")
+        raise WeightsError(f"{path} is another network: it has {differing}; set the same here")
     own, given = net.state_dict(), other.state_dict()
     fresh, unused = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
     net.load_state_dict({name: given.get(name, own[name]) for name in own})
@@ -172,7 +173,7 @@ def interpolate(psnr_net: RRDBNet, gan_net: RRDBNet, alpha: float) -> RRDBNet:
     """Network interpolation: (1 - alpha) * PSNR + alpha * GAN for every weight (section 3.4).
 
     Returns:
-        `gan_net`, with the new weights.
+        A new network; the two stay as they are.
 
     Raises:
         WeightsError: the two are not the same network, or alpha is outside [0, 1].
@@ -181,19 +182,19 @@ def interpolate(psnr_net: RRDBNet, gan_net: RRDBNet, alpha: float) -> RRDBNet:
         raise WeightsError(f"alpha is {alpha}; it goes from 0, the PSNR network, to 1, the GAN")
     if differing := _differences(gan_net, psnr_net):
         raise WeightsError(
-            f"only like networks can be interpolated: the PSNR network has {differing} of the GAN"
+            f"only like networks can be interpolated: the PSNR network has {differing}"
         )
-    other = psnr_net.state_dict()
-    mixed = {name: other[name].lerp(gan, alpha) for name, gan in gan_net.state_dict().items()}
-    gan_net.load_state_dict(mixed)
-    return gan_net
+    mixed = copy.deepcopy(psnr_net)
+    for weight, gan_weight in zip(mixed.parameters(), gan_net.parameters(), strict=True):
+        weight.data.lerp_(gan_weight.data, alpha)
+    return mixed
 
 
 def _differences(net: RRDBNet, other: RRDBNet, ignored: tuple[str, ...] = ()) -> str:
-    """What `other` has that `net` has not: "features 32 instead of 64, ..."; empty if nothing."""
+    """What `other` has that `net` has not: "features 32, not 64, ..."; empty if nothing."""
     own, others = (_arguments(each.state_dict(), each.scale) for each in (net, other))
-    return ", ".join(
-        f"{key} {others[key]} instead of {value}"
+    return " and ".join(
+        f"{key} {others[key]}, not {value}"
         for key, value in own.items()
         if key not in ignored and value != others[key]
     )
@@ -203,6 +204,9 @@ def _load(path: Path, scale: int | None = None) -> tuple[RRDBNet, dict[str, str]
     """The generator in a file, and the file's metadata."""
     content, metadata = _read(path)
     state = _rename(path, _unwrap(path, content))
+    for name in ("conv_first.weight", "body.0.rdb1.conv1.weight", "conv_last.weight"):
+        if name not in state or state[name].ndim != 4:
+            raise WeightsError(f"{path} is no complete RRDBNet: {name} is missing or no kernel")
     told = scale or (3 if metadata.get("scale") == "3" else None)
     arguments = _arguments(state, told)
     if scale and arguments["scale"] != scale:
@@ -220,16 +224,21 @@ def _load(path: Path, scale: int | None = None) -> tuple[RRDBNet, dict[str, str]
         if name in state and state[name].shape != tensor.shape
     ]
     problems += [
-        f"{name} holds {tensor.dtype}, no real numbers"
+        f"{name} holds {tensor.dtype} ({tensor.layout}), no plain real numbers"
         for name, tensor in state.items()
-        if not tensor.is_floating_point()
+        if not (
+            tensor.is_floating_point() and tensor.layout is torch.strided and not tensor.is_meta
+        )
     ]
     if problems:
         shown = [*sorted(problems)[:8], *(["..."] if len(problems) > 8 else [])]
         raise WeightsError(
             f"{path} is no complete RRDBNet ({len(problems)} problems): {'; '.join(shown)}"
         )
-    weights = {name: state[name].to(torch.float32, copy=True).contiguous() for name in expected}
+    try:
+        weights = {name: state[name].to(torch.float32, copy=True).contiguous() for name in expected}
+    except RuntimeError as error:
+        raise WeightsError(f"{path} does not fit in memory ({_reason(error)})") from error
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise WeightsError(f"{path}: {broken[0]} holds numbers that are not finite")
     net.load_state_dict(weights, assign=True)
@@ -263,11 +272,14 @@ def _read(path: Path) -> tuple[dict, dict[str, str]]:
         raise WeightsError(f"{path} cannot be read as weights: {_reason(error)}") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a generator's weights")
-    if "ema" in content and "config" in content:  # train.py's last.pt
-        metadata = {key: str(content[key]) for key in ("phase", "step") if key in content}
-        return content["ema"], metadata | {"scale": str(content["config"]["scale"])}
-    metadata = content.get("metadata")
-    return content, metadata if isinstance(metadata, dict) else {}
+    ema, config = content.get("ema"), content.get("config")
+    if isinstance(ema, dict) and isinstance(config, dict):  # train.py's last.pt
+        told = {key: content[key] for key in ("phase", "step") if key in content}
+        content, metadata = ema, told | {"scale": config.get("scale")}
+    else:
+        metadata = content.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    return content, {str(key): str(value) for key, value in metadata.items()}
 
 
 def _reason(error: Exception) -> str:
@@ -275,8 +287,9 @@ def _reason(error: Exception) -> str:
     if "TorchScript" in text:
         return "it is a TorchScript program, which can carry code; save its state_dict instead"
     if isinstance(error, pickle.UnpicklingError):
-        code = "GLOBAL" in text  # what torch calls a function that the file wants called
-        return "it asks to run code, which is refused" if code else "torch.save did not write it"
+        wanted = re.search(r"GLOBAL (\S+)", text)  # a function or class that the file wants called
+        code = f"it asks to run code ({wanted[1]}), which is refused" if wanted else None
+        return code or "torch.save did not write it"
     cut_short = ("central directory", "incomplete", "truncated", "EOF", "Ran out of input")
     if isinstance(error, EOFError) or any(sign in text for sign in cut_short):
         return "it is cut short; get it again"
@@ -321,7 +334,10 @@ def _rename(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
         if blocks and f"{theirs['conv_first']}.weight" in state:
             ours = {their_name: name for name, their_name in theirs.items()}
             split = ((name.rpartition("."), tensor) for name, tensor in state.items())
-            return {f"{ours.get(conv, conv)}.{kind}": t for (conv, _, kind), t in split}
+            renamed = {f"{ours.get(conv, conv)}.{kind}": t for (conv, _, kind), t in split}
+            if len(renamed) < len(state):
+                raise WeightsError(f"{path} mixes the names of two layouts; save one of the two")
+            return renamed
     what = _other_kind(state) or ", ".join([*list(state)[:3], "..."] if state else ["nothing"])
     raise WeightsError(f"{path} is not an ESRGAN generator: it holds {what}")
 
@@ -358,18 +374,19 @@ def _names(layout: Layout, blocks: int, stages: int) -> dict[str, str]:
 
 def _arguments(state: dict[str, Tensor], scale: int | None) -> dict[str, int]:
     """RRDBNet's arguments, read off names and shapes; `scale` tells x3 from x2."""
-    first, last = state["conv_first.weight"], state.get("conv_last.weight", torch.empty(3))
+    features, channels = state["conv_first.weight"].shape[:2]
+    out_channels = state["conv_last.weight"].shape[0]
     blocks, stages = _count(state, LAYOUTS["basicsr"])
-    channels, unshuffle = first.shape[1], 1
+    unshuffle = 1
     for factor in (2, 4):  # Real-ESRGAN folds pixels into channels where there are so many more
-        if channels == last.shape[0] * factor**2:
-            channels, unshuffle = last.shape[0], factor
+        if channels == out_channels * factor**2:
+            channels, unshuffle = out_channels, factor
     plain_x3 = scale == 3 and stages == 1 and unshuffle == 1
     return {
         "in_channels": channels,
-        "out_channels": last.shape[0],
+        "out_channels": out_channels,
         "scale": 3 if plain_x3 else 2**stages // unshuffle,
-        "features": first.shape[0],
+        "features": features,
         "blocks": blocks,
         "growth": state["body.0.rdb1.conv1.weight"].shape[0],
         "unshuffle": unshuffle,
@@ -485,7 +502,7 @@ def _onnx(net: RRDBNet, metadata: dict[str, str]) -> bytes:
         import onnx  # optional: only whoever converts to ONNX needs it
     except ImportError:
         raise WeightsError("writing ONNX needs the onnx package: pip install onnx") from None
-    example = torch.zeros(1, _arguments(net.state_dict(), net.scale)["in_channels"], 32, 48)
+    example = torch.zeros(1, net.in_channels, 32, 48)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # torch 2.6's newer exporter fixes height and width; this one is right from 2.6 to 2.15.
