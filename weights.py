@@ -21,6 +21,7 @@ import re
 import socket
 import sys
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -267,7 +268,10 @@ def _read(path: Path) -> tuple[dict, dict[str, str]]:
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if start.startswith(b"PK") and not zipfile.is_zipfile(path):
+            raise EOFError  # torch would take what is left of its zip file for another format
+        with open(path, "rb") as file:  # given the path, newer torch goes by the suffix
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in a dozen ways, all of them the file's
         raise WeightsError(f"{path} cannot be read as weights: {_reason(error)}") from error
     if not isinstance(content, dict):
@@ -290,7 +294,15 @@ def _reason(error: Exception) -> str:
         wanted = re.search(r"GLOBAL (\S+)", text)  # a function or class that the file wants called
         code = f"it asks to run code ({wanted[1]}), which is refused" if wanted else None
         return code or "torch.save did not write it"
-    cut_short = ("central directory", "incomplete", "truncated", "EOF", "Ran out of input")
+    if "legacy .tar" in text:
+        return "torch.save has not written such files since 2017"
+    cut_short = (
+        "central directory",
+        "incomplete",
+        "invalid header",
+        "truncated",
+        "Ran out of input",
+    )
     if isinstance(error, EOFError) or any(sign in text for sign in cut_short):
         return "it is cut short; get it again"
     return text.splitlines()[0] if text else type(error).__name__

@@ -482,7 +482,11 @@ def test_a_run_starts_from_a_file_and_lists_what_does_not_fit(workplace, monkeyp
 
 @pytest.mark.parametrize(
     "network, words",
-    [(dict(features=8), "--features"), (dict(growth=8), "--growth"), (dict(blocks=2), "2 blocks")],
+    [
+        (dict(features=8), "features 8, not 4"),
+        (dict(growth=8), "growth 8, not 4"),
+        (dict(blocks=2), "blocks 2, not 1"),
+    ],
 )
 def test_starting_from_another_network_is_refused(network, words, workplace, monkeypatch):
     save_generator(RRDBNet(**(dict(features=4, blocks=1, growth=4) | network)), "g.safetensors")

@@ -38,7 +38,8 @@ AROUND = {  # first, trunk, the upsamplings', then the last two; of 2 blocks and
     },
     "official": "conv_first trunk_conv upconv1 upconv2 upconv3 HRconv conv_last",
     "basicsr": "conv_first conv_body conv_up1 conv_up2 conv_up3 conv_hr conv_last",
-    "aladdinpersson": "initial conv upsamples.0.conv upsamples.1.conv upsamples.2.conv final.0 final.2",
+    "aladdinpersson": "initial conv "
+    "upsamples.0.conv upsamples.1.conv upsamples.2.conv final.0 final.2",
     "lornatang": "conv1 conv2 upsampling1.0 upsampling2.0 upsampling3.0 conv3.0 conv4",
 }
 STAGES = {1: 0, 2: 1, 3: 1, 4: 2, 8: 3}
@@ -75,6 +76,11 @@ def assert_equal_output(ours, theirs, size=(13, 18), channels=3, atol=1e-5):
     expected = theirs(image)
     assert expected.std() > 1e-3  # an image, not a constant that any network would give
     torch.testing.assert_close(ours(image), expected, rtol=0, atol=atol)
+
+
+def assert_equal_weights(ours, theirs, tolerance=0.0):
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 def small(**arguments):
@@ -266,9 +272,7 @@ def test_round_trip_with_metadata(scale, growth, tmp_path):
         save_generator(net, tmp_path / name, layout, {"phase": "psnr", "step": 3})
         loaded = load_generator(tmp_path / name)
         assert loaded.scale == scale and not loaded.training
-        assert all(
-            torch.equal(a, b) for a, b in zip(loaded.parameters(), net.parameters(), strict=True)
-        )
+        assert_equal_weights(loaded, net)
     with safetensors.safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert file.metadata() == {
             "network": "RRDBNet",
@@ -469,8 +473,6 @@ def bad_files(folder):
     safetensors.torch.save_file(small().state_dict(), folder / "safe")
     torch.jit.save(torch.jit.trace(small(), torch.zeros(1, 3, 8, 8)), folder / "script")
     whole, safe = (folder / "whole").read_bytes(), (folder / "safe").read_bytes()
-    flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 1
     return {
         "nothing": (b"", "is empty"),
         "web page": (b"\n<!DOCTYPE html><html>not found</html>", "is a web page"),
@@ -479,10 +481,10 @@ def bad_files(folder):
         "cut at the end": (whole[:-100], "cut short"),
         "cut safetensors": (safe[: len(safe) // 2], "cut short"),
         "cut header": (safe[:100], "cut short"),
-        "a bit flipped": (bytes(flipped), "cannot be read as weights"),
+        "a hole": (whole[:200] + bytes(9000) + whole[9200:], "cannot be read as weights"),
+        "an old .tar": (bytes(1024), "since 2017"),
         "picture": (b"\x89PNG\r\n\x1a\n" + bytes(500), "torch.save did not write it"),
-        "text": (b"weights", "cannot be read as weights"),
-        "zeros": (bytes(1000), "cannot be read as weights"),
+        "text": (b"weights", "torch.save did not write it"),
         "TorchScript": ((folder / "script").read_bytes(), "is a TorchScript program"),
     }
 
@@ -491,7 +493,7 @@ def bad_files(folder):
     "kind",
     [
         *("nothing", "web page", "LFS", "cut", "cut at the end", "cut safetensors", "cut header"),
-        *("a bit flipped", "picture", "text", "zeros", "TorchScript"),
+        *("a hole", "an old .tar", "picture", "text", "TorchScript"),
     ],
 )
 @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
@@ -505,7 +507,7 @@ def test_unreadable_files_are_named(kind, name, tmp_path):
 
 
 def test_what_is_no_file_is_named(tmp_path):
-    with pytest.raises(WeightsError, match="net.pth: no such file.*RealESRGAN_x4plus"):
+    with pytest.raises(WeightsError, match=r"net.pth: no such file.*RealESRGAN_x4plus"):
         load_generator(tmp_path / "net.pth")
     with pytest.raises(WeightsError, match="is a folder"):
         load_generator(tmp_path)
@@ -543,9 +545,7 @@ def test_interpolation_is_the_paper_s_formula_for_every_weight():
             torch.testing.assert_close(mixed[name].double(), exact, rtol=1e-6, atol=1e-7)
     ends = interpolate(psnr_net, gan_net, 0), interpolate(psnr_net, gan_net, 1)
     for end, net in zip(ends, two_networks(), strict=True):  # both are as they were
-        assert all(
-            torch.equal(a, b) for a, b in zip(end.parameters(), net.parameters(), strict=True)
-        )
+        assert_equal_weights(end, net)
 
 
 def test_only_like_networks_are_interpolated():
@@ -555,7 +555,7 @@ def test_only_like_networks_are_interpolated():
         interpolate(small(features=8, blocks=1), small(), 0.5)
     with pytest.raises(WeightsError, match="scale 2, not 3"):
         interpolate(small(scale=2), small(scale=3), 0.5)
-    with pytest.raises(WeightsError, match="alpha is 1.5"):
+    with pytest.raises(WeightsError, match=r"alpha is 1\.5"):
         interpolate(small(), small(), 1.5)
 
 
@@ -604,7 +604,7 @@ def test_interpolate_files_of_two_layouts(tmp_path, monkeypatch):
     save_generator(psnr_net, psnr, "old")
     save_generator(gan_net, gan, "official", {"phase": "gan"})
     run(monkeypatch, "interpolate", psnr, gan, "--alpha", "0.8", "-o", out)
-    assert_equal_output(load_generator(out), interpolate(psnr_net, gan_net, 0.8), atol=0)
+    assert_equal_weights(load_generator(out), interpolate(psnr_net, gan_net, 0.8), 1e-6)
     with safetensors.safe_open(out, "pt") as file:
         assert file.metadata()["source"] == "psnr.pth + gan.safetensors"
         assert file.metadata()["alpha"] == "0.8"
