@@ -4,6 +4,8 @@
     python test.py PHOTO.jpg -o out --weights checkpoints/demo/psnr.safetensors
     python test.py Set5/LR_bicubic/X4 --hr Set5/HR  a table of PSNR and SSIM beside bicubic's
     python test.py PHOTOS --compare                 also pictures side by side with bicubic
+    python test.py PHOTOS --weights gan.safetensors --interpolate psnr.safetensors --alpha 0 0.5 1
+                                                    only strips: from the PSNR network to the GAN
 
 Exit status: 0 all upscaled, 1 some failed (the rest is done), 2 wrong usage.
 """
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from imaging import (
@@ -35,11 +37,15 @@ from imaging import (
     upscale,
     write_image,
 )
+from model import RRDBNet
 from utils import DeviceError, autocast, choose_device, choose_precision, place
-from weights import WeightsError, load_generator
+from weights import WeightsError, interpolate, load_generator
 
 RUNS = Path("checkpoints")
 COMPARED_SIDE = 1024  # --compare shows so many pixels around the centre of larger results
+ALPHAS = (0, 0.2, 0.4, 0.6, 0.8, 1)  # of --interpolate
+INTERPOLATED_SIDE = 512  # --interpolate shows so many pixels around the centre of larger results
+CONTEXT = 32  # input pixels around what it shows, so that the networks see no border there
 SMALLEST_TILE = 64  # twice the overlap of neighbouring tiles
 
 
@@ -57,15 +63,27 @@ class Job:
     high_res: Path | None  # what the result is scored against
 
 
+class PerChannel(nn.Module):
+    """A network for grayscale images, which is given each colour as one."""
+
+    def __init__(self, net: RRDBNet):
+        super().__init__()
+        self.net = net
+        self.scale = net.scale
+
+    def forward(self, low_res: Tensor) -> Tensor:
+        """(1, 3, H, W) to (1, 3, scale * H, scale * W)."""
+        return self.net(low_res.transpose(0, 1)).transpose(0, 1)
+
+
 def main() -> int:
     arguments = parse_args()
-    jobs = plan(arguments.input, arguments.output, arguments.hr, arguments.compare)
+    jobs = plan(arguments)
     device = choose_device(arguments.device)
     dtype = choose_precision(arguments.precision, device)
     weights = arguments.weights or newest_generator()
-    net = place(load_generator(weights), device)
-    if net.conv_first.in_channels != 3:
-        raise UsageError(f"{weights} takes {net.conv_first.in_channels} channels; images have 3")
+    nets = load(weights, arguments, device)
+    net = next(iter(nets.values()))
     tile = arguments.tile
     if tile is None:
         tile = 512 if device.type == "cuda" else 256
@@ -78,7 +96,10 @@ def main() -> int:
         bar.set_postfix_str(job.source.name)
         try:
             with autocast(device, dtype):
-                result, score = run(job, net, tile)
+                if arguments.interpolate:
+                    result, score = run_strip(job, nets, tile), {}
+                else:
+                    result, score = run(job, net, tile)
         # One file that cannot be read, does not fit in memory or cannot be written stops no other.
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             failures.append(explain(job, error))
@@ -89,7 +110,7 @@ def main() -> int:
             scores.append({"image": job.target.relative_to(arguments.output).as_posix()} | score)
     seconds = time.perf_counter() - began
 
-    if arguments.hr:
+    if arguments.hr and not arguments.interpolate:
         try:
             report(scores, arguments.output / "metrics.csv", net.scale)
         except OSError as error:
@@ -106,6 +127,23 @@ def main() -> int:
     return 1 if failures else 0
 
 
+def load(
+    weights: str | Path, arguments: argparse.Namespace, device: torch.device
+) -> dict[str, nn.Module]:
+    """The network, or those between two networks, by their labels in a strip."""
+    net = load_generator(weights, scale=arguments.scale)
+    nets = {"ours": net}
+    if arguments.interpolate:
+        psnr_net = load_generator(arguments.interpolate, scale=arguments.scale)
+        alphas = arguments.alpha or ALPHAS
+        nets = {f"alpha {alpha:g}": interpolate(psnr_net, net, alpha) for alpha in alphas}
+    if net.in_channels not in (1, 3):
+        raise UsageError(f"{weights} takes {net.in_channels} channels; images have 3")
+    if net.in_channels == 1:
+        nets = {label: PerChannel(net) for label, net in nets.items()}
+    return {label: place(net, device) for label, net in nets.items()}
+
+
 def run(job: Job, net: nn.Module, tile: int) -> tuple[np.ndarray, dict[str, float]]:
     """Upscale, write, compare; returns the result and its scores (none without an HR image)."""
     image = read_image(job.source)
@@ -115,7 +153,8 @@ def run(job: Job, net: nn.Module, tile: int) -> tuple[np.ndarray, dict[str, floa
         return result, {}
     pictures, score = {"bicubic": imresize(image, net.scale), "ours": result}, {}
     if job.high_res:
-        pictures["HR"] = high_res = read_high_res(job.high_res, result, net.scale)
+        size = result.shape[:2]
+        pictures["HR"] = high_res = read_high_res(job.high_res, size, net.scale)
         for prefix, candidate in (("", result), ("bicubic_", pictures["bicubic"])):
             for suffix, luma in (("_y", True), ("_rgb", False)):
                 score[f"{prefix}psnr{suffix}"] = psnr(candidate, high_res, net.scale, luma)
@@ -126,10 +165,26 @@ def run(job: Job, net: nn.Module, tile: int) -> tuple[np.ndarray, dict[str, floa
     return result, score
 
 
-def read_high_res(path: Path, result: np.ndarray, scale: int) -> np.ndarray:
+def run_strip(job: Job, nets: dict[str, nn.Module], tile: int) -> np.ndarray:
+    """Write what each network makes of the centre of an image, side by side; returns the strip."""
+    image, scale = read_image(job.source), next(iter(nets.values())).scale
+    side = INTERPOLATED_SIDE // scale + 2 * CONTEXT
+    top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
+    shown = image[top : top + side, left : left + side]
+    pictures = {label: upscale(net, shown, tile) for label, net in nets.items()}
+    if job.high_res:
+        size = (image.shape[0] * scale, image.shape[1] * scale)
+        high_res = read_high_res(job.high_res, size, scale)[top * scale :, left * scale :]
+        pictures["HR"] = high_res[: shown.shape[0] * scale, : shown.shape[1] * scale]
+    strip = labelled_strip(pictures, INTERPOLATED_SIDE)
+    write_image(strip, job.target)
+    return strip
+
+
+def read_high_res(path: Path, size: tuple[int, int], scale: int) -> np.ndarray:
     """An HR image, less the pixels at the right and the bottom that make no whole LR pixel."""
     high_res = read_image(path)
-    height, width = result.shape[:2]
+    height, width = size
     surplus = (high_res.shape[0] - height, high_res.shape[1] - width)
     if not all(0 <= side < scale for side in surplus):
         raise ImageError(
@@ -148,8 +203,13 @@ def explain(job: Job, error: Exception) -> str:
 # --------------------------------------------------------------------------------------- planning
 
 
-def plan(source: Path, output: Path, hr: Path | None, compare: bool) -> list[Job]:
+def plan(arguments: argparse.Namespace) -> list[Job]:
     """What is read from where and written to where, all of it checked before any work."""
+    source, output, hr = arguments.input, arguments.output, arguments.hr
+    if arguments.interpolate and arguments.compare:
+        raise UsageError("--interpolate writes strips of its own; leave --compare out")
+    if arguments.alpha and not arguments.interpolate:
+        raise UsageError("--alpha needs --interpolate PSNR_WEIGHTS beside --weights GAN_WEIGHTS")
     if source.is_dir():
         # Results of an earlier call inside the input folder are no input.
         results = output.resolve() if output.resolve() != source.resolve() else None
@@ -167,8 +227,9 @@ def plan(source: Path, output: Path, hr: Path | None, compare: bool) -> list[Job
     jobs = []
     for path in paths:
         name = path.relative_to(root).with_suffix(".png")
-        comparison = output / "compare" / name if compare else None
-        jobs.append(Job(path, output / name, comparison, partner(name, hr)))
+        target = output / "interpolated" / name if arguments.interpolate else output / name
+        comparison = output / "compare" / name if arguments.compare else None
+        jobs.append(Job(path, target, comparison, partner(name, hr)))
     refuse_overwriting(jobs)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -258,7 +319,25 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("input", type=Path, help="an image, or a folder that is searched in depth")
     parser.add_argument("-o", "--output", type=Path, default=Path("results"))
     parser.add_argument(
-        "--weights", metavar="FILE", help="a generator; default: the one that train.py wrote last"
+        "--weights",
+        metavar="FILE|NAME",
+        help="a generator's file, or a published name such as RealESRGAN_x4plus, which is "
+        "downloaded; default: the one that train.py wrote last",
+    )
+    parser.add_argument(
+        "--scale", type=int, help="3, for weights whose file cannot tell x3 from x2"
+    )
+    parser.add_argument(
+        "--interpolate",
+        metavar="FILE|NAME",
+        help="a PSNR network: write strips of the networks between it and the GAN in --weights",
+    )
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        nargs="+",
+        help="with --interpolate, where between the two: 0 is the PSNR network, 1 the GAN; "
+        f"default: {' '.join(map(str, ALPHAS))}",
     )
     parser.add_argument(
         "--tile",

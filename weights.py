@@ -551,7 +551,7 @@ def main() -> None:
     net, metadata = loaded[-1]
     metadata |= {"source": " + ".join(path.name for path in inputs)}
     if arguments.command == "interpolate":
-        interpolate(loaded[0][0], net, arguments.alpha)
+        net = interpolate(loaded[0][0], net, arguments.alpha)
         metadata |= {"alpha": str(arguments.alpha)}
     if arguments.half:
         net.half()

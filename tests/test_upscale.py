@@ -177,6 +177,65 @@ def test_compare_writes_pictures_side_by_side(workplace, monkeypatch):
     assert strip.shape[1] >= 3 * result.shape[1]
 
 
+def test_interpolate_writes_strips_from_the_psnr_network_to_the_gan(workplace, net, monkeypatch):
+    psnr_net = RRDBNet(scale=2, features=4, blocks=1, growth=4).eval()
+    save_generator(psnr_net, "psnr.pth", "official")
+    write_image(imresize(read_image("photos/a.png"), 2), workplace / "hr/a.png")
+    gan = "checkpoints/mine/gan.safetensors"
+    between = ("photos", "--weights", gan, "--interpolate", "psnr.pth")
+    assert run(monkeypatch, *between, "--alpha", "0", "0.5", "1", "--hr", "hr") == 0
+    written = sorted(path.as_posix() for path in Path("results").rglob("*.*"))
+    assert written == [f"results/interpolated/{name}.png" for name in ("a", "b", "c", "sub/d")]
+
+    half = RRDBNet(scale=2, features=4, blocks=1, growth=4).eval()
+    for weight, a, b in zip(*(n.parameters() for n in (half, psnr_net, net)), strict=True):
+        weight.data = (a.data + b.data) / 2
+    shown = [upscaled(each, "photos/a.png") for each in (psnr_net, half, net)]
+    shown.append(read_image("hr/a.png"))
+    strip, width = read_image("results/interpolated/a.png"), shown[0].shape[1]
+    cells = np.split(np.pad(strip[-shown[0].shape[0] :], ((0, 0), (0, 4), (0, 0))), 4, axis=1)
+    for cell, picture in zip(cells, shown, strict=True):
+        assert np.abs(cell[:, :width].astype(int) - picture).max() <= 1
+
+
+def test_strips_show_the_centre_of_large_images(workplace, net, monkeypatch, random_image):
+    large = imresize(random_image(53, 70), 8)
+    write_image(large, workplace / "large/x.png")
+    write_image(imresize(large, 2), workplace / "hr/x.png")
+    gan = "checkpoints/mine/gan.safetensors"
+    between = ("large", "--weights", gan, "--interpolate", gan, "--alpha", "1", "--hr", "hr")
+    assert run(monkeypatch, *between) == 0
+    strip, side = read_image("results/interpolated/x.png"), command.INTERPOLATED_SIDE
+    assert strip.shape[1] == 2 * side + 4
+    top, left = (2 * 424 - side) // 2, (2 * 560 - side) // 2
+    for cell, whole in (
+        (strip[-side:, :side], upscaled(net, "large/x.png")),
+        (strip[-side:, -side:], read_image("hr/x.png")),
+    ):
+        expected = whole[top : top + side, left : left + side]
+        assert np.abs(cell.astype(int) - expected).max() <= 1
+
+
+def test_a_grayscale_network_gets_each_colour_as_an_image(workplace, monkeypatch):
+    gray = RRDBNet(in_channels=1, out_channels=1, scale=2, features=4, blocks=1, growth=4).eval()
+    save_generator(gray, "gray.pth")
+    assert run(monkeypatch, "photos/a.png", "--weights", "gray.pth") == 0
+    planes = to_tensor(read_image("photos/a.png"))[0][:, None]
+    with torch.no_grad():
+        expected = to_image(torch.cat([gray(plane[None]) for plane in planes], 1)[0])
+    assert np.array_equal(read_image("results/a.png"), expected)
+
+
+def test_a_network_that_folds_pixels_and_one_of_x3(workplace, monkeypatch):
+    save_generator(RRDBNet(scale=2, features=4, blocks=1, growth=4, unshuffle=2), "folds.pth")
+    assert run(monkeypatch, "photos/a.png", "--weights", "folds.pth", "--tile", "0") == 0
+    height, width = read_image("photos/a.png").shape[:2]
+    assert read_image("results/a.png").shape == (2 * height, 2 * width, 3)
+    save_generator(RRDBNet(scale=3, features=4, blocks=1, growth=4), "x3.pth", "old")
+    assert run(monkeypatch, "photos/a.png", "--weights", "x3.pth", "--scale", "3") == 0
+    assert read_image("results/a.png").shape == (3 * height, 3 * width, 3)
+
+
 def test_tiles_give_the_same_picture(workplace, monkeypatch, random_image):
     smooth = imresize(random_image(20, 30), 8)
     write_image(smooth, workplace / "large" / "x.png")
@@ -200,11 +259,28 @@ def test_tiles_give_the_same_picture(workplace, monkeypatch, random_image):
             ["photos", "--weights", "photos/a.png"],
             "photos/a.png cannot be read as weights: torch.save did not",
         ),
+        (
+            [
+                "photos",
+                "--weights",
+                "other.pth",
+                "--interpolate",
+                "checkpoints/mine/gan.safetensors",
+            ],
+            "the PSNR network has features 4, not 8",
+        ),
+        (["photos", "--interpolate", "other.pth", "--alpha", "2"], "alpha is 2"),
+        (["photos", "--interpolate", "other.pth", "--compare"], "leave --compare out"),
+        (["photos", "--alpha", "0.5"], "--alpha needs --interpolate"),
+        (["photos", "--weights", "rgba.pth"], "rgba.pth takes 4 channels"),
+        (["photos", "--scale", "4", "--weights", "other.pth"], "other.pth is x2, not x4"),
     ],
 )
 def test_wrong_usage_is_refused_before_any_work(args, message, workplace, monkeypatch):
     Path("empty").mkdir()
     Path("file").write_text("in the way")
+    save_generator(RRDBNet(scale=2, features=8, blocks=1, growth=4), "other.pth")
+    save_generator(RRDBNet(in_channels=4, features=8, blocks=1, growth=4), "rgba.pth")
     Path("twins").mkdir()
     for name in ("a.png", "a.bmp"):
         write_image(read_image("photos/a.png"), Path("twins") / name)
