@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 
+import onnxruntime
 import pytest
 import safetensors.torch
 import spandrel
@@ -340,7 +341,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     ids=str,
 )
 def test_onnxruntime_computes_the_same_at_any_size(arguments, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
     half = arguments.pop("half", False)
     net, path = small(**arguments), tmp_path / "net.onnx"
     net.half() if half else net.float()
