@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.utils import download_url, extract_archive
 from tqdm import tqdm
 
-from imaging import ImageError, find_images, imresize, read_image
+from imaging import imresize
+from pictures import ImageError, find_images, read_image
 
 PACK_FORMAT = 1  # counts up when the layout of a pack changes, so that old ones are rebuilt
 

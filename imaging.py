@@ -1,75 +1,15 @@
-"""Pixels in, pixels out: image files, MATLAB's resize, PSNR and SSIM, tiled upscaling, strips.
+"""Pixels in, pixels out: MATLAB's resize, PSNR and SSIM, tiled upscaling, labelled strips.
 
-An image is a uint8 array, (H, W, 3) in RGB, unless a docstring says otherwise.
+An image is a uint8 or uint16 array, (H, W, 3) in RGB, unless a docstring says otherwise.
 """
 
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from tqdm import tqdm
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-
-
-class ImageError(ValueError):
-    """An image file that cannot be read; the message names the file and the cause."""
-
-
-# ---------------------------------------------------------------------------------- image files
-
-
-def find_images(folder: str | Path) -> list[Path]:
-    """Every image below `folder`, in depth, in an order that is the same on every system."""
-    found, visited = [], set()
-    for root, dirs, files in os.walk(folder, followlinks=True):
-        if os.path.realpath(root) in visited:  # a link that leads back up
-            dirs.clear()
-            continue
-        visited.add(os.path.realpath(root))
-        dirs[:] = sorted(name for name in dirs if not name.startswith("."))
-        for name in files:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                found.append(Path(root, name))
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """Decode a file to 8-bit RGB, turned upright where EXIF says so.
-
-    Raises:
-        ImageError: whatever is wrong with the file.
-    """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit gray: keep the top 8
-                gray = np.asarray(image).astype(np.float64) / 257
-                image = Image.fromarray(np.clip(gray + 0.5, 0, 255).astype(np.uint8))
-            return np.array(image.convert("RGB"))
-    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
-        reason = str(error).replace(repr(str(path)), "it").replace(repr(path), "it")
-        raise ImageError(f"{path}: {reason or type(error).__name__}") from error
-
-
-def write_image(image: np.ndarray, path: str | Path) -> None:
-    """Encode to the type of the path's suffix; the file is there whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            Image.fromarray(image).save(
-                file, format=Image.registered_extensions()[path.suffix.lower()]
-            )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
 
 # -------------------------------------------------------------------------------- MATLAB's resize
 
@@ -78,17 +18,18 @@ def imresize(image: np.ndarray, scale: float) -> np.ndarray:
     """MATLAB's `imresize(image, scale, 'bicubic')`, bit for bit.
 
     Antialiased when shrinking, borders reflected, float64, rows before columns. MATLAB rounds to
-    uint8 after each of the two; ports that round once at the end differ in a tenth of the pixels.
+    integers after each of the two; ports that round once at the end differ in a tenth of the pixels.
 
     Args:
-        image: uint8, (H, W) or (H, W, C).
+        image: uint8 or uint16, (H, W) or (H, W, C).
         scale: above 0.
 
     Returns:
-        uint8, (ceil(H * scale), ceil(W * scale)) and channels as given.
+        The same dtype, (ceil(H * scale), ceil(W * scale)) and channels as given.
     """
-    if image.dtype != np.uint8:
-        raise TypeError(f"imresize works on uint8 images, not on {image.dtype}")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise TypeError(f"imresize works on uint8 and uint16 images, not on {image.dtype}")
+    top = np.iinfo(image.dtype).max
     for axis in (0, 1):
         weights, indices = _contributions(image.shape[axis], scale)
         source = image.swapaxes(0, axis)
@@ -96,7 +37,7 @@ def imresize(image: np.ndarray, scale: float) -> np.ndarray:
         for tap in range(weights.shape[1]):
             weight = weights[:, tap].reshape(-1, *[1] * (source.ndim - 1))
             result += weight * source[indices[:, tap]]
-        image = np.floor(np.clip(result, 0, 255) + 0.5).astype(np.uint8).swapaxes(0, axis)
+        image = np.floor(np.clip(result, 0, top) + 0.5).astype(image.dtype).swapaxes(0, axis)
     return np.ascontiguousarray(image)
 
 
@@ -194,14 +135,16 @@ def _gaussian(image: np.ndarray) -> np.ndarray:
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
-    """(H, W, 3) uint8 to (1, 3, H, W) fp32 in [0, 1]."""
-    return torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
+    """(H, W, 3) to (1, 3, H, W) fp32 in [0, 1]."""
+    planes = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
+    return planes / np.iinfo(image.dtype).max
 
 
-def to_image(tensor: Tensor) -> np.ndarray:
-    """(3, H, W) in [0, 1], clamped and rounded, to (H, W, 3) uint8."""
-    levels = (tensor.float() * 255).round().clamp(0, 255).to(torch.uint8)
-    return levels.permute(1, 2, 0).cpu().numpy()
+def to_image(tensor: Tensor, dtype: np.dtype | type = np.uint8) -> np.ndarray:
+    """(3, H, W) in [0, 1], clamped and rounded, to (H, W, 3) uint8 or uint16."""
+    top = np.iinfo(dtype).max
+    levels = (tensor.float() * top).round().clamp(0, top)
+    return levels.permute(1, 2, 0).cpu().numpy().astype(dtype)
 
 
 @torch.inference_mode()
@@ -212,22 +155,22 @@ def upscale(net: nn.Module, image: np.ndarray, tile: int = 0, overlap: int = 32)
 
     Args:
         net: (1, 3, h, w) in [0, 1] to (1, 3, scale * h, scale * w), with `.scale`, in eval mode.
-        image: uint8, (H, W, 3).
+        image: (H, W, 3).
         tile: side of the tiles in input pixels; 0, or one that the image fits in: no tiling.
         overlap: input pixels that neighbours share at least, below `tile`.
 
     Returns:
-        uint8, (scale * H, scale * W, 3).
+        The same dtype, (scale * H, scale * W, 3).
     """
     scale, device = net.scale, next(net.parameters()).device
     height, width = image.shape[:2]
     rows, columns = _spans(height, tile, overlap), _spans(width, tile, overlap)
     if len(rows) == len(columns) == 1:
-        return to_image(net(to_tensor(image).to(device))[0])
+        return to_image(net(to_tensor(image).to(device))[0], image.dtype)
 
     row_weights = _blend_weights(rows, height, overlap, scale)
     column_weights = _blend_weights(columns, width, overlap, scale)
-    output = np.empty((height * scale, width * scale, 3), np.uint8)
+    output = np.empty((height * scale, width * scale, 3), image.dtype)
     unfinished = torch.zeros(3, 0, width * scale)  # rows that the next row of tiles adds to
     with tqdm(total=len(rows) * len(columns), desc="tiles", leave=False) as bar:
         for row, (top, bottom) in enumerate(rows):
@@ -240,7 +183,7 @@ def upscale(net: nn.Module, image: np.ndarray, tile: int = 0, overlap: int = 32)
             band[:, : unfinished.shape[1]] += unfinished
             end = rows[row + 1][0] if row + 1 < len(rows) else height
             finished = (end - top) * scale
-            output[top * scale : end * scale] = to_image(band[:, :finished])
+            output[top * scale : end * scale] = to_image(band[:, :finished], image.dtype)
             unfinished = band[:, finished:]
     return output
 

@@ -24,20 +24,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from imaging import (
-    SUFFIXES,
-    ImageError,
-    enlarge_nearest,
-    find_images,
-    imresize,
-    labelled_strip,
-    psnr,
-    read_image,
-    ssim,
-    upscale,
-    write_image,
-)
+from imaging import enlarge_nearest, imresize, labelled_strip, psnr, ssim, upscale
 from model import RRDBNet
+from pictures import SUFFIXES, ImageError, find_images, read_image, write_image
 from utils import DeviceError, autocast, choose_device, choose_precision, place
 from weights import WeightsError, interpolate, load_generator
 

@@ -37,19 +37,11 @@ from dataset import (
     pack_folder,
     write_demo_photographs,
 )
-from imaging import (
-    enlarge_nearest,
-    find_images,
-    imresize,
-    labelled_strip,
-    psnr,
-    ssim,
-    upscale,
-    write_image,
-)
+from imaging import enlarge_nearest, imresize, labelled_strip, psnr, ssim, upscale
 from loss import VGGError, VGGFeatures, generator_loss, relativistic_discriminator_loss
 from model import RRDBNet, VGGDiscriminator
 from monitor import Balance, Faults, IntervalMeans, RunLog
+from pictures import find_images, write_image
 from utils import (
     CheckpointError,
     DeviceError,

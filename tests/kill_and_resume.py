@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train
-from imaging import write_image
+from pictures import write_image
 from utils import CheckpointError, load_checkpoint
 
 RUN = [

@@ -28,7 +28,8 @@ from dataset import (
     pack_folder,
     write_demo_photographs,
 )
-from imaging import ImageError, imresize, read_image, write_image
+from imaging import imresize
+from pictures import ImageError, read_image, write_image
 
 ROOT = Path(__file__).parents[1]
 

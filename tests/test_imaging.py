@@ -1,6 +1,5 @@
 """Pixels against independent references: MATLAB, plain loops, scikit-image, torchmetrics."""
 
-import io
 import itertools
 import math
 from pathlib import Path
@@ -11,27 +10,23 @@ import skimage.color
 import skimage.metrics
 import torch
 import torchmetrics
-from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
 from imaging import (
-    ImageError,
     _blend_weights,
     _spans,
     enlarge_nearest,
-    find_images,
     imresize,
     labelled_strip,
     psnr,
-    read_image,
     ssim,
     to_image,
     to_tensor,
     upscale,
-    write_image,
 )
 from model import RRDBNet
+from pictures import find_images, read_image
 
 BENCHMARKS = Path(__file__).parents[2] / "shared" / "data"
 needs_benchmarks = pytest.mark.skipif(
@@ -173,75 +168,6 @@ def test_images_that_cannot_be_compared_are_refused(random_image):
         psnr(random_image(8, 8), random_image(8, 8), 4)
     with pytest.raises(ValueError, match="11 pixels"):
         ssim(random_image(18, 18), random_image(18, 18), 4)
-
-
-# ----------------------------------------------------------------------------------- image files
-
-
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".JPEG", ".webp", ".bmp", ".tif", ".tiff"])
-def test_formats_are_found_in_depth_and_read(suffix, tmp_path):
-    path = tmp_path / "in" / "ö ä" / f"a picture{suffix}"
-    path.parent.mkdir(parents=True)
-    Image.new("RGB", (6, 4), (200, 100, 50)).save(path)
-    (tmp_path / ".hidden.png").write_text("a file manager's")
-    (tmp_path / "notes.txt").write_text("no image")
-    assert find_images(tmp_path) == [path]
-    image = read_image(path)
-    assert image.shape == (4, 6, 3) and image.dtype == np.uint8
-    assert np.abs(image.astype(int) - (200, 100, 50)).max() <= 4
-
-
-def test_modes_become_rgb(tmp_path):
-    gray16 = Image.fromarray(np.full((2, 3), 0x8080, np.uint16))
-    cases = {
-        "L": (Image.new("L", (3, 2), 128), 128),
-        "I;16": (gray16, 128),
-        "1": (Image.new("1", (3, 2), 1), 255),
-        "P": (Image.new("RGB", (3, 2), (128,) * 3).quantize(), 128),
-        "RGBA": (Image.new("RGBA", (3, 2), (128, 128, 128, 255)), 128),
-        "LA": (Image.new("LA", (3, 2), (128, 255)), 128),
-    }
-    for mode, (picture, value) in cases.items():
-        picture.save(tmp_path / "x.png")
-        assert np.array_equal(read_image(tmp_path / "x.png"), np.full((2, 3, 3), value)), mode
-    Image.new("CMYK", (3, 2), (0, 0, 0, 127)).save(tmp_path / "x.tif")
-    assert np.abs(read_image(tmp_path / "x.tif").astype(int) - 128).max() <= 1
-
-
-def test_exif_orientation_is_applied(tmp_path):
-    picture = Image.new("RGB", (8, 4))
-    exif = picture.getexif()
-    exif[0x0112] = 6  # shown upright after a quarter turn
-    picture.save(tmp_path / "x.jpg", exif=exif)
-    assert read_image(tmp_path / "x.jpg").shape == (8, 4, 3)
-
-
-def test_bad_files_are_named(tmp_path, random_image):
-    whole = io.BytesIO()
-    Image.fromarray(random_image(64, 64)).save(whole, "JPEG")
-    (tmp_path / "truncated.jpg").write_bytes(whole.getvalue()[:-700])
-    (tmp_path / "text.png").write_text("no picture")
-    (tmp_path / "empty.png").write_bytes(b"")
-    (tmp_path / "folder.png").mkdir()
-    for name in ("truncated.jpg", "text.png", "empty.png", "folder.png", "missing.png"):
-        with pytest.raises(ImageError, match=name):
-            read_image(tmp_path / name)
-
-
-def test_writing_is_whole_or_not_at_all(tmp_path, random_image, monkeypatch):
-    image = random_image(5, 6)
-    write_image(image, tmp_path / "sub" / "x.png")
-    assert np.array_equal(read_image(tmp_path / "sub" / "x.png"), image)
-
-    def fail(self, file, **options):
-        file.write(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Image.Image, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_image(image * 0, tmp_path / "sub" / "x.png")
-    assert np.array_equal(read_image(tmp_path / "sub" / "x.png"), image)
-    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["x.png"]
 
 
 # ------------------------------------------------------------------------------- tiled upscaling

@@ -18,8 +18,8 @@ from torch import nn
 
 import train
 from config import Phase
-from imaging import write_image
 from model import RRDBNet, VGGDiscriminator
+from pictures import write_image
 from utils import SafeStep
 from weights import load_generator, save_generator
 

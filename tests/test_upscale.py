@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from imaging import imresize, psnr, read_image, ssim, to_image, to_tensor, write_image
+from imaging import imresize, psnr, ssim, to_image, to_tensor
 from model import RRDBNet
+from pictures import read_image, write_image
 from weights import save_generator
 
 # By path: `import test` may find Python's own test package.
