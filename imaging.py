@@ -17,8 +17,8 @@ from tqdm import tqdm
 def imresize(image: np.ndarray, scale: float) -> np.ndarray:
     """MATLAB's `imresize(image, scale, 'bicubic')`, bit for bit.
 
-    Antialiased when shrinking, borders reflected, float64, rows before columns. MATLAB rounds to
-    integers after each of the two; ports that round once at the end differ in a tenth of the pixels.
+    Antialiased when shrinking, borders reflected, float64, rows before columns. MATLAB rounds
+    after each of the two; ports that round once at the end differ in a tenth of the pixels.
 
     Args:
         image: uint8 or uint16, (H, W) or (H, W, C).
