@@ -147,26 +147,63 @@ def to_image(tensor: Tensor, dtype: np.dtype | type = np.uint8) -> np.ndarray:
     return levels.permute(1, 2, 0).cpu().numpy().astype(dtype)
 
 
+class PerChannel(nn.Module):
+    """A network for grayscale images, which is given each colour as one."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+        self.scale = net.scale
+
+    def forward(self, low_res: Tensor) -> Tensor:
+        """(N, 3, H, W) to (N, 3, scale * H, scale * W)."""
+        return self.net(low_res.flatten(0, 1)[:, None]).unflatten(0, low_res.shape[:2])[:, :, 0]
+
+
+class Ensemble(nn.Module):
+    """The mean of what a network makes of the 8 flips and rotations (Timofte et al., 2016)."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+        self.scale = net.scale
+
+    def forward(self, low_res: Tensor) -> Tensor:
+        """(N, 3, H, W) to (N, 3, scale * H, scale * W)."""
+        total = 0
+        for quarters in range(4):
+            turned = low_res.rot90(quarters, (2, 3))
+            both = self.net(turned) + self.net(turned.flip(3)).flip(3)
+            total = total + both.rot90(-quarters, (2, 3))
+        return total / 8
+
+
 @torch.inference_mode()
-def upscale(net: nn.Module, image: np.ndarray, tile: int = 0, overlap: int = 32) -> np.ndarray:
+def upscale(
+    net: nn.Module, image: np.ndarray, tile: int = 0, overlap: int = 32, batch: int = 1
+) -> np.ndarray:
     """Run a generator over an image, whole or in overlapping tiles that are blended.
 
-    Only one row of tiles is held in floating point, on the CPU; the device holds one tile.
+    Only one row of tiles is held in floating point, on the CPU; the device holds `batch` tiles.
 
     Args:
-        net: (1, 3, h, w) in [0, 1] to (1, 3, scale * h, scale * w), with `.scale`, in eval mode.
+        net: (N, 3, h, w) in [0, 1] to (N, 3, scale * h, scale * w), with `.scale`, in eval mode.
         image: (H, W, 3).
         tile: side of the tiles in input pixels; 0, or one that the image fits in: no tiling.
         overlap: input pixels that neighbours share at least, below `tile`.
+        batch: tiles that the network is given at once.
 
     Returns:
         The same dtype, (scale * H, scale * W, 3).
+
+    Raises:
+        FloatingPointError: the network's output is not finite.
     """
-    scale, device = net.scale, next(net.parameters()).device
+    scale = net.scale
     height, width = image.shape[:2]
     rows, columns = _spans(height, tile, overlap), _spans(width, tile, overlap)
     if len(rows) == len(columns) == 1:
-        return to_image(net(to_tensor(image).to(device))[0], image.dtype)
+        return to_image(_run(net, [image])[0], image.dtype)
 
     row_weights = _blend_weights(rows, height, overlap, scale)
     column_weights = _blend_weights(columns, width, overlap, scale)
@@ -175,10 +212,13 @@ def upscale(net: nn.Module, image: np.ndarray, tile: int = 0, overlap: int = 32)
     with tqdm(total=len(rows) * len(columns), desc="tiles", leave=False) as bar:
         for row, (top, bottom) in enumerate(rows):
             band = torch.zeros(3, (bottom - top) * scale, width * scale)
-            for (left, right), weights in zip(columns, column_weights, strict=True):
-                result = net(to_tensor(image[top:bottom, left:right]).to(device))[0]
-                band[:, :, left * scale : right * scale] += result.float().cpu() * weights
-                bar.update()
+            for first in range(0, len(columns), batch):
+                spans = columns[first : first + batch]
+                results = _run(net, [image[top:bottom, left:right] for left, right in spans])
+                for i, (left, right) in enumerate(spans):
+                    weights = column_weights[first + i]
+                    band[:, :, left * scale : right * scale] += results[i] * weights
+                bar.update(len(spans))
             band *= row_weights[row][:, None]
             band[:, : unfinished.shape[1]] += unfinished
             end = rows[row + 1][0] if row + 1 < len(rows) else height
@@ -186,6 +226,15 @@ def upscale(net: nn.Module, image: np.ndarray, tile: int = 0, overlap: int = 32)
             output[top * scale : end * scale] = to_image(band[:, :finished], image.dtype)
             unfinished = band[:, finished:]
     return output
+
+
+def _run(net: nn.Module, tiles: list[np.ndarray]) -> Tensor:
+    """Tiles of one size through the network: (N, 3, scale * h, scale * w), fp32 on the CPU."""
+    device = next(net.parameters()).device
+    results = net(torch.cat([to_tensor(tile) for tile in tiles]).to(device)).float().cpu()
+    if not results.isfinite().all():
+        raise FloatingPointError("the network's output is not finite")
+    return results
 
 
 def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:

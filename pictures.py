@@ -197,7 +197,7 @@ def write_picture(picture: Picture, path: str | Path) -> str:
         opacity = alpha[..., None] / np.float32(255)
         rgb, alpha = np.uint8(rgb * opacity + 255 * (1 - opacity) + 0.5), None
     if picture.gray:
-        rgb = (rgb.mean(-1, keepdims=True) + 0.5).astype(rgb.dtype)
+        rgb = rgb[..., :1]
     pixels = rgb if alpha is None else np.concatenate((rgb, alpha[..., None]), -1)
     try:
         encoded = _encode(pixels, suffix, picture.profile)

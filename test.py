@@ -4,6 +4,7 @@
     python test.py PHOTO.jpg -o out --weights checkpoints/demo/psnr.safetensors
     python test.py Set5/LR_bicubic/X4 --hr Set5/HR  a table of PSNR and SSIM beside bicubic's
     python test.py PHOTOS --compare                 also pictures side by side with bicubic
+    python test.py PHOTOS --format same --outscale 2 --skip-existing
     python test.py PHOTOS --weights gan.safetensors --interpolate psnr.safetensors --alpha 0 0.5 1
                                                     only strips: from the PSNR network to the GAN
 
@@ -12,21 +13,35 @@ Exit status: 0 all upscaled, 1 some failed (the rest is done), 2 wrong usage.
 
 import argparse
 import csv
+import math
 import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
-from torch import Tensor, nn
+from PIL import Image
+from torch import nn
 from tqdm import tqdm
 
-from imaging import enlarge_nearest, imresize, labelled_strip, psnr, ssim, upscale
-from model import RRDBNet
-from pictures import SUFFIXES, ImageError, find_images, read_image, write_image
+from imaging import Ensemble, PerChannel, imresize, labelled_strip, psnr, ssim, upscale
+from pictures import (
+    SUFFIXES,
+    ImageError,
+    Picture,
+    bleed,
+    find_images,
+    read_image,
+    read_picture,
+    to_8_bits,
+    write_image,
+    write_picture,
+)
 from utils import DeviceError, autocast, choose_device, choose_precision, place
 from weights import WeightsError, interpolate, load_generator
 
@@ -52,56 +67,80 @@ class Job:
     high_res: Path | None  # what the result is scored against
 
 
-class PerChannel(nn.Module):
-    """A network for grayscale images, which is given each colour as one."""
+class Upscaler:
+    """A network with what is needed to run it on any image: precision, tiles, output size."""
 
-    def __init__(self, net: RRDBNet):
-        super().__init__()
+    def __init__(self, net: nn.Module, device: torch.device, arguments: argparse.Namespace):
         self.net = net
-        self.scale = net.scale
+        self.device = device
+        self.dtype = choose_precision(arguments.precision, device)
+        self.tile = choose_tile(net, device) if arguments.tile is None else arguments.tile
+        self.batch = arguments.batch
+        self.scale = arguments.outscale or net.scale
 
-    def forward(self, low_res: Tensor) -> Tensor:
-        """(1, 3, H, W) to (1, 3, scale * H, scale * W)."""
-        return self.net(low_res.transpose(0, 1)).transpose(0, 1)
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3), uint8 or uint16, to (scale * H, scale * W, 3), rounded up."""
+        result = self._run(image, self.dtype)
+        factor = self.scale / self.net.scale
+        return result if factor == 1 else imresize(result, factor)
+
+    def _run(self, image: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+        """At the network's own scale; tiles shrink until they fit in memory."""
+        try:
+            with autocast(self.device, dtype):
+                return upscale(self.net, image, self.tile, batch=self.batch)
+        except FloatingPointError:
+            if dtype == torch.float32:
+                raise
+            tqdm.write("not finite in half precision; once more in fp32")
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or self.tile == SMALLEST_TILE:
+                raise
+            self.tile = max(SMALLEST_TILE, (self.tile or max(image.shape[:2])) // 2)
+            self.batch = 1
+            tqdm.write(f"not enough memory; going on with tiles of {self.tile} pixels")
+            return self._run(image, dtype)
+        return self._run(image, torch.float32)
 
 
 def main() -> int:
     arguments = parse_args()
     jobs = plan(arguments)
     device = choose_device(arguments.device)
-    dtype = choose_precision(arguments.precision, device)
     weights = arguments.weights or newest_generator()
-    nets = load(weights, arguments, device)
-    net = next(iter(nets.values()))
-    tile = arguments.tile
-    if tile is None:
-        tile = 512 if device.type == "cuda" else 256
-    print(f"{weights} (x{net.scale}) on {device} in {str(dtype).removeprefix('torch.')}")
+    upscalers = {
+        label: Upscaler(net, device, arguments)
+        for label, net in load(weights, arguments, device).items()
+    }
+    upscaler = next(iter(upscalers.values()))
+    precision = str(upscaler.dtype).removeprefix("torch.")
+    print(f"{weights} (x{upscaler.net.scale}) on {device} in {precision}")
 
+    skipped = [job for job in jobs if arguments.skip_existing and job.target.exists()]
+    jobs = [job for job in jobs if job not in skipped]
     scores, failures, done, megapixels = [], [], 0, 0.0
     began = time.perf_counter()
     bar = tqdm(jobs, unit="image")
     for job in bar:
         bar.set_postfix_str(job.source.name)
         try:
-            with autocast(device, dtype):
-                if arguments.interpolate:
-                    result, score = run_strip(job, nets, tile), {}
-                else:
-                    result, score = run(job, net, tile)
+            if arguments.interpolate:
+                size, score = run_strip(job, upscalers), {}
+            else:
+                size, score = run(job, upscaler, arguments.check_tiles)
         # One file that cannot be read, does not fit in memory or cannot be written stops no other.
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
             failures.append(explain(job, error))
             continue
         done += 1
-        megapixels += result.shape[0] * result.shape[1] / 1e6
+        megapixels += size[0] * size[1] / 1e6
         if score:
             scores.append({"image": job.target.relative_to(arguments.output).as_posix()} | score)
     seconds = time.perf_counter() - began
 
     if arguments.hr and not arguments.interpolate:
         try:
-            report(scores, arguments.output / "metrics.csv", net.scale)
+            report(scores, arguments.output / "metrics.csv", upscaler.scale)
         except OSError as error:
             failures.append(f"the table was not saved: {error}")
         for job in jobs:
@@ -109,6 +148,8 @@ def main() -> int:
                 print(f"No partner in {arguments.hr}: {job.source}")
     for failure in failures:
         print(f"Failed: {failure}", file=sys.stderr)
+    if skipped:
+        print(f"{len(skipped)} images had a result already and were skipped")
     print(
         f"{done} of {len(jobs)} images upscaled, "
         f"{megapixels / seconds:.2f} megapixels/s; results are in {arguments.output}"
@@ -130,47 +171,106 @@ def load(
         raise UsageError(f"{weights} takes {net.in_channels} channels; images have 3")
     if net.in_channels == 1:
         nets = {label: PerChannel(net) for label, net in nets.items()}
+    if arguments.ensemble:
+        nets = {label: Ensemble(net) for label, net in nets.items()}
     return {label: place(net, device) for label, net in nets.items()}
 
 
-def run(job: Job, net: nn.Module, tile: int) -> tuple[np.ndarray, dict[str, float]]:
-    """Upscale, write, compare; returns the result and its scores (none without an HR image)."""
-    image = read_image(job.source)
-    result = upscale(net, image, tile)
-    write_image(result, job.target)
+def choose_tile(net: nn.Module, device: torch.device) -> int:
+    """A tile whose activations take less than half of the memory that is free.
+
+    Measured at the last stage, where three maps of all features live at once.
+    """
+    free = psutil.virtual_memory().available
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+    features = max(weight.shape[0] for weight in net.parameters())
+    side = math.isqrt(free // 2 // (3 * 4 * features * net.scale**2))
+    largest = 512 if device.type == "cuda" else 256  # beyond that it gets no faster
+    return max(SMALLEST_TILE, min(side // 32 * 32, largest))
+
+
+def run(job: Job, upscaler: Upscaler, check_tiles: bool) -> tuple[tuple[int, int], dict]:
+    """Upscale, write, compare; returns the result's size and scores (none without an HR image)."""
+    picture = read_picture(job.source)
+    result = enlarge(picture, upscaler)
+    remarks = [picture.remark, write_picture(result, job.target)]
+    if check_tiles:
+        remarks.append(tile_difference(picture.rgb, upscaler))
+    for remark in filter(None, remarks):
+        tqdm.write(f"{job.source}: {remark}")
+    size = result.rgb.shape[:2]
     if not job.high_res and not job.comparison:
-        return result, {}
-    pictures, score = {"bicubic": imresize(image, net.scale), "ours": result}, {}
+        return size, {}
+    low_res, ours = to_8_bits(picture.rgb), to_8_bits(result.rgb)
+    pictures, score = {"bicubic": imresize(low_res, upscaler.scale), "ours": ours}, {}
     if job.high_res:
-        size = result.shape[:2]
-        pictures["HR"] = high_res = read_high_res(job.high_res, size, net.scale)
-        for prefix, candidate in (("", result), ("bicubic_", pictures["bicubic"])):
+        crop = math.ceil(upscaler.scale)
+        pictures["HR"] = high_res = read_high_res(job.high_res, size, upscaler.scale)
+        for prefix, candidate in (("", ours), ("bicubic_", pictures["bicubic"])):
             for suffix, luma in (("_y", True), ("_rgb", False)):
-                score[f"{prefix}psnr{suffix}"] = psnr(candidate, high_res, net.scale, luma)
-                score[f"{prefix}ssim{suffix}"] = ssim(candidate, high_res, net.scale, luma)
+                score[f"{prefix}psnr{suffix}"] = psnr(candidate, high_res, crop, luma)
+                score[f"{prefix}ssim{suffix}"] = ssim(candidate, high_res, crop, luma)
+        shrunk = imresize(ours, 1 / upscaler.scale)[: low_res.shape[0], : low_res.shape[1]]
+        score["lr_psnr"] = psnr(shrunk, low_res, 0, y_channel=False)
     if job.comparison:
-        pictures = {"input": enlarge_nearest(image, net.scale)} | pictures
-        write_image(labelled_strip(pictures, COMPARED_SIDE), job.comparison)
-    return result, score
+        shown = np.asarray(Image.fromarray(low_res).resize(size[::-1], Image.Resampling.NEAREST))
+        write_image(labelled_strip({"input": shown} | pictures, COMPARED_SIDE), job.comparison)
+    return size, score
 
 
-def run_strip(job: Job, nets: dict[str, nn.Module], tile: int) -> np.ndarray:
-    """Write what each network makes of the centre of an image, side by side; returns the strip."""
-    image, scale = read_image(job.source), next(iter(nets.values())).scale
+def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
+    """Colour by the network, alpha by it too where it is neither 0 nor full."""
+    if picture.alpha is None:
+        rgb, alpha = upscaler(picture.rgb), None
+    else:
+        rgb = upscaler(bleed(picture.rgb, picture.alpha))
+        # A network leaves a flat area almost as it is; of what is seen through, all of it.
+        alpha = smooth = imresize(picture.alpha, upscaler.scale)
+        top = np.iinfo(alpha.dtype).max
+        if np.ptp(picture.alpha):
+            sharp = upscaler(np.stack([picture.alpha] * 3, -1))
+            sharp = (sharp.mean(-1) + 0.5).astype(alpha.dtype)[: alpha.shape[0], : alpha.shape[1]]
+            alpha = np.where((smooth == 0) | (smooth == top), smooth, sharp)
+    if picture.gray:
+        rgb = np.repeat((rgb.mean(-1, keepdims=True) + 0.5).astype(rgb.dtype), 3, -1)
+    return Picture(rgb, alpha, picture.gray, picture.profile)
+
+
+def tile_difference(image: np.ndarray, upscaler: Upscaler) -> str:
+    """How far the result in tiles is from the whole image's, in words."""
+    with autocast(upscaler.device, upscaler.dtype):
+        whole = upscale(upscaler.net, image).astype(np.float64)
+        tiled = upscale(upscaler.net, image, upscaler.tile, batch=upscaler.batch)
+    difference = np.abs(whole - tiled) * 255 / np.iinfo(image.dtype).max
+    return (
+        f"tiles differ from the whole by at most {difference.max():.3g}/255, "
+        f"{difference.mean():.2g}/255 on average"
+    )
+
+
+def run_strip(job: Job, upscalers: dict[str, Upscaler]) -> tuple[int, int]:
+    """Write what each network makes of the centre of an image, side by side; returns its size."""
+    image, scale = read_image(job.source), next(iter(upscalers.values())).net.scale
     side = INTERPOLATED_SIDE // scale + 2 * CONTEXT
     top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
     shown = image[top : top + side, left : left + side]
-    pictures = {label: upscale(net, shown, tile) for label, net in nets.items()}
+    pictures = {label: upscaler(shown) for label, upscaler in upscalers.items()}
     if job.high_res:
         size = (image.shape[0] * scale, image.shape[1] * scale)
         high_res = read_high_res(job.high_res, size, scale)[top * scale :, left * scale :]
         pictures["HR"] = high_res[: shown.shape[0] * scale, : shown.shape[1] * scale]
     strip = labelled_strip(pictures, INTERPOLATED_SIDE)
     write_image(strip, job.target)
-    return strip
+    return strip.shape[:2]
 
 
-def read_high_res(path: Path, size: tuple[int, int], scale: int) -> np.ndarray:
+def is_out_of_memory(error: Exception) -> bool:
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "allocate memory" in str(error)
+
+
+def read_high_res(path: Path, size: tuple[int, int], scale: float) -> np.ndarray:
     """An HR image, less the pixels at the right and the bottom that make no whole LR pixel."""
     high_res = read_image(path)
     height, width = size
@@ -184,8 +284,8 @@ def read_high_res(path: Path, size: tuple[int, int], scale: int) -> np.ndarray:
 
 def explain(job: Job, error: Exception) -> str:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in reason:
-        reason = f"not enough memory; try --tile {SMALLEST_TILE * 2} ({reason})"
+    if is_out_of_memory(error):
+        reason = f"not enough memory, even for tiles of {SMALLEST_TILE} pixels ({reason})"
     return reason if str(job.source) in reason else f"{job.source}: {reason}"
 
 
@@ -197,6 +297,8 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
     source, output, hr = arguments.input, arguments.output, arguments.hr
     if arguments.interpolate and arguments.compare:
         raise UsageError("--interpolate writes strips of its own; leave --compare out")
+    if arguments.interpolate and arguments.outscale:
+        raise UsageError("--interpolate shows the networks' own scale; leave --outscale out")
     if arguments.alpha and not arguments.interpolate:
         raise UsageError("--alpha needs --interpolate PSNR_WEIGHTS beside --weights GAN_WEIGHTS")
     if source.is_dir():
@@ -215,10 +317,13 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
 
     jobs = []
     for path in paths:
-        name = path.relative_to(root).with_suffix(".png")
+        relative = path.relative_to(root)
+        kept = path.suffix.lower() if path.suffix.lower() != ".gif" else ".png"
+        kind = kept if arguments.format == "same" else f".{arguments.format}"
+        name = relative.with_name(path.stem + arguments.suffix + kind)
         target = output / "interpolated" / name if arguments.interpolate else output / name
-        comparison = output / "compare" / name if arguments.compare else None
-        jobs.append(Job(path, target, comparison, partner(name, hr)))
+        strip = output / "compare" / name.with_suffix(".png") if arguments.compare else None
+        jobs.append(Job(path, target, strip, partner(relative, hr)))
     refuse_overwriting(jobs)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -273,7 +378,7 @@ def newest_generator() -> Path:
 # ---------------------------------------------------------------------------------- table, flags
 
 
-def report(scores: list[dict], path: Path, scale: int) -> None:
+def report(scores: list[dict], path: Path, scale: float) -> None:
     """Print the table and save it with all digits; the last row is the mean."""
     if not scores:
         print("No image was scored.")
@@ -295,9 +400,11 @@ def report(scores: list[dict], path: Path, scale: int) -> None:
             for who in ("", "bicubic_")
         ]
         print(f"{row['image']:{max(width, 17)}}  " + "  ".join(f"{cell:>14}" for cell in cells))
+    print(f"Shrunk again, the results equal their inputs to {mean['lr_psnr']:.2f} dB (RGB).")
     print(
-        f"Protocol: 8-bit images, {scale} pixels cropped from each side; Y is BT.601 luma in "
-        f"[16, 235];\nSSIM with an 11x11 Gaussian of sigma 1.5; bicubic is MATLAB's. Saved: {path}"
+        f"Protocol: 8-bit images, {math.ceil(scale)} pixels cropped from each side; Y is BT.601 "
+        "luma in [16, 235];\nSSIM with an 11x11 Gaussian of sigma 1.5; bicubic is MATLAB's. "
+        f"Saved: {path}"
     )
 
 
@@ -335,6 +442,33 @@ def parse_args() -> argparse.Namespace:
         metavar="auto|0|N",
         help="upscale in tiles of N input pixels each way; 0: the whole image at once",
     )
+    parser.add_argument(
+        "--batch", type=positive(int), default=1, metavar="N", help="tiles computed at once"
+    )
+    parser.add_argument(
+        "--check-tiles", action="store_true", help="say how far tiles are from the whole image"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("png", "jpg", "webp", "same"),
+        default="png",
+        help="of the results; PNG keeps alpha and 16 bits, same is the input's",
+    )
+    parser.add_argument("--suffix", default="", help="goes behind each name: _x4")
+    parser.add_argument(
+        "--skip-existing", action="store_true", help="go on where an earlier call stopped"
+    )
+    parser.add_argument(
+        "--outscale",
+        type=positive(float),
+        metavar="S",
+        help="enlarge S times, by MATLAB's bicubic from the network's own scale",
+    )
+    parser.add_argument(
+        "--ensemble",
+        action="store_true",
+        help="average 8 flips and rotations: slightly better, 8 times slower",
+    )
     parser.add_argument("--hr", type=Path, metavar="DIR", help="true HR images to score against")
     parser.add_argument("--compare", action="store_true", help="pictures beside bicubic's, too")
     parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
@@ -345,6 +479,19 @@ def parse_args() -> argparse.Namespace:
         help="default: fp32, exact; auto: bf16 where the hardware has it, faster",
     )
     return parser.parse_args()
+
+
+def positive(kind: type) -> Callable[[str], float]:
+    """A parser of numbers above 0."""
+
+    def parse(text: str) -> float:
+        number = kind(text)
+        if not 0 < number < math.inf:
+            raise ValueError
+        return number
+
+    parse.__name__ = f"positive {kind.__name__}"  # which argparse's message shows
+    return parse
 
 
 def tile_size(text: str) -> int | None:

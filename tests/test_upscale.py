@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from imaging import imresize, psnr, ssim, to_image, to_tensor
 from model import RRDBNet
-from pictures import read_image, write_image
+from pictures import Picture, read_image, read_picture, write_image, write_picture
 from weights import save_generator
 
 # By path: `import test` may find Python's own test package.
@@ -81,22 +83,229 @@ def test_bad_files_stop_no_other(workplace, monkeypatch, capsys):
     assert len(list(Path("results").rglob("*.png"))) == 4
 
 
+def test_tiles_shrink_until_they_fit_in_memory(workplace, monkeypatch, capsys, random_image):
+    upscale, tried = command.upscale, []
+
+    def greedy(net, image, tile, **options):
+        tried.append(tile)
+        if tile == 0 or tile > 64:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return upscale(net, image, tile, **options)
+
+    write_image(imresize(random_image(20, 30), 8), workplace / "large" / "x.png")
+    assert run(monkeypatch, "large", "--tile", "0", "-o", "whole") == 0
+    monkeypatch.setattr(command, "upscale", greedy)
+    assert run(monkeypatch, "large", "--tile", "0", "--batch", "4") == 0
+    assert tried == [0, 120, 64]
+    assert "going on with tiles of 64 pixels" in capsys.readouterr().out
+    difference = read_image("whole/x.png").astype(int) - read_image("results/x.png")
+    assert np.abs(difference).max() <= 1
+
+
 def test_too_little_memory_and_a_full_disk_stop_no_other(workplace, monkeypatch, capsys):
     upscale = command.upscale
 
-    def greedy(net, image, tile):
+    def greedy(net, image, tile, **options):
         if image.shape[1] == 48:
             raise torch.OutOfMemoryError("CUDA out of memory")
         if image.shape[1] == 64:
             raise OSError(28, "No space left on device")
-        return upscale(net, image, tile)
+        return upscale(net, image, tile, **options)
 
     monkeypatch.setattr(command, "upscale", greedy)
     assert run(monkeypatch, "photos") == 1
     errors = capsys.readouterr().err
-    assert "photos/a.png: not enough memory; try --tile" in errors
+    assert "photos/a.png: not enough memory, even for tiles of 64 pixels" in errors
     assert "photos/b.png: [Errno 28] No space left" in errors
     assert len(list(Path("results").rglob("*.png"))) == 2
+
+
+def test_what_is_not_finite_in_half_precision_is_done_again_in_fp32(
+    workplace, net, monkeypatch, capsys
+):
+    upscale = command.upscale
+
+    def overflowing(*arguments, **options):
+        if torch.is_autocast_enabled("cpu"):
+            raise FloatingPointError("the network's output is not finite")
+        return upscale(*arguments, **options)
+
+    monkeypatch.setattr(command, "upscale", overflowing)
+    monkeypatch.setattr(command, "choose_precision", lambda name, device: torch.bfloat16)
+    assert run(monkeypatch, "photos/a.png") == 0
+    assert "once more in fp32" in capsys.readouterr().out
+    assert np.array_equal(read_image("results/a.png"), upscaled(net, "photos/a.png"))
+
+
+def test_a_network_that_gives_no_finite_numbers_is_a_failure(workplace, net, monkeypatch, capsys):
+    with torch.no_grad():
+        net.conv_last.weight.fill_(3e38)
+    save_generator(net, "wild.pth")
+    assert run(monkeypatch, "photos/a.png", "--weights", "wild.pth") == 1
+    assert "photos/a.png: the network's output is not finite" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------- kinds of files
+
+
+def test_16_bits_gray_and_profile_come_out_as_they_went_in(workplace, net, monkeypatch):
+    pixels = read_image("photos/a.png")
+    deep = pixels.astype(np.uint16) * 257 + 3
+    gray = np.repeat(deep[..., :1], 3, -1)
+    Path("kinds").mkdir()
+    write_picture(Picture(deep, profile=b"profile"), "kinds/deep.png")
+    write_picture(Picture(gray, gray=True), "kinds/gray.tif")
+    assert run(monkeypatch, "kinds", "--format", "same") == 0
+    for name, given in (("deep.png", deep), ("gray.tif", gray)):
+        with torch.no_grad():
+            expected = net(torch.from_numpy(given / 65535).permute(2, 0, 1)[None].float())[0]
+        expected = expected.clamp(0, 1).permute(1, 2, 0).double().numpy() * 65535
+        if name == "gray.tif":
+            expected = expected.mean(-1, keepdims=True)
+        result = read_picture(f"results/{name}")
+        assert result.rgb.dtype == np.uint16 and result.gray == (name == "gray.tif")
+        assert np.abs(result.rgb - expected).max() <= 1
+    assert read_picture("results/deep.png").profile == b"profile"
+
+
+def test_transparent_images_have_no_halo(workplace, monkeypatch):
+    colour = RRDBNet(scale=2, features=4, blocks=1, growth=4).eval()
+    save_generator(colour, "net.pth")
+    opaque = Picture(read_image("photos/a.png"))
+    write_picture(opaque, "in/opaque.png")
+    flat = np.full_like(opaque.rgb, 200)
+    hole = np.full(flat.shape[:2], 255, np.uint8)
+    hole[10:20, 10:20] = 0
+    write_picture(Picture(flat), "in/flat.png")
+    black_under = np.where(hole[..., None] > 0, flat, 0)
+    write_picture(Picture(black_under, hole), "in/hole.png")
+    write_picture(Picture(opaque.rgb, np.full_like(hole, 77)), "in/even.png")
+    assert run(monkeypatch, "in", "--weights", "net.pth") == 0
+    read = {
+        name: read_picture(f"results/{name}.png") for name in ("opaque", "flat", "hole", "even")
+    }
+    assert np.array_equal(read["hole"].rgb, read["flat"].rgb)  # nothing of the black is seen
+    alpha = read["hole"].alpha
+    assert (alpha[24:36, 24:36] == 0).all() and (alpha[:12] == 255).all()
+    assert np.array_equal(read["even"].rgb, read["opaque"].rgb)
+    assert (read["even"].alpha == 77).all() and read["opaque"].alpha is None
+
+
+def test_the_format_and_the_name_of_results(workplace, monkeypatch, capsys):
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    frames[0].save("photos/e.gif", save_all=True, append_images=frames[1:])
+    assert run(monkeypatch, "photos", "--format", "same", "--suffix", "_x2") == 0
+    written = sorted(
+        path.relative_to("results").as_posix() for path in Path("results").rglob("*.*")
+    )
+    assert written == ["a_x2.png", "b_x2.png", "c_x2.bmp", "e_x2.png", "sub/d_x2.png"]
+    assert "photos/e.gif: the first of 2 frames" in capsys.readouterr().out
+    assert run(monkeypatch, "photos/a.png", "--format", "jpg", "-o", "out") == 0
+    assert Image.open("out/a.jpg").format == "JPEG"
+    assert run(monkeypatch, "photos/a.png", "--format", "webp", "-o", "out") == 0
+    assert Image.open("out/a.webp").format == "WEBP"
+
+
+def test_skip_existing_goes_on_where_it_stopped(workplace, monkeypatch, capsys):
+    assert run(monkeypatch, "photos") == 0
+    Path("results/c.png").unlink()
+    before = {path: path.stat().st_mtime_ns for path in Path("results").rglob("*.png")}
+    assert run(monkeypatch, "photos", "--skip-existing") == 0
+    output = capsys.readouterr().out
+    assert "3 images had a result already" in output and "1 of 1 images upscaled" in output
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert Path("results/c.png").exists()
+
+
+ODD = {  # what Pillow can write of each mode
+    "1": ("png", "bmp", "tif", "gif"),
+    "L": ("png", "jpg", "bmp", "tif", "webp", "gif"),
+    "LA": ("png", "tif", "webp"),
+    "P": ("png", "bmp", "tif", "gif"),
+    "RGB": ("png", "jpg", "bmp", "tif", "webp", "gif"),
+    "RGBA": ("png", "tif", "webp"),
+    "CMYK": ("jpg", "tif"),
+    "YCbCr": ("jpg", "tif"),
+    "I;16": ("png", "tif"),
+}
+
+
+def test_a_hundred_odd_files_and_a_hundred_broken_ones(workplace, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    good, broken = set(), set()
+    kinds = [(mode, kind) for mode, kinds in ODD.items() for kind in kinds]
+    for i in range(100):
+        mode, kind = kinds[i % len(kinds)]
+        height, width = rng.integers(1, 40, 2)
+        if mode == "I;16":
+            image = Image.fromarray(rng.integers(0, 65536, (height, width), np.uint16))
+        else:
+            image = Image.fromarray(rng.integers(0, 256, (height, width, 4), np.uint8))
+            image = image.convert("RGB").convert(mode) if mode not in ("LA", "RGBA") else image
+        exif = Image.Exif()
+        exif[0x0112] = int(rng.integers(0, 10))  # 0 and 9 mean nothing
+        path = Path(f"fuzz/odd {i} ü/{mode.replace(';', '')}.{kind}")
+        path.parent.mkdir(parents=True)
+        image.save(path, **({"exif": exif} if kind in ("png", "jpg", "webp") else {}))
+        good.add(path)
+    sources = sorted(good)
+    for i in range(100):
+        content = bytearray(sources[i].read_bytes())
+        if i % 4 == 0:
+            content = content[: rng.integers(0, len(content) // 2)]
+        elif i % 4 == 1:
+            content[: len(content) // 2] = rng.bytes(len(content) // 2)
+        elif i % 4 == 2:
+            content[:8] = bytes(8)
+        else:
+            content = bytearray(rng.bytes(int(rng.integers(0, 400))))
+        path = Path(f"fuzz/broken/{i}{sources[i].suffix}")
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        broken.add(path)
+    assert run(monkeypatch, "fuzz", "-o", "out") == 1
+    output = capsys.readouterr()
+    for path in good:
+        assert f"Failed: {path}" not in output.err
+        assert Path("out", path.relative_to("fuzz")).with_suffix(".png").exists(), path
+    failed = {path for path in broken if f"{path}: " in output.err}
+    assert len(failed) >= 90  # a lucky cut leaves a picture, as of an uncompressed one
+    assert "Traceback" not in output.err
+
+
+# ----------------------------------------------------------------------------------------- quality
+
+
+def test_outscale_resizes_from_the_networks_scale(workplace, net, monkeypatch):
+    expected = upscaled(net, "photos/a.png")
+    for scale in ("3", "1.5"):
+        assert run(monkeypatch, "photos/a.png", "--outscale", scale) == 0
+        resized = imresize(expected, float(scale) / 2)
+        assert np.array_equal(read_image("results/a.png"), resized)
+    write_image(imresize(read_image("photos/a.png"), 3), workplace / "hr/a.png")
+    assert run(monkeypatch, "photos/a.png", "--outscale", "3", "--hr", "hr", "--compare") == 0
+
+
+def test_the_ensemble_is_the_mean_of_eight(workplace, net, monkeypatch):
+    image, total = read_image("photos/a.png"), 0
+    for quarters in range(4):
+        for flip in (lambda a: a, np.fliplr):
+            given = np.ascontiguousarray(flip(np.rot90(image, quarters)))
+            with torch.no_grad():
+                result = net(to_tensor(given))[0].permute(1, 2, 0).numpy()
+            total = total + np.rot90(flip(result), -quarters) / 8
+    assert run(monkeypatch, "photos/a.png", "--ensemble") == 0
+    expected = (total * 255).clip(0, 255)
+    assert np.abs(read_image("results/a.png") - expected).max() <= 0.51
+
+
+def test_batches_of_tiles_and_what_tiles_change(workplace, monkeypatch, capsys, random_image):
+    write_image(imresize(random_image(20, 30), 8), workplace / "large" / "x.png")
+    assert run(monkeypatch, "large", "--tile", "64", "-o", "one") == 0
+    assert run(monkeypatch, "large", "--tile", "64", "--batch", "3", "--check-tiles") == 0
+    difference = read_image("one/x.png").astype(int) - read_image("results/x.png")
+    assert np.abs(difference).max() <= 1
+    assert re.search(r"x.png: tiles differ .* at most [01]/255", capsys.readouterr().out)
 
 
 def test_the_newest_generator_is_the_default(workplace, monkeypatch, capsys):
