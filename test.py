@@ -81,8 +81,18 @@ class Upscaler:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3), uint8 or uint16, to (scale * H, scale * W, 3), rounded up."""
         result = self._run(image, self.dtype)
-        factor = self.scale / self.net.scale
-        return result if factor == 1 else imresize(result, factor)
+        if self.scale == self.net.scale:
+            return result
+        return self.cut(imresize(result, self.scale / self.net.scale), image)
+
+    def bicubic(self, image: np.ndarray) -> np.ndarray:
+        """The same size by MATLAB's bicubic."""
+        return self.cut(imresize(image, self.scale), image)
+
+    def cut(self, result: np.ndarray, image: np.ndarray) -> np.ndarray:
+        """To the size that belongs to `image`: 10 * 3.3 may come out as 33.000001, which is 34."""
+        height, width = (math.ceil(side * self.scale - 1e-6) for side in image.shape[:2])
+        return result[:height, :width]
 
     def _run(self, image: np.ndarray, dtype: torch.dtype) -> np.ndarray:
         """At the network's own scale; tiles shrink until they fit in memory."""
@@ -203,7 +213,7 @@ def run(job: Job, upscaler: Upscaler, check_tiles: bool) -> tuple[tuple[int, int
     if not job.high_res and not job.comparison:
         return size, {}
     low_res, ours = to_8_bits(picture.rgb), to_8_bits(result.rgb)
-    pictures, score = {"bicubic": imresize(low_res, upscaler.scale), "ours": ours}, {}
+    pictures, score = {"bicubic": upscaler.bicubic(low_res), "ours": ours}, {}
     if job.high_res:
         crop = math.ceil(upscaler.scale)
         pictures["HR"] = high_res = read_high_res(job.high_res, size, upscaler.scale)
@@ -226,11 +236,11 @@ def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
     else:
         rgb = upscaler(bleed(picture.rgb, picture.alpha))
         # A network leaves a flat area almost as it is; of what is seen through, all of it.
-        alpha = smooth = imresize(picture.alpha, upscaler.scale)
+        alpha = smooth = upscaler.bicubic(picture.alpha)
         top = np.iinfo(alpha.dtype).max
         if np.ptp(picture.alpha):
             sharp = upscaler(np.stack([picture.alpha] * 3, -1))
-            sharp = (sharp.mean(-1) + 0.5).astype(alpha.dtype)[: alpha.shape[0], : alpha.shape[1]]
+            sharp = (sharp.mean(-1) + 0.5).astype(alpha.dtype)
             alpha = np.where((smooth == 0) | (smooth == top), smooth, sharp)
     if picture.gray:
         rgb = np.repeat((rgb.mean(-1, keepdims=True) + 0.5).astype(rgb.dtype), 3, -1)
@@ -311,7 +321,7 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
     else:
         raise UsageError(f"{source}: no such file or folder")
     if not paths:
-        raise UsageError(f"{source} holds no PNG, JPEG, WebP, BMP or TIFF image, at any depth")
+        raise UsageError(f"{source} holds no PNG, JPEG, WebP, BMP, TIFF or GIF image, at any depth")
     if hr and not hr.is_dir():
         raise UsageError(f"--hr {hr}: no such folder")
 

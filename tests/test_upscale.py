@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import math
 import os
 import re
 import sys
@@ -282,8 +283,16 @@ def test_outscale_resizes_from_the_networks_scale(workplace, net, monkeypatch):
         assert run(monkeypatch, "photos/a.png", "--outscale", scale) == 0
         resized = imresize(expected, float(scale) / 2)
         assert np.array_equal(read_image("results/a.png"), resized)
-    write_image(imresize(read_image("photos/a.png"), 3), workplace / "hr/a.png")
-    assert run(monkeypatch, "photos/a.png", "--outscale", "3", "--hr", "hr", "--compare") == 0
+    write_picture(
+        Picture(read_image("photos/a.png"), np.arange(64 * 48, dtype=np.uint8).reshape(64, 48)),
+        "alpha/a.png",
+    )
+    for scale in (3, 3.3, 4.55, 1.1):
+        size = [math.ceil(round(side * scale, 6)) for side in (64, 48)]
+        write_image(np.zeros((*size, 3), np.uint8), workplace / "hr/a.png")
+        against = ("--hr", "hr", "--compare")
+        assert run(monkeypatch, "alpha", "--outscale", scale, *against) == 0
+        assert list(read_picture("results/a.png").alpha.shape) == size
 
 
 def test_the_ensemble_is_the_mean_of_eight(workplace, net, monkeypatch):
