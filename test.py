@@ -4,6 +4,7 @@
     python test.py PHOTO.jpg -o out --weights checkpoints/demo/psnr.safetensors
     python test.py Set5/LR_bicubic/X4 --hr Set5/HR  a table of PSNR and SSIM beside bicubic's
     python test.py PHOTOS --compare                 also pictures side by side with bicubic
+    python test.py PHOTOS --report                  also a page with a slider: results/index.html
     python test.py PHOTOS --format same --outscale 2 --skip-existing
     python test.py PHOTOS --weights gan.safetensors --interpolate psnr.safetensors --alpha 0 0.5 1
                                                     only strips: from the PSNR network to the GAN
@@ -42,6 +43,7 @@ from pictures import (
     write_image,
     write_picture,
 )
+from report import Report
 from utils import DeviceError, autocast, choose_device, choose_precision, place
 from weights import WeightsError, interpolate, load_generator
 
@@ -128,6 +130,7 @@ def main() -> int:
 
     skipped = [job for job in jobs if arguments.skip_existing and job.target.exists()]
     jobs = [job for job in jobs if job not in skipped]
+    page = Report(arguments.output) if arguments.report else None
     scores, failures, done, megapixels = [], [], 0, 0.0
     began = time.perf_counter()
     bar = tqdm(jobs, unit="image")
@@ -137,7 +140,7 @@ def main() -> int:
             if arguments.interpolate:
                 size, score = run_strip(job, upscalers), {}
             else:
-                size, score = run(job, upscaler, arguments.check_tiles)
+                size, score = run(job, upscaler, arguments.check_tiles, page)
         # One file that cannot be read, does not fit in memory or cannot be written stops no other.
         except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
             failures.append(explain(job, error))
@@ -156,6 +159,12 @@ def main() -> int:
         for job in jobs:
             if job.high_res is None:
                 print(f"No partner in {arguments.hr}: {job.source}")
+    if page:
+        try:
+            shown = page.write(f"{weights}, x{upscaler.scale:g}: {done} images")
+            print(f"Bicubic and results, to compare by eye: {shown}")
+        except OSError as error:
+            failures.append(f"the page was not saved: {error}")
     for failure in failures:
         print(f"Failed: {failure}", file=sys.stderr)
     if skipped:
@@ -200,7 +209,9 @@ def choose_tile(net: nn.Module, device: torch.device) -> int:
     return max(SMALLEST_TILE, min(side // 32 * 32, largest))
 
 
-def run(job: Job, upscaler: Upscaler, check_tiles: bool) -> tuple[tuple[int, int], dict]:
+def run(
+    job: Job, upscaler: Upscaler, check_tiles: bool, page: Report | None
+) -> tuple[tuple[int, int], dict[str, float]]:
     """Upscale, write, compare; returns the result's size and scores (none without an HR image)."""
     picture = read_picture(job.source)
     result = enlarge(picture, upscaler)
@@ -210,7 +221,7 @@ def run(job: Job, upscaler: Upscaler, check_tiles: bool) -> tuple[tuple[int, int
     for remark in filter(None, remarks):
         tqdm.write(f"{job.source}: {remark}")
     size = result.rgb.shape[:2]
-    if not job.high_res and not job.comparison:
+    if not job.high_res and not job.comparison and not page:
         return size, {}
     low_res, ours = to_8_bits(picture.rgb), to_8_bits(result.rgb)
     pictures, score = {"bicubic": upscaler.bicubic(low_res), "ours": ours}, {}
@@ -223,6 +234,8 @@ def run(job: Job, upscaler: Upscaler, check_tiles: bool) -> tuple[tuple[int, int
                 score[f"{prefix}ssim{suffix}"] = ssim(candidate, high_res, crop, luma)
         shrunk = imresize(ours, 1 / upscaler.scale)[: low_res.shape[0], : low_res.shape[1]]
         score["lr_psnr"] = psnr(shrunk, low_res, 0, y_channel=False)
+    if page:
+        page.add(job.source.name, pictures, score)
     if job.comparison:
         shown = np.asarray(Image.fromarray(low_res).resize(size[::-1], Image.Resampling.NEAREST))
         write_image(labelled_strip({"input": shown} | pictures, COMPARED_SIDE), job.comparison)
@@ -305,8 +318,8 @@ def explain(job: Job, error: Exception) -> str:
 def plan(arguments: argparse.Namespace) -> list[Job]:
     """What is read from where and written to where, all of it checked before any work."""
     source, output, hr = arguments.input, arguments.output, arguments.hr
-    if arguments.interpolate and arguments.compare:
-        raise UsageError("--interpolate writes strips of its own; leave --compare out")
+    if arguments.interpolate and (arguments.compare or arguments.report):
+        raise UsageError("--interpolate writes strips of its own; leave --compare and --report out")
     if arguments.interpolate and arguments.outscale:
         raise UsageError("--interpolate shows the networks' own scale; leave --outscale out")
     if arguments.alpha and not arguments.interpolate:
@@ -481,6 +494,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--hr", type=Path, metavar="DIR", help="true HR images to score against")
     parser.add_argument("--compare", action="store_true", help="pictures beside bicubic's, too")
+    parser.add_argument(
+        "--report", action="store_true", help="a page to compare with bicubic: index.html"
+    )
     parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     parser.add_argument(
         "--precision",

@@ -491,7 +491,7 @@ def test_tiles_give_the_same_picture(workplace, monkeypatch, random_image):
             "the PSNR network has features 4, not 8",
         ),
         (["photos", "--interpolate", "other.pth", "--alpha", "2"], "alpha is 2"),
-        (["photos", "--interpolate", "other.pth", "--compare"], "leave --compare out"),
+        (["photos", "--interpolate", "other.pth", "--compare"], "leave --compare and --report out"),
         (["photos", "--alpha", "0.5"], "--alpha needs --interpolate"),
         (["photos", "--weights", "rgba.pth"], "rgba.pth takes 4 channels"),
         (["photos", "--scale", "4", "--weights", "other.pth"], "other.pth is x2, not x4"),
