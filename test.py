@@ -6,6 +6,7 @@
     python test.py PHOTOS --compare                 also pictures side by side with bicubic
     python test.py PHOTOS --report                  also a page with a slider: results/index.html
     python test.py PHOTOS --format same --outscale 2 --skip-existing
+    torchrun --nproc_per_node=4 test.py PHOTOS      shared among 4 GPUs
     python test.py PHOTOS --weights gan.safetensors --interpolate psnr.safetensors --alpha 0 0.5 1
                                                     only strips: from the PSNR network to the GAN
 
@@ -20,7 +21,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,8 @@ from pictures import (
     write_image,
     write_picture,
 )
-from report import Report
-from utils import DeviceError, autocast, choose_device, choose_precision, place
+from report import add_to_page, write_page
+from utils import DeviceError, Ranks, autocast, choose_device, choose_precision, place
 from weights import WeightsError, interpolate, load_generator
 
 RUNS = Path("checkpoints")
@@ -115,65 +116,87 @@ class Upscaler:
         return self._run(image, torch.float32)
 
 
-def main() -> int:
+@dataclass
+class Results:
+    """What came of the jobs of one process, or of all."""
+
+    scores: list[dict] = field(default_factory=list)  # rows of the table
+    failures: list[str] = field(default_factory=list)
+    shown: list[dict] = field(default_factory=list)  # images of the page
+    pixels: list[int] = field(default_factory=list)  # of each result
+    skipped: list[Path] = field(default_factory=list)
+
+    def of_all(self, ranks: Ranks) -> "Results":
+        return Results(*(ranks.gather(getattr(self, column.name)) for column in fields(self)))
+
+
+def main(ranks: Ranks) -> int:
     arguments = parse_args()
     jobs = plan(arguments)
-    device = choose_device(arguments.device)
+    device = choose_device(arguments.device, ranks.local)
     weights = arguments.weights or newest_generator()
     upscalers = {
         label: Upscaler(net, device, arguments)
         for label, net in load(weights, arguments, device).items()
     }
     upscaler = next(iter(upscalers.values()))
-    precision = str(upscaler.dtype).removeprefix("torch.")
-    print(f"{weights} (x{upscaler.net.scale}) on {device} in {precision}")
+    if ranks.first:
+        precision = str(upscaler.dtype).removeprefix("torch.")
+        print(f"{weights} (x{upscaler.net.scale}) on {device} in {precision}")
 
-    skipped = [job for job in jobs if arguments.skip_existing and job.target.exists()]
-    jobs = [job for job in jobs if job not in skipped]
-    page = Report(arguments.output) if arguments.report else None
-    scores, failures, done, megapixels = [], [], 0, 0.0
     began = time.perf_counter()
-    bar = tqdm(jobs, unit="image")
+    own = work(jobs[ranks.rank :: ranks.count], upscalers, arguments, ranks.first)
+    results = own.of_all(ranks)
+    seconds = time.perf_counter() - began
+    if not ranks.first:
+        return 1 if results.failures else 0
+
+    try:
+        if arguments.hr and not arguments.interpolate:
+            report(results.scores, arguments.output / "metrics.csv", upscaler.scale)
+        if arguments.report:
+            summary = f"{Path(weights).name}, x{upscaler.scale:g}, {len(results.shown)} images"
+            page = write_page(arguments.output, results.shown, summary)
+            print(f"Results beside bicubic, to compare by eye: {page}")
+    except OSError as error:
+        results.failures.append(f"the table or the page was not saved: {error}")
+    for job in jobs:
+        if arguments.hr and job.high_res is None:
+            print(f"No partner in {arguments.hr}: {job.source}")
+    for failure in results.failures:
+        print(f"Failed: {failure}", file=sys.stderr)
+    if results.skipped:
+        print(f"{len(results.skipped)} images had a result already and were skipped")
+    print(
+        f"{len(results.pixels)} of {len(jobs) - len(results.skipped)} images upscaled, "
+        f"{sum(results.pixels) / 1e6 / seconds:.2f} megapixels/s; "
+        f"results are in {arguments.output}"
+    )
+    return 1 if results.failures else 0
+
+
+def work(
+    jobs: list[Job],
+    upscalers: dict[str, Upscaler],
+    arguments: argparse.Namespace,
+    show_progress: bool,
+) -> Results:
+    results = Results()
+    bar = tqdm(jobs, unit="image", disable=not show_progress)
     for job in bar:
         bar.set_postfix_str(job.source.name)
+        if arguments.skip_existing and job.target.exists():
+            results.skipped.append(job.target)
+            continue
         try:
             if arguments.interpolate:
-                size, score = run_strip(job, upscalers), {}
+                results.pixels.append(run_strip(job, upscalers))
             else:
-                size, score = run(job, upscaler, arguments.check_tiles, page)
+                run(job, upscalers["ours"], arguments, results)
         # One file that cannot be read, does not fit in memory or cannot be written stops no other.
         except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
-            failures.append(explain(job, error))
-            continue
-        done += 1
-        megapixels += size[0] * size[1] / 1e6
-        if score:
-            scores.append({"image": job.target.relative_to(arguments.output).as_posix()} | score)
-    seconds = time.perf_counter() - began
-
-    if arguments.hr and not arguments.interpolate:
-        try:
-            report(scores, arguments.output / "metrics.csv", upscaler.scale)
-        except OSError as error:
-            failures.append(f"the table was not saved: {error}")
-        for job in jobs:
-            if job.high_res is None:
-                print(f"No partner in {arguments.hr}: {job.source}")
-    if page:
-        try:
-            shown = page.write(f"{weights}, x{upscaler.scale:g}: {done} images")
-            print(f"Bicubic and results, to compare by eye: {shown}")
-        except OSError as error:
-            failures.append(f"the page was not saved: {error}")
-    for failure in failures:
-        print(f"Failed: {failure}", file=sys.stderr)
-    if skipped:
-        print(f"{len(skipped)} images had a result already and were skipped")
-    print(
-        f"{done} of {len(jobs)} images upscaled, "
-        f"{megapixels / seconds:.2f} megapixels/s; results are in {arguments.output}"
-    )
-    return 1 if failures else 0
+            results.failures.append(explain(job, error))
+    return results
 
 
 def load(
@@ -209,37 +232,44 @@ def choose_tile(net: nn.Module, device: torch.device) -> int:
     return max(SMALLEST_TILE, min(side // 32 * 32, largest))
 
 
-def run(
-    job: Job, upscaler: Upscaler, check_tiles: bool, page: Report | None
-) -> tuple[tuple[int, int], dict[str, float]]:
-    """Upscale, write, compare; returns the result's size and scores (none without an HR image)."""
+def run(job: Job, upscaler: Upscaler, arguments: argparse.Namespace, results: Results) -> None:
+    """Upscale, write, score, show."""
     picture = read_picture(job.source)
     result = enlarge(picture, upscaler)
     remarks = [picture.remark, write_picture(result, job.target)]
-    if check_tiles:
+    if arguments.check_tiles:
         remarks.append(tile_difference(picture.rgb, upscaler))
     for remark in filter(None, remarks):
         tqdm.write(f"{job.source}: {remark}")
-    size = result.rgb.shape[:2]
-    if not job.high_res and not job.comparison and not page:
-        return size, {}
-    low_res, ours = to_8_bits(picture.rgb), to_8_bits(result.rgb)
-    pictures, score = {"bicubic": upscaler.bicubic(low_res), "ours": ours}, {}
-    if job.high_res:
-        crop = math.ceil(upscaler.scale)
-        pictures["HR"] = high_res = read_high_res(job.high_res, size, upscaler.scale)
-        for prefix, candidate in (("", ours), ("bicubic_", pictures["bicubic"])):
-            for suffix, luma in (("_y", True), ("_rgb", False)):
-                score[f"{prefix}psnr{suffix}"] = psnr(candidate, high_res, crop, luma)
-                score[f"{prefix}ssim{suffix}"] = ssim(candidate, high_res, crop, luma)
-        shrunk = imresize(ours, 1 / upscaler.scale)[: low_res.shape[0], : low_res.shape[1]]
-        score["lr_psnr"] = psnr(shrunk, low_res, 0, y_channel=False)
-    if page:
-        page.add(job.source.name, pictures, score)
-    if job.comparison:
-        shown = np.asarray(Image.fromarray(low_res).resize(size[::-1], Image.Resampling.NEAREST))
-        write_image(labelled_strip({"input": shown} | pictures, COMPARED_SIDE), job.comparison)
-    return size, score
+
+    if job.high_res or job.comparison or arguments.report:
+        low_res, ours = to_8_bits(picture.rgb), to_8_bits(result.rgb)
+        pictures, score = {"bicubic": upscaler.bicubic(low_res), "ours": ours}, {}
+        name = job.target.relative_to(arguments.output)
+        if job.high_res:
+            pictures["HR"] = read_high_res(job.high_res, ours.shape[:2], upscaler.scale)
+            score = rate(low_res, pictures, upscaler.scale)
+            results.scores.append({"image": name.as_posix()} | score)
+        if arguments.report:
+            results.shown.append(add_to_page(arguments.output, name, pictures, score))
+        if job.comparison:
+            size = ours.shape[1::-1]
+            given = Image.fromarray(low_res).resize(size, Image.Resampling.NEAREST)
+            strip = labelled_strip({"input": np.asarray(given)} | pictures, COMPARED_SIDE)
+            write_image(strip, job.comparison)
+    results.pixels.append(result.rgb.shape[0] * result.rgb.shape[1])
+
+
+def rate(low_res: np.ndarray, pictures: dict[str, np.ndarray], scale: float) -> dict[str, float]:
+    """PSNR and SSIM of ours and of bicubic, and how far ours, shrunk again, is from its input."""
+    score = {}
+    for prefix, picture in (("", pictures["ours"]), ("bicubic_", pictures["bicubic"])):
+        for suffix, luma in (("_y", True), ("_rgb", False)):
+            compared = picture, pictures["HR"], math.ceil(scale), luma
+            score[f"{prefix}psnr{suffix}"] = psnr(*compared)
+            score[f"{prefix}ssim{suffix}"] = ssim(*compared)
+    shrunk = imresize(pictures["ours"], 1 / scale)[: low_res.shape[0], : low_res.shape[1]]
+    return score | {"lr_psnr": psnr(shrunk, low_res, 0, y_channel=False)}
 
 
 def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
@@ -272,8 +302,8 @@ def tile_difference(image: np.ndarray, upscaler: Upscaler) -> str:
     )
 
 
-def run_strip(job: Job, upscalers: dict[str, Upscaler]) -> tuple[int, int]:
-    """Write what each network makes of the centre of an image, side by side; returns its size."""
+def run_strip(job: Job, upscalers: dict[str, Upscaler]) -> int:
+    """Write what each network makes of the centre of an image, side by side; returns its pixels."""
     image, scale = read_image(job.source), next(iter(upscalers.values())).net.scale
     side = INTERPOLATED_SIDE // scale + 2 * CONTEXT
     top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
@@ -285,7 +315,7 @@ def run_strip(job: Job, upscalers: dict[str, Upscaler]) -> tuple[int, int]:
         pictures["HR"] = high_res[: shown.shape[0] * scale, : shown.shape[1] * scale]
     strip = labelled_strip(pictures, INTERPOLATED_SIDE)
     write_image(strip, job.target)
-    return strip.shape[:2]
+    return strip.shape[0] * strip.shape[1]
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -406,6 +436,7 @@ def report(scores: list[dict], path: Path, scale: float) -> None:
     if not scores:
         print("No image was scored.")
         return
+    scores = sorted(scores, key=lambda row: row["image"])
     columns = list(scores[0])
     mean = {column: float(np.mean([row[column] for row in scores])) for column in columns[1:]}
     table = [*scores, {"image": "mean"} | mean]
@@ -531,7 +562,9 @@ def tile_size(text: str) -> int | None:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        with Ranks.of_torchrun() as ranks:
+            status = main(ranks)
+        sys.exit(status)
     except (UsageError, DeviceError, WeightsError) as error:
         print(f"test.py: {error}", file=sys.stderr)
         sys.exit(2)

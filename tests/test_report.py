@@ -1,6 +1,7 @@
 """The page of test.py --report, looked at by a real browser: headless Chromium."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
 from imaging import enlarge_nearest
-from report import Report
+from report import add_to_page, write_page
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("chromium") and shutil.which("chromedriver")),
@@ -33,7 +34,7 @@ def browser():
 @pytest.fixture
 def page(browser, tmp_path, random_image):
     """A page of 200 images, the first with scores and an HR image, one with a spiteful name."""
-    report = Report(tmp_path)
+    images = []
     for i in range(200):
         ours = enlarge_nearest(random_image(10, 15, seed=i), 8)
         pictures = {"bicubic": np.full_like(ours, 90), "ours": ours}
@@ -41,9 +42,9 @@ def page(browser, tmp_path, random_image):
         if i == 0:
             pictures["HR"] = np.full_like(ours, 200)
             score = {"psnr_y": float("inf"), "ssim_y": 0.5}
-        name = "</script><b>ü.png" if i == 1 else f"{i}.png"
-        report.add(name, pictures, score)
-    path = report.write("200 images")
+        name = "001/</script><b>ü #1?%41.png" if i == 1 else f"{i:03d}.png"
+        images.append(add_to_page(tmp_path, Path(name), pictures, score))
+    path = write_page(tmp_path, images[::-1], "200 images")
     browser.set_window_size(1000, 700)
     browser.get(path.as_uri())
     yield browser
@@ -73,9 +74,9 @@ def test_every_image_has_a_thumbnail_that_loads_as_it_comes_into_view(page):
     assert not page.execute_script(loaded)[199]
     page.execute_script("arguments[0].scrollIntoView()", thumbs[199])
     wait.until(lambda browser: browser.execute_script(loaded)[199])
-    assert "</script><b>ü.png" in find(page, "#grid").text
+    assert "001/</script><b>ü #1?%41.png" in find(page, "#grid").text
     cells = [cell.text for cell in page.find_elements("css selector", "td")]
-    assert cells == ["0.png", "equal", "0.5000", "mean", "equal", "0.5000"]
+    assert cells == ["000.png", "equal", "0.5000", "mean", "equal", "0.5000"]
 
 
 def test_the_slider_moves_by_mouse_and_keyboard(page):
@@ -139,14 +140,16 @@ def test_hr_is_the_third_choice_and_images_follow_each_other(page):
     select = Select(find(page, "#other"))
     assert [option.text for option in select.options] == ["bicubic", "HR"]
     select.select_by_value("HR")
-    assert find(page, "#left").get_attribute("src").endswith("00000_HR.jpg")
+    assert find(page, "#left").get_attribute("src").endswith("000.png.HR.jpg")
     assert find(page, "#leftLabel").text == "HR"
     assert "ssim_y 0.5000" in find(page, "#scores").text
     find(page, "#next").click()
-    assert find(page, "#left").get_attribute("src").endswith("00001_bicubic.jpg")
-    assert "</script><b>ü.png (120 × 80)" in find(page, "#name").text
+    wait = WebDriverWait(page, 10)
+    wait.until(lambda browser: browser.execute_script("return left.naturalWidth"))
+    assert find(page, "#left").get_attribute("src").endswith("%231%3F%2541.png.bicubic.jpg")
+    assert "001/</script><b>ü #1?%41.png (120 × 80)" in find(page, "#name").text
     press(page, "p")
-    assert find(page, "#right").get_attribute("src").endswith("00000_ours.jpg")
+    assert find(page, "#right").get_attribute("src").endswith("000.png.ours.jpg")
     press(page, webdriver.Keys.ESCAPE)
     assert not find(page, "#viewer").is_displayed()
 

@@ -5,6 +5,7 @@ import importlib.util
 import math
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -45,7 +46,7 @@ def workplace(tmp_path, photos, net, monkeypatch):
 
 def run(monkeypatch, *args):
     monkeypatch.setattr(sys, "argv", ["test.py", *map(str, args), "--precision", "fp32"])
-    return command.main()
+    return command.main(command.Ranks())
 
 
 def upscaled(net, path):
@@ -274,6 +275,26 @@ def test_a_hundred_odd_files_and_a_hundred_broken_ones(workplace, monkeypatch, c
     assert "Traceback" not in output.err
 
 
+@pytest.mark.slow
+def test_two_processes_share_a_folder(workplace, monkeypatch):
+    write_image(imresize(read_image("photos/a.png"), 2), workplace / "hr/a.png")
+    write_image(imresize(read_image("photos/sub/d.png"), 2), workplace / "hr/d.png")
+    Path("photos/broken.png").write_text("no picture")
+    assert run(monkeypatch, "photos", "--hr", "hr", "-o", "one") == 1
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    arguments = ["photos", "--hr", "hr", "-o", "two", "--report"]
+    # torchrun prints every process's end with status 1 as a fault; the status is what counts.
+    command_line = [*torchrun, str(SPEC.origin), *arguments]
+    shared = subprocess.run(command_line, capture_output=True, text=True, timeout=300)
+    assert shared.returncode == 1
+    assert shared.stdout.count("4 of 5 images upscaled") == 1
+    assert shared.stderr.count("Failed: photos/broken.png") == 1
+    for path in Path("one").rglob("*.*"):
+        assert Path("two", path.relative_to("one")).read_bytes() == path.read_bytes(), path
+    page = Path("two/index.html").read_text("utf-8")
+    assert '"name": "a.png"' in page and '"name": "sub/d.png"' in page
+
+
 # ----------------------------------------------------------------------------------------- quality
 
 
@@ -373,7 +394,7 @@ def test_a_table_that_cannot_be_saved_is_reported(workplace, monkeypatch, capsys
     write_image(imresize(read_image("photos/a.png"), 1 / 2), workplace / "low" / "a.png")
     (workplace / "results" / "metrics.csv").mkdir(parents=True)
     assert run(monkeypatch, "low", "--hr", "photos") == 1
-    assert "the table was not saved" in capsys.readouterr().err
+    assert "the table or the page was not saved" in capsys.readouterr().err
 
 
 def test_results_inside_the_input_folder_are_no_input(workplace, monkeypatch, capsys):
