@@ -457,8 +457,14 @@ def validate(run: Run, ema: RRDBNet, progress: dict) -> dict[str, float]:
     bar = tqdm(mine, desc="validation", leave=False, unit="image", disable=not run.ranks.first)
     for count, i in enumerate(bar):
         low_res, high_res = valid.low_res(i), valid.high_res(i)
-        with autocast(run.device, run.dtype):
-            fake = upscale(ema, low_res, VALIDATION_TILE)
+        try:
+            with autocast(run.device, run.dtype):
+                fake = upscale(ema, low_res, VALIDATION_TILE)
+        except FloatingPointError as error:
+            raise TrainingError(
+                f"{error} at {progress['phase']} step {progress['step']}; "
+                f"{run.folder / 'last.pt'} is older. Lower --{progress['phase']}.lr."
+            ) from error
         scores.append(score(fake, high_res, scale))
         if count < SAMPLE_COUNT and run.ranks.first:
             draw_strip(run, i, fake, scores[-1][0], progress)
