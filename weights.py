@@ -217,6 +217,24 @@ def _load(path: Path, scale: int | None = None) -> tuple[RRDBNet, dict[str, str]
     with torch.device("meta"):  # shapes are compared before a byte is allocated
         net = RRDBNet(**arguments)
     expected = net.state_dict()
+    problems = _problems(state, expected)
+    if problems:
+        shown = [*sorted(problems)[:8], *(["..."] if len(problems) > 8 else [])]
+        raise WeightsError(
+            f"{path} is no complete RRDBNet ({len(problems)} problems): {'; '.join(shown)}"
+        )
+    try:
+        weights = {name: state[name].to(torch.float32, copy=True).contiguous() for name in expected}
+    except RuntimeError as error:
+        raise WeightsError(f"{path} does not fit in memory ({_reason(error)})") from error
+    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise WeightsError(f"{path}: {broken[0]} holds numbers that are not finite")
+    net.load_state_dict(weights, assign=True)
+    return net.eval(), metadata
+
+
+def _problems(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """Whatever makes loading incomplete or in vain, each in words."""
     problems = [f"{name} is missing" for name in expected.keys() - state.keys()]
     problems += [f"{name} is left over" for name in state.keys() - expected.keys()]
     problems += [
@@ -231,19 +249,7 @@ def _load(path: Path, scale: int | None = None) -> tuple[RRDBNet, dict[str, str]
             tensor.is_floating_point() and tensor.layout is torch.strided and not tensor.is_meta
         )
     ]
-    if problems:
-        shown = [*sorted(problems)[:8], *(["..."] if len(problems) > 8 else [])]
-        raise WeightsError(
-            f"{path} is no complete RRDBNet ({len(problems)} problems): {'; '.join(shown)}"
-        )
-    try:
-        weights = {name: state[name].to(torch.float32, copy=True).contiguous() for name in expected}
-    except RuntimeError as error:
-        raise WeightsError(f"{path} does not fit in memory ({_reason(error)})") from error
-    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
-        raise WeightsError(f"{path}: {broken[0]} holds numbers that are not finite")
-    net.load_state_dict(weights, assign=True)
-    return net.eval(), metadata
+    return problems
 
 
 def _read(path: Path) -> tuple[dict, dict[str, str]]:
