@@ -320,7 +320,10 @@ def test_a_worker_that_dies_is_reported_with_its_cause(workplace):
     os.kill(int(children[-1]), signal.SIGKILL)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 1
-    assert "a process that cuts crops died" in errors and "Killed" in errors
+    assert "a process that cuts crops died" in errors
+    assert (
+        "Killed" in errors or "exited unexpectedly" in errors
+    )  # torch's words, by who looks first
     assert "Traceback" not in errors
 
 
