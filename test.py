@@ -14,13 +14,14 @@ Exit status: 0 all upscaled, 1 some failed (the rest is done), 2 wrong usage.
 """
 
 import argparse
-import csv
 import math
 import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -31,9 +32,8 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from imaging import Ensemble, PerChannel, imresize, labelled_strip, psnr, ssim, upscale
+from imaging import Ensemble, PerChannel, imresize, labelled_strip, upscale
 from pictures import (
-    SUFFIXES,
     ImageError,
     Picture,
     bleed,
@@ -45,6 +45,7 @@ from pictures import (
     write_picture,
 )
 from report import add_to_page, write_page
+from scores import Metric, MetricError, as_text, load_metrics, rate, save_table
 from utils import DeviceError, Ranks, autocast, choose_device, choose_precision, place
 from weights import WeightsError, interpolate, load_generator
 
@@ -140,19 +141,20 @@ def main(ranks: Ranks) -> int:
         for label, net in load(weights, arguments, device).items()
     }
     upscaler = next(iter(upscalers.values()))
+    metrics = load_metrics(arguments.metrics, device, arguments.hr is not None)
     if ranks.first:
         precision = str(upscaler.dtype).removeprefix("torch.")
         print(f"{weights} (x{upscaler.net.scale}) on {device} in {precision}")
 
     began = time.perf_counter()
-    own = work(jobs[ranks.rank :: ranks.count], upscalers, arguments, ranks.first)
+    own = work(jobs[ranks.rank :: ranks.count], upscalers, metrics, arguments, ranks.first)
     results = own.of_all(ranks)
     seconds = time.perf_counter() - began
     if not ranks.first:
         return 1 if results.failures else 0
 
     try:
-        if arguments.hr and not arguments.interpolate:
+        if (arguments.hr or arguments.metrics) and not arguments.interpolate:
             report(results.scores, arguments.output / "metrics.csv", upscaler.scale)
         if arguments.report:
             summary = f"{Path(weights).name}, x{upscaler.scale:g}, {len(results.shown)} images"
@@ -178,25 +180,57 @@ def main(ranks: Ranks) -> int:
 def work(
     jobs: list[Job],
     upscalers: dict[str, Upscaler],
+    metrics: dict[str, Metric],
     arguments: argparse.Namespace,
     show_progress: bool,
 ) -> Results:
+    """While the network works on one image, the next is read and the last is written and scored."""
     results = Results()
-    bar = tqdm(jobs, unit="image", disable=not show_progress)
-    for job in bar:
-        bar.set_postfix_str(job.source.name)
-        if arguments.skip_existing and job.target.exists():
-            results.skipped.append(job.target)
-            continue
-        try:
-            if arguments.interpolate:
-                results.pixels.append(run_strip(job, upscalers))
-            else:
-                run(job, upscalers["ours"], arguments, results)
-        # One file that cannot be read, does not fit in memory or cannot be written stops no other.
-        except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
-            results.failures.append(explain(job, error))
+    if arguments.skip_existing:
+        results.skipped = [job.target for job in jobs if job.target.exists()]
+        jobs = [job for job in jobs if job.target not in results.skipped]
+    bar = tqdm(read_ahead(jobs), total=len(jobs), unit="image", disable=not show_progress)
+    with ThreadPoolExecutor(1) as writer:
+        unfinished: Future | None = None
+        for job, reading in bar:
+            bar.set_postfix_str(job.source.name)
+            with failure_noted(job, results):
+                picture = reading.result()
+                if arguments.interpolate:
+                    results.pixels.append(run_strip(job, picture.rgb, upscalers))
+                    continue
+                upscaler = upscalers["ours"]
+                enlarged = enlarge(picture, upscaler)
+                if arguments.check_tiles:
+                    tqdm.write(f"{job.source}: {tile_difference(picture.rgb, upscaler)}")
+                if unfinished:
+                    unfinished.result()  # no more than one result waits in memory
+                unfinished = writer.submit(
+                    finish, job, picture, enlarged, upscaler, metrics, arguments, results
+                )
+        if unfinished:
+            unfinished.result()
     return results
+
+
+def read_ahead(jobs: list[Job]) -> Iterator[tuple[Job, Future]]:
+    """Each job with its picture, and the next one's being read."""
+    with ThreadPoolExecutor(1) as reader:
+        pictures = (reader.submit(read_picture, job.source) for job in jobs)
+        reading = next(pictures, None)
+        for job in jobs:
+            following = next(pictures, None)
+            yield job, reading
+            reading = following
+
+
+@contextmanager
+def failure_noted(job: Job, results: Results) -> Iterator[None]:
+    """One file that cannot be read, does not fit in memory or cannot be written stops no other."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
+        results.failures.append(explain(job, error))
 
 
 def load(
@@ -232,44 +266,38 @@ def choose_tile(net: nn.Module, device: torch.device) -> int:
     return max(SMALLEST_TILE, min(side // 32 * 32, largest))
 
 
-def run(job: Job, upscaler: Upscaler, arguments: argparse.Namespace, results: Results) -> None:
-    """Upscale, write, score, show."""
-    picture = read_picture(job.source)
-    result = enlarge(picture, upscaler)
-    remarks = [picture.remark, write_picture(result, job.target)]
-    if arguments.check_tiles:
-        remarks.append(tile_difference(picture.rgb, upscaler))
-    for remark in filter(None, remarks):
-        tqdm.write(f"{job.source}: {remark}")
-
-    if job.high_res or job.comparison or arguments.report:
-        low_res, ours = to_8_bits(picture.rgb), to_8_bits(result.rgb)
-        pictures, score = {"bicubic": upscaler.bicubic(low_res), "ours": ours}, {}
-        name = job.target.relative_to(arguments.output)
-        if job.high_res:
-            pictures["HR"] = read_high_res(job.high_res, ours.shape[:2], upscaler.scale)
-            score = rate(low_res, pictures, upscaler.scale)
-            results.scores.append({"image": name.as_posix()} | score)
-        if arguments.report:
-            results.shown.append(add_to_page(arguments.output, name, pictures, score))
-        if job.comparison:
-            size = ours.shape[1::-1]
-            given = Image.fromarray(low_res).resize(size, Image.Resampling.NEAREST)
-            strip = labelled_strip({"input": np.asarray(given)} | pictures, COMPARED_SIDE)
-            write_image(strip, job.comparison)
-    results.pixels.append(result.rgb.shape[0] * result.rgb.shape[1])
-
-
-def rate(low_res: np.ndarray, pictures: dict[str, np.ndarray], scale: float) -> dict[str, float]:
-    """PSNR and SSIM of ours and of bicubic, and how far ours, shrunk again, is from its input."""
-    score = {}
-    for prefix, picture in (("", pictures["ours"]), ("bicubic_", pictures["bicubic"])):
-        for suffix, luma in (("_y", True), ("_rgb", False)):
-            compared = picture, pictures["HR"], math.ceil(scale), luma
-            score[f"{prefix}psnr{suffix}"] = psnr(*compared)
-            score[f"{prefix}ssim{suffix}"] = ssim(*compared)
-    shrunk = imresize(pictures["ours"], 1 / scale)[: low_res.shape[0], : low_res.shape[1]]
-    return score | {"lr_psnr": psnr(shrunk, low_res, 0, y_channel=False)}
+def finish(
+    job: Job,
+    picture: Picture,
+    enlarged: Picture,
+    upscaler: Upscaler,
+    metrics: dict[str, Metric],
+    arguments: argparse.Namespace,
+    results: Results,
+) -> None:
+    """Write, score, show."""
+    with failure_noted(job, results):
+        for remark in filter(None, (picture.remark, write_picture(enlarged, job.target))):
+            tqdm.write(f"{job.source}: {remark}")
+        # Without --hr, the metrics that need no true image judge every result.
+        scored = job.high_res or (metrics and not arguments.hr)
+        if scored or job.comparison or arguments.report:
+            low_res, ours = to_8_bits(picture.rgb), to_8_bits(enlarged.rgb)
+            pictures, score = {"bicubic": upscaler.bicubic(low_res), "ours": ours}, {}
+            name = job.target.relative_to(arguments.output)
+            if job.high_res:
+                pictures["HR"] = read_high_res(job.high_res, ours.shape[:2], upscaler.scale)
+            if scored:
+                score = rate(low_res, pictures, upscaler.scale, metrics)
+                results.scores.append({"image": name.as_posix()} | score)
+            if arguments.report:
+                results.shown.append(add_to_page(arguments.output, name, pictures, score))
+            if job.comparison:
+                size = ours.shape[1::-1]
+                given = Image.fromarray(low_res).resize(size, Image.Resampling.NEAREST)
+                strip = labelled_strip({"input": np.asarray(given)} | pictures, COMPARED_SIDE)
+                write_image(strip, job.comparison)
+        results.pixels.append(enlarged.rgb.shape[0] * enlarged.rgb.shape[1])
 
 
 def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
@@ -302,9 +330,9 @@ def tile_difference(image: np.ndarray, upscaler: Upscaler) -> str:
     )
 
 
-def run_strip(job: Job, upscalers: dict[str, Upscaler]) -> int:
+def run_strip(job: Job, image: np.ndarray, upscalers: dict[str, Upscaler]) -> int:
     """Write what each network makes of the centre of an image, side by side; returns its pixels."""
-    image, scale = read_image(job.source), next(iter(upscalers.values())).net.scale
+    image, scale = to_8_bits(image), next(iter(upscalers.values())).net.scale
     side = INTERPOLATED_SIDE // scale + 2 * CONTEXT
     top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
     shown = image[top : top + side, left : left + side]
@@ -365,8 +393,7 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
         raise UsageError(f"{source}: no such file or folder")
     if not paths:
         raise UsageError(f"{source} holds no PNG, JPEG, WebP, BMP, TIFF or GIF image, at any depth")
-    if hr and not hr.is_dir():
-        raise UsageError(f"--hr {hr}: no such folder")
+    high_res = partners_in(hr) if hr else {}
 
     jobs = []
     for path in paths:
@@ -376,7 +403,7 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
         name = relative.with_name(path.stem + arguments.suffix + kind)
         target = output / "interpolated" / name if arguments.interpolate else output / name
         strip = output / "compare" / name.with_suffix(".png") if arguments.compare else None
-        jobs.append(Job(path, target, strip, partner(relative, hr)))
+        jobs.append(Job(path, target, strip, partner(relative, high_res)))
     refuse_overwriting(jobs)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -387,20 +414,29 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
     return jobs
 
 
-def partner(name: Path, hr: Path | None) -> Path | None:
-    """The HR file of an LR file, at the same place in `hr` or at its top.
+def partners_in(hr: Path) -> dict[Path, list[Path]]:
+    """The HR images by where they lie in `hr` and their plain name."""
+    if not hr.is_dir():
+        raise UsageError(f"--hr {hr}: no such folder")
+    found: dict[Path, list[Path]] = {}
+    for path in find_images(hr):
+        found.setdefault(path.relative_to(hr).parent / plain(path.stem), []).append(path)
+    return found
 
-    It has the same name, or `baby` for `babyx4` and `baby_x4`.
-    """
-    if hr is None:
-        return None
-    plain = re.sub(r"[_-]?x\d$", "", name.stem)
-    for folder in (hr / name.parent, hr):
-        for stem in (name.stem, plain):
-            for suffix in SUFFIXES:
-                if (folder / f"{stem}{suffix}").is_file():
-                    return folder / f"{stem}{suffix}"
+
+def partner(name: Path, high_res: dict[Path, list[Path]]) -> Path | None:
+    """The HR image of an LR image, at the same place or at the top; the very same name first."""
+    for folder in (name.parent, Path()):
+        alike = high_res.get(folder / plain(name.stem), [])
+        if alike:
+            return min(alike, key=lambda path: path.stem != name.stem)
     return None
+
+
+def plain(stem: str) -> str:
+    """`baby` of `babyx4`, `baby_LRBI_x4`, `baby_HR`, `baby_SRF_4_LR` and others of benchmarks."""
+    marks = r"(?<=.)([_-]?x\d[a-z]?|[_-](lr[a-z]*|hr|gt|sr|srf_\d|bicubic))+$"
+    return re.sub(marks, "", stem, flags=re.IGNORECASE)
 
 
 def refuse_overwriting(jobs: list[Job]) -> None:
@@ -432,34 +468,20 @@ def newest_generator() -> Path:
 
 
 def report(scores: list[dict], path: Path, scale: float) -> None:
-    """Print the table and save it with all digits; the last row is the mean."""
+    """Print the table, say how it was computed, and save it with all digits."""
     if not scores:
         print("No image was scored.")
         return
-    scores = sorted(scores, key=lambda row: row["image"])
-    columns = list(scores[0])
-    mean = {column: float(np.mean([row[column] for row in scores])) for column in columns[1:]}
-    table = [*scores, {"image": "mean"} | mean]
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(table)
-    width = max(len(row["image"]) for row in table)
-    print(f"{'PSNR in dB / SSIM':{max(width, 17)}}  {'ours, Y':>14}  {'bicubic, Y':>14}", end="")
-    print(f"  {'ours, RGB':>14}  {'bicubic, RGB':>14}")
-    for row in table:
-        cells = [
-            f"{row[f'{who}psnr_{what}']:6.2f} / {row[f'{who}ssim_{what}']:.4f}"
-            for what in ("y", "rgb")
-            for who in ("", "bicubic_")
-        ]
-        print(f"{row['image']:{max(width, 17)}}  " + "  ".join(f"{cell:>14}" for cell in cells))
-    print(f"Shrunk again, the results equal their inputs to {mean['lr_psnr']:.2f} dB (RGB).")
-    print(
-        f"Protocol: 8-bit images, {math.ceil(scale)} pixels cropped from each side; Y is BT.601 "
-        "luma in [16, 235];\nSSIM with an 11x11 Gaussian of sigma 1.5; bicubic is MATLAB's. "
-        f"Saved: {path}"
-    )
+    table = save_table(scores, path)
+    print(as_text(table))
+    print(f"Protocol: 8-bit images, {math.ceil(scale)} pixels cropped from each side;", end=" ")
+    if "psnr_y" in table[0]:
+        print("PSNR in dB / SSIM, on Y (BT.601\nluma in [16, 235]) and on RGB;", end=" ")
+        print("SSIM with an 11x11 Gaussian of sigma 1.5;", end=" ")
+    print(f"bicubic is MATLAB's. Saved: {path}")
+    if "lr_psnr" in table[0]:
+        difference = table[-1]["lr_psnr"]
+        print(f"Shrunk again, the results equal their inputs to {difference:.2f} dB (RGB).")
 
 
 def parse_args() -> argparse.Namespace:
@@ -523,7 +545,19 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="average 8 flips and rotations: slightly better, 8 times slower",
     )
-    parser.add_argument("--hr", type=Path, metavar="DIR", help="true HR images to score against")
+    parser.add_argument(
+        "--hr",
+        type=Path,
+        metavar="DIR",
+        help="true HR images to score against: baby.png or baby_HR.png for babyx4.png and such",
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="scores of pyiqa (pip install pyiqa) for the table: lpips dists niqe musiq ...",
+    )
     parser.add_argument("--compare", action="store_true", help="pictures beside bicubic's, too")
     parser.add_argument(
         "--report", action="store_true", help="a page to compare with bicubic: index.html"
@@ -565,7 +599,7 @@ if __name__ == "__main__":
         with Ranks.of_torchrun() as ranks:
             status = main(ranks)
         sys.exit(status)
-    except (UsageError, DeviceError, WeightsError) as error:
+    except (UsageError, DeviceError, WeightsError, MetricError) as error:
         print(f"test.py: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

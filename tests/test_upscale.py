@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +63,32 @@ def test_a_folder_becomes_png_files_in_the_same_tree(workplace, net, monkeypatch
     assert np.array_equal(read_image("results/c.png"), upscaled(net, "photos/c.bmp"))
     output = capsys.readouterr().out
     assert "mine/gan.safetensors (x2)" in output and "4 of 4 images upscaled" in output
+
+
+def test_reading_the_network_and_writing_overlap(workplace, monkeypatch):
+    """On b.png the network waits until c.bmp is being read and a.png is being written."""
+    begun = {name: threading.Event() for name in ("read c", "write a")}
+    read, write, enlarge = command.read_picture, command.write_picture, command.enlarge
+
+    def noting_read(path):
+        if path.name == "c.bmp":
+            begun["read c"].set()
+        return read(path)
+
+    def noting_write(picture, path):
+        if path.name == "a.png":
+            begun["write a"].set()
+        return write(picture, path)
+
+    def waiting(picture, upscaler):
+        if picture.rgb.shape[1] == 64:  # b.png
+            assert all(event.wait(60) for event in begun.values())
+        return enlarge(picture, upscaler)
+
+    monkeypatch.setattr(command, "read_picture", noting_read)
+    monkeypatch.setattr(command, "write_picture", noting_write)
+    monkeypatch.setattr(command, "enlarge", waiting)
+    assert run(monkeypatch, "photos") == 0
 
 
 def test_one_file_goes_where_it_is_told(workplace, net, monkeypatch):
@@ -377,6 +405,76 @@ def test_hr_gives_a_table_beside_bicubic(workplace, net, monkeypatch, capsys, ra
     assert float(table["mean"]["psnr_y"]) == pytest.approx(mean)
 
 
+class FakeMetric:
+    """As pyiqa.create_metric makes them: the mean difference, or the mean without a reference."""
+
+    def __init__(self, name, device):
+        if name == "far":
+            raise OSError("no network")
+        self.metric_mode = "NR" if name == "mean" else "FR"
+
+    def __call__(self, target, reference=None):
+        assert target.shape[0] == 1 and target.min() >= 0 and target.max() <= 1
+        return (target - (0 if self.metric_mode == "NR" else reference)).abs().mean().reshape(1, 1)
+
+
+@pytest.fixture
+def pyiqa(monkeypatch):
+    fake = types.ModuleType("pyiqa")
+    fake.list_models = lambda: ["far", "mae", "mean"]
+    fake.create_metric = FakeMetric
+    monkeypatch.setitem(sys.modules, "pyiqa", fake)
+
+
+def test_metrics_of_pyiqa_have_their_columns(workplace, pyiqa, monkeypatch, capsys):
+    write_image(imresize(read_image("photos/a.png"), 1 / 2), workplace / "low/a.png")
+    assert run(monkeypatch, "low", "--hr", "photos", "--metrics", "mae", "mean") == 0
+    with open("results/metrics.csv", newline="") as file:
+        row = next(csv.DictReader(file))
+    border = slice(2, -2)
+    high_res, ours, bicubic = (
+        image[border, border] / 255.0
+        for image in (
+            read_image("photos/a.png"),
+            read_image("results/a.png"),
+            imresize(read_image("low/a.png"), 2),
+        )
+    )
+    assert float(row["mae"]) == pytest.approx(np.abs(ours - high_res).mean(), abs=1e-6)
+    assert float(row["bicubic_mae"]) == pytest.approx(np.abs(bicubic - high_res).mean(), abs=1e-6)
+    assert float(row["mean"]) == pytest.approx(ours.mean(), abs=1e-6)
+    assert f"{float(row['mae']):.4f}" in capsys.readouterr().out
+
+
+def test_without_hr_metrics_judge_the_results_alone(workplace, pyiqa, monkeypatch, capsys):
+    assert run(monkeypatch, "photos", "--metrics", "mean") == 0
+    with open("results/metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [list(row) for row in rows] == [["image", "mean", "bicubic_mean"]] * 5
+    output = capsys.readouterr().out
+    assert "ours, mean" in output and "bicubic, mean" in output and "SSIM" not in output
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lpisp", "pyiqa has no metric 'lpisp'; it has: far, mae, mean"),
+        ("far", r"pyiqa cannot load far \(OSError: no network\); it downloads"),
+        ("mae", "mae compares with the true image: add --hr"),
+    ],
+)
+def test_metrics_that_cannot_be_had_are_named(name, message, workplace, pyiqa, monkeypatch):
+    with pytest.raises(command.MetricError, match=message):
+        run(monkeypatch, "photos", "--metrics", name)
+    assert not list(Path("results").rglob("*.png"))
+
+
+def test_metrics_without_pyiqa_name_the_remedy(workplace, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    with pytest.raises(command.MetricError, match="pip install pyiqa"):
+        run(monkeypatch, "photos", "--metrics", "niqe")
+
+
 def test_hr_of_another_size_is_a_failure_that_is_named(workplace, monkeypatch, capsys):
     assert run(monkeypatch, "photos/a.png", "--hr", "photos") == 1
     assert "photos/a.png is 48x64; the result is 96x128" in capsys.readouterr().err
@@ -406,9 +504,37 @@ def test_results_inside_the_input_folder_are_no_input(workplace, monkeypatch, ca
 def test_partners_are_looked_for_at_the_same_place_first(workplace, monkeypatch):
     write_image(imresize(read_image("photos/sub/d.png"), 1 / 2), workplace / "low/sub/d.png")
     write_image(255 - read_image("photos/sub/d.png"), workplace / "photos/d.png")
-    assert command.partner(Path("sub/d.png"), Path("photos")) == Path("photos/sub/d.png")
-    assert command.partner(Path("sub/b_x2.png"), Path("photos")) == Path("photos/b.png")
-    assert command.partner(Path("sub/none.png"), Path("photos")) is None
+    found = command.partners_in(Path("photos"))
+    assert command.partner(Path("sub/d.png"), found) == Path("photos/sub/d.png")
+    assert command.partner(Path("sub/b_x2.png"), found) == Path("photos/b.png")
+    assert command.partner(Path("sub/none.png"), found) is None
+
+
+@pytest.mark.parametrize(
+    ("low_res", "high_res"),
+    [
+        ("babyx4.png", "baby.png"),  # Set5 of BasicSR and KAIR; DIV2K's 0801x4.png
+        ("0801x4m.png", "0801.png"),  # DIV2K, mild
+        ("baby_x4.png", "baby_GT.bmp"),
+        ("baby_LRBI_x4.png", "baby_HR_x4.png"),  # RCAN's
+        ("img_001_SRF_4_LR.png", "img_001_SRF_4_HR.png"),  # SelfExSR's
+        ("baby-LR.png", "baby.jpg"),
+        ("zebra_LR.png", "zebra_HR.png"),
+        ("x4.png", "x4.png"),
+    ],
+)
+def test_partners_by_the_names_of_benchmarks(low_res, high_res, tmp_path):
+    for name in ("bab.png", "080.png", "img_002_SRF_4_HR.png", "zebr.png", high_res):
+        (tmp_path / name).touch()
+    assert command.partner(Path(low_res), command.partners_in(tmp_path)) == tmp_path / high_res
+
+
+def test_the_very_same_name_is_the_first_choice(tmp_path):
+    for name in ("max.png", "maxx4.png"):
+        (tmp_path / name).touch()
+    found = command.partners_in(tmp_path)
+    assert command.partner(Path("maxx4.png"), found).name == "maxx4.png"
+    assert command.partner(Path("max.png"), found).name == "max.png"
 
 
 def test_compare_writes_pictures_side_by_side(workplace, monkeypatch):

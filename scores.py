@@ -1,0 +1,121 @@
+"""How good results are: PSNR and SSIM as the papers compute them, and whatever pyiqa offers."""
+
+import csv
+import importlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from imaging import imresize, psnr, ssim, to_tensor
+
+Metric = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+class MetricError(ValueError):
+    """A metric that cannot be computed, with the remedy."""
+
+
+def load_metrics(names: list[str], device: torch.device, has_reference: bool) -> dict[str, Metric]:
+    """Metrics of pyiqa by name: "lpips", "dists" and others with a reference, "niqe" and such.
+
+    Raises:
+        MetricError: pyiqa is not there, does not know a name, or cannot fetch its weights; or a
+            metric needs a reference and there is none.
+    """
+    if not names:
+        return {}
+    try:
+        pyiqa = importlib.import_module("pyiqa")  # large, and not needed to upscale
+    except ImportError as error:
+        raise MetricError(f"--metrics needs pyiqa ({error}): pip install pyiqa") from error
+    metrics = {}
+    for name in names:
+        if name not in pyiqa.list_models():
+            known = ", ".join(pyiqa.list_models())
+            raise MetricError(f"pyiqa has no metric {name!r}; it has: {known}")
+        try:
+            metrics[name] = pyiqa.create_metric(name, device=device)
+        except Exception as error:  # of any kind: a hundred networks of many authors
+            raise MetricError(
+                f"pyiqa cannot load {name} ({type(error).__name__}: {error}); "
+                "it downloads weights on first use"
+            ) from error
+        if metrics[name].metric_mode == "FR" and not has_reference:
+            raise MetricError(f"{name} compares with the true image: add --hr DIR")
+    return metrics
+
+
+def rate(
+    low_res: np.ndarray, pictures: dict[str, np.ndarray], scale: float, metrics: dict[str, Metric]
+) -> dict[str, float]:
+    """Score our result and bicubic's, without the border that the protocol leaves out.
+
+    Args:
+        low_res: (H, W, 3), uint8.
+        pictures: "ours", "bicubic" and perhaps "HR", uint8, of one size.
+        scale: their size over that of `low_res`.
+        metrics: as `load_metrics` gives them.
+
+    Returns:
+        With "HR", PSNR in dB and SSIM on Y and RGB, and lr_psnr: how far ours, shrunk again, is
+        from its input (colour shift; dB on RGB). Then each metric. Bicubic's names say so.
+
+    Raises:
+        MetricError: a metric cannot judge this image.
+    """
+    border, score = math.ceil(scale), {}
+    for prefix, picture in (("", pictures["ours"]), ("bicubic_", pictures["bicubic"])):
+        if "HR" in pictures:
+            for suffix, luma in (("_y", True), ("_rgb", False)):
+                score[f"{prefix}psnr{suffix}"] = psnr(picture, pictures["HR"], border, luma)
+                score[f"{prefix}ssim{suffix}"] = ssim(picture, pictures["HR"], border, luma)
+        for name, metric in metrics.items():
+            reference = _without_border(pictures["HR"], border) if "HR" in pictures else None
+            try:
+                score[prefix + name] = float(metric(_without_border(picture, border), reference))
+            except Exception as error:  # as in load_metrics
+                raise MetricError(f"metric {name}: {type(error).__name__}: {error}") from error
+    if "HR" in pictures:
+        shrunk = imresize(pictures["ours"], 1 / scale)[: low_res.shape[0], : low_res.shape[1]]
+        score["lr_psnr"] = psnr(shrunk, low_res, 0, y_channel=False)
+    return score
+
+
+def _without_border(picture: np.ndarray, border: int) -> torch.Tensor:
+    return to_tensor(picture[border:-border, border:-border])
+
+
+def save_table(scores: list[dict], path: Path) -> list[dict]:
+    """Write the scores with all digits; returns them in order, with a last row of means."""
+    scores = sorted(scores, key=lambda row: row["image"])
+    columns = list(scores[0])
+    mean = {column: float(np.mean([row[column] for row in scores])) for column in columns[1:]}
+    table = [*scores, {"image": "mean"} | mean]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(table)
+    return table
+
+
+def as_text(table: list[dict]) -> str:
+    """The table for a terminal: ours beside bicubic's, and what both were measured against."""
+    columns = [["image", *(row["image"] for row in table)]]
+    for space in ("y", "rgb") if "psnr_y" in table[0] else ():
+        for who, prefix in (("ours", ""), ("bicubic", "bicubic_")):
+            psnr_name, ssim_name = f"{prefix}psnr_{space}", f"{prefix}ssim_{space}"
+            values = [f"{row[psnr_name]:.2f} / {row[ssim_name]:.4f}" for row in table]
+            columns.append([f"{who}, {space.upper()}", *values])
+    for name in table[0]:
+        if f"bicubic_{name}" in table[0] and not name.startswith(("psnr_", "ssim_")):
+            for who, key in (("ours", name), ("bicubic", f"bicubic_{name}")):
+                columns.append([f"{who}, {name}", *(f"{row[key]:.4f}" for row in table)])
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for image, *values in zip(*columns, strict=True):
+        aligned = [f"{value:>{width}}" for value, width in zip(values, widths[1:], strict=True)]
+        lines.append("  ".join([f"{image:{widths[0]}}", *aligned]))
+    return "\n".join(lines)
