@@ -187,8 +187,9 @@ def work(
     """While the network works on one image, the next is read and the last is written and scored."""
     results = Results()
     if arguments.skip_existing:
-        results.skipped = [job.target for job in jobs if job.target.exists()]
-        jobs = [job for job in jobs if job.target not in results.skipped]
+        done = {job.target for job in jobs if job.target.exists()}
+        results.skipped = sorted(done)
+        jobs = [job for job in jobs if job.target not in done]
     bar = tqdm(read_ahead(jobs), total=len(jobs), unit="image", disable=not show_progress)
     with ThreadPoolExecutor(1) as writer:
         unfinished: Future | None = None

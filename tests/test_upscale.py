@@ -401,6 +401,8 @@ def test_hr_gives_a_table_beside_bicubic(workplace, net, monkeypatch, capsys, ra
             row = table["bx2.png"]
             assert float(row[f"{prefix}psnr_{suffix}"]) == psnr(image, high_res, 2, luma)
             assert float(row[f"{prefix}ssim_{suffix}"]) == ssim(image, high_res, 2, luma)
+    shrunk = psnr(imresize(ours, 1 / 2), read_image("low/bx2.png"), 0, y_channel=False)
+    assert float(table["bx2.png"]["lr_psnr"]) == shrunk
     mean = np.mean([float(table[name]["psnr_y"]) for name in list(table)[:3]])
     assert float(table["mean"]["psnr_y"]) == pytest.approx(mean)
 
@@ -535,6 +537,8 @@ def test_the_very_same_name_is_the_first_choice(tmp_path):
     found = command.partners_in(tmp_path)
     assert command.partner(Path("maxx4.png"), found).name == "maxx4.png"
     assert command.partner(Path("max.png"), found).name == "max.png"
+    (tmp_path / "x2.png").touch()
+    assert command.partner(Path("x4.png"), command.partners_in(tmp_path)) is None
 
 
 def test_compare_writes_pictures_side_by_side(workplace, monkeypatch):
