@@ -131,8 +131,11 @@ class RRDBNet(nn.Module):
         return self._upscale(folded)[..., : height * self.scale, : width * self.scale]
 
     def _upscale(self, low_res: Tensor) -> Tensor:
-        shallow = self.conv_first(low_res)  # (N, features, H, W)
-        x = shallow
+        # Under autocast the pixels themselves, at both ends, are still computed in the weights' own
+        # precision: bf16 has 8 significant bits, which is as coarse as the 256 levels of an image.
+        with torch.autocast(low_res.device.type, enabled=False):
+            shallow = self.conv_first(low_res.to(self.conv_first.weight.dtype))
+        x = shallow = to_autocast_dtype(shallow)  # (N, features, H, W)
         for block in self.body:
             x = checkpoint(block, x, use_reentrant=False) if self.recompute else block(x)
         x = shallow + self.conv_body(x)  # (N, features, H, W)
@@ -140,10 +143,13 @@ class RRDBNet(nn.Module):
             x = F.interpolate(x, scale_factor=factor, mode="nearest")
             x = self.lrelu(self.get_submodule(f"conv_up{i + 1}")(x))
         x = self.lrelu(self.conv_hr(x))  # (N, features, scale * H, scale * W)
-        # Under autocast the pixels themselves are still computed in the weights' own precision:
-        # bf16 has 8 significant bits, which is as coarse as the 256 levels of the image.
         with torch.autocast(x.device.type, enabled=False):
             return self.conv_last(x.to(self.conv_last.weight.dtype))  # (N, out, scale*H, scale*W)
+
+
+def to_autocast_dtype(x: Tensor) -> Tensor:
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 class VGGDiscriminator(nn.Module):

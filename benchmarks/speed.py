@@ -54,6 +54,9 @@ from utils import (
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALE, PATCH, BATCH, GAN_BATCH = 4, 128, 16, 8
+MATRIX = 4096  # side of the product that tells what the hardware can do
+MEMORY_SIDES = (512, 1024)
+PHOTOGRAPHS = ((321, 481, 24), (1356, 2040, 6))  # height, width, how many
 PSNR_PHASE = Phase()
 GAN_PHASE = Config().gan
 
@@ -82,11 +85,11 @@ def main() -> None:
     for name, phase, batch in (("PSNR", PSNR_PHASE, BATCH), ("GAN", GAN_PHASE, GAN_BATCH)):
         seconds = training(phase, batch, device, dtype, arguments)
         show(f"{name} step, batch {batch}, crop {PATCH}", "s", *seconds, False)
-    for height, width, count in ((321, 481, 24), (1356, 2040, 6)):
+    for height, width, count in PHOTOGRAPHS:
         speeds = reading(height, width, count, arguments.repeat)
         show(f"crops of {width}x{height} images", "pairs/s", *speeds, True)
     if device.type == "cpu":
-        for side in (512, 1024):
+        for side in MEMORY_SIDES:
             memory = [peak_of(who, side, arguments) for who in ("peer", "ours")]
             show(f"peak memory, {side}x{side}, whole process", "GiB", *memory, False)
     for script in ("test.py", "train.py"):
@@ -173,9 +176,8 @@ def convolution_flops(arguments, side: int) -> int:
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, repeat: int) -> float:
     """Operations a second of a large square matrix product: what the hardware can do."""
-    size = 4096
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / medians({"matmul": lambda: a @ b}, repeat)["matmul"]
+    a, b = (torch.randn(MATRIX, MATRIX, device=device, dtype=dtype) for _ in range(2))
+    return 2 * MATRIX**3 / medians({"matmul": lambda: a @ b}, repeat)["matmul"]
 
 
 def peak_of(who: str, side: int, arguments) -> float:

@@ -1,0 +1,52 @@
+"""The benchmarks run to their end, and count operations as torch does."""
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import growth
+import speed
+
+from model import RRDBNet
+
+
+def test_operations_are_counted_as_torch_counts_them():
+    net = RRDBNet(features=8, blocks=2)
+    with FlopCounterMode(display=False) as counter:
+        net(torch.rand(1, 3, 24, 24))
+    assert speed.convolution_flops(Namespace(features=8, blocks=2), 24) == counter.get_total_flops()
+
+
+@pytest.mark.slow
+def test_speed_fills_every_row(monkeypatch, tmp_path):
+    for name, value in dict(PATCH=32, BATCH=2, GAN_BATCH=2, MATRIX=64).items():
+        monkeypatch.setattr(speed, name, value)
+    monkeypatch.setattr(speed, "MEMORY_SIDES", (64,))
+    monkeypatch.setattr(speed, "PHOTOGRAPHS", ((96, 128, 3),))
+    flags = ["--features", "4", "--blocks", "1", "--repeat", "1", "--json", "table.json"]
+    monkeypatch.setattr(sys, "argv", ["speed.py", *flags])
+    monkeypatch.chdir(tmp_path)
+    speed.main()
+    rows = json.loads(Path("table.json").read_text())["rows"]
+    assert len(rows) == 3 * 2 + 2 + 1 + (not torch.cuda.is_available())
+    assert all(row["ours"] > 0 and row["ratio"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="growth.py reads the memory of its children")
+def test_growth_measures_and_draws(monkeypatch, tmp_path):
+    flags = ["--sides", "48", "64", "--json", "growth.json", "--plot", "growth.png"]
+    monkeypatch.setattr(sys, "argv", ["growth.py", *flags])
+    monkeypatch.chdir(tmp_path)
+    growth.main()
+    table = json.loads(Path("growth.json").read_text())
+    assert [row["side"] for row in table["pixels"]] == [48, 48, 64, 64]
+    assert len(table["processes"]) == len(table["packing"]) == 2
+    assert Path("growth.png").stat().st_size > 0

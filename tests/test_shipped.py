@@ -1,0 +1,61 @@
+"""The weights in the box: what they are, what they do, and what the default precision costs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from spandrel import ModelLoader
+
+from dataset import write_demo_photographs
+from imaging import imresize, psnr, upscale
+from pictures import read_image
+from weights import load_generator
+
+SHIPPED = sorted((Path(__file__).parents[1] / "checkpoints").glob("compact_x4_*.safetensors"))
+PSNR_WEIGHTS = next(path for path in SHIPPED if path.stem.endswith("psnr"))
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Two that no weights in the box were trained on, with their LR."""
+    folder = tmp_path_factory.mktemp("demo")
+    write_demo_photographs(folder)
+    paths = sorted((folder / "valid").glob("*.png"))
+    assert len(paths) == 2
+    images = [read_image(path)[:256, :256] for path in paths]
+    return [(imresize(image, 1 / 4), image) for image in images]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_they_are_small_tell_where_they_come_from_and_load_in_spandrel(path):
+    assert path.stat().st_size <= 4e6
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert metadata.keys() >= {"data", "step", "config", "commit"}
+    assert json.loads(metadata["config"])["growth"] == 32
+    low_res = torch.rand(1, 3, 20, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        theirs = ModelLoader().load_from_file(path).model.float().eval()(low_res)
+        assert torch.allclose(load_generator(path)(low_res), theirs, atol=1e-5)
+
+
+def test_the_psnr_network_beats_bicubic(photographs):
+    net = load_generator(PSNR_WEIGHTS)
+    for low_res, high_res in photographs:
+        ours = psnr(upscale(net, low_res), high_res, 4)
+        assert ours > psnr(imresize(low_res, 4), high_res, 4) + 0.6
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_bf16_differs_by_a_level_of_256_at_most_and_costs_no_quality(path, photographs):
+    net = load_generator(path)
+    for low_res, high_res in photographs:
+        exact = upscale(net, low_res)
+        with torch.autocast("cpu", torch.bfloat16):
+            fast = upscale(net, low_res)
+        difference = np.abs(exact.astype(int) - fast)
+        assert (difference <= 1).mean() >= 0.999
+        assert psnr(fast, high_res, 4) == pytest.approx(psnr(exact, high_res, 4), abs=0.02)
