@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -15,6 +16,7 @@ import growth
 import speed
 
 from model import RRDBNet
+from weights import save_generator
 
 
 def test_operations_are_counted_as_torch_counts_them():
@@ -41,12 +43,14 @@ def test_speed_fills_every_row(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="growth.py reads the memory of its children")
-def test_growth_measures_and_draws(monkeypatch, tmp_path):
-    flags = ["--sides", "48", "64", "--json", "growth.json", "--plot", "growth.png"]
-    monkeypatch.setattr(sys, "argv", ["growth.py", *flags])
-    monkeypatch.chdir(tmp_path)
-    growth.main()
-    table = json.loads(Path("growth.json").read_text())
-    assert [row["side"] for row in table["pixels"]] == [48, 48, 64, 64]
-    assert len(table["processes"]) == len(table["packing"]) == 2
-    assert Path("growth.png").stat().st_size > 0
+def test_growth_measures_and_draws(tmp_path):
+    save_generator(RRDBNet(features=growth.FEATURES, blocks=1), tmp_path / "net.safetensors")
+    rows = growth.over_pixels(tmp_path, [48])
+    assert [row["tile"] for row in rows] == ["auto", "0"]
+    assert all(0.1 < row["memory"] < 8 and row["seconds"] > 0 for row in rows)
+    packed = growth.packing(tmp_path, 96, 128, 3)
+    # Its HR pixels and its LR pixels as bytes, and a little more.
+    assert packed["bytes"] == pytest.approx(96 * 128 * 3 * (1 + 1 / 16), rel=0.1)
+    growth.draw(rows, tmp_path / "growth.png")
+    with Image.open(tmp_path / "growth.png") as picture:
+        assert picture.size == (800, 300)
