@@ -59,9 +59,13 @@ class Config:
     valid_lr_dir: str = setting("", "LR images of valid_dir; none: MATLAB bicubic")
 
     scale: int = setting(4, "times as wide and high: 1, 2, 3, 4 or 8")
+    generator: str = setting("rrdb", "rrdb, or srresnet: SRGAN's")
     features: int = setting(64, "channels of the generator's trunk")
-    blocks: int = setting(23, "RRDBs in the generator")
-    growth: int = setting(32, "channels per dense convolution; other tools can load 32 only")
+    blocks: int = setting(23, "RRDBs in the generator, or SRResNet's residual blocks")
+    growth: int = setting(
+        32, "channels per dense convolution of an RRDB; other tools can load 32 only"
+    )
+    batch_norm: bool = setting(False, "in SRResNet, as SRGAN has it; RRDBs have none")
 
     init_from: str = setting(
         "", "a generator's file to start from; at another scale, what fits is taken"
@@ -84,6 +88,11 @@ class Config:
     vgg_weights: str = setting("imagenet", "imagenet (548 MB, once), random, or a VGG19 file")
     vgg_layer: str = setting("conv5_4", "VGG19 convolution whose output is compared")
     vgg_before_activation: bool = setting(True, "compare before the ReLU, as ESRGAN does")
+
+    relativistic: bool = setting(True, "ESRGAN's adversarial loss; false: SRGAN's")
+    squared_error: bool = setting(
+        False, "compare pixels and features by mean squared error, as SRGAN does, instead of L1"
+    )
 
     seed: int = setting(0, "of initial weights and of the sample stream")
     workers: int = setting(4, "processes that cut crops; 0: the training process itself")
@@ -148,7 +157,20 @@ class Config:
             "give two numbers in [0, 1)",
         )
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "it lies in [0, 1)")
+        require(
+            self.generator == "srresnet" or not self.batch_norm,
+            "batch_norm",
+            self.batch_norm,
+            "only --generator srresnet has it",
+        )
+        require(
+            self.generator == "rrdb" or not self.recompute,
+            "recompute",
+            self.recompute,
+            "only --generator rrdb can: batch norm would count each batch twice",
+        )
         for field, choices in (
+            ("generator", ("rrdb", "srresnet")),
             ("device", ("auto", "cuda", "mps", "cpu")),
             ("precision", ("auto", "bf16", "fp16", "fp32")),
         ):
@@ -220,9 +242,29 @@ def at_least(minimum: int, field: str, value: float) -> None:
 
 
 # What each preset changes. esrgan is the paper; demo is a small run on the photographs that
-# scikit-image ships, which ends in pictures after some minutes on two CPU cores.
+# scikit-image ships, which ends in pictures after some minutes on two CPU cores; srgan is the 2017
+# paper (Ledig et al., arXiv 1609.04802, section 3.2) with ESRGAN's discriminator.
 PRESETS: dict[str, dict] = {
     "esrgan": {},
+    "srgan": dict(
+        name="srgan",
+        generator="srresnet",
+        blocks=16,
+        batch_norm=True,
+        vgg_before_activation=False,
+        relativistic=False,
+        squared_error=True,
+        psnr=dict(steps=1_000_000, patch=96, lr=1e-4, milestones=(1_000_000,)),
+        gan=dict(
+            steps=200_000,
+            patch=96,
+            lr=1e-4,
+            milestones=(100_000, 100_001, 100_002),  # an eighth; the paper goes down to a tenth
+            pixel=0.0,
+            perceptual=0.006,  # the paper's 1 / 12.75 on the features, squared
+            adversarial=1e-3,
+        ),
+    ),
     "demo": dict(
         name="demo",
         train_dir=("data/demo/train",),

@@ -2,9 +2,11 @@
 
     L_G = perceptual * L_percep + adversarial * L_G^Ra + pixel * L_1        (equation 3)
 
-The PSNR phase uses the pixel term alone; the weights live in config.py.
+The PSNR phase uses the pixel term alone; the weights live in config.py. SRGAN's losses (Ledig et
+al., 2017) are here too: mean squared distances, and the standard adversarial loss.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
@@ -139,6 +141,16 @@ def relativistic_discriminator_loss(d_real: Tensor, d_fake: Tensor) -> Tensor:
     return bce(real, 1.0) + bce(fake, 0.0)
 
 
+def standard_generator_loss(d_fake: Tensor) -> Tensor:
+    """-log D(fake), from logits (N, 1): SRGAN's adversarial loss (Ledig et al., 2017, eq. 6)."""
+    return bce(d_fake.float(), 1.0)
+
+
+def standard_discriminator_loss(d_real: Tensor, d_fake: Tensor) -> Tensor:
+    """-log D(real) - log(1 - D(fake)), from logits (N, 1): SRGAN's discriminator (eq. 2)."""
+    return bce(d_real.float(), 1.0) + bce(d_fake.float(), 0.0)
+
+
 def relativistic_logits(d_real: Tensor, d_fake: Tensor) -> tuple[Tensor, Tensor]:
     """C(x) - E[C(other kind)], in fp32: bf16's 8 bits would drown the differences."""
     d_real, d_fake = d_real.float(), d_fake.float()
@@ -158,6 +170,8 @@ def generator_loss(
     adversarial: float = 0.0,
     vgg: VGGFeatures | None = None,
     net_d: nn.Module | None = None,
+    relativistic: bool = True,
+    distance: Callable[[Tensor, Tensor], Tensor] = F.l1_loss,
 ) -> dict[str, Tensor]:
     """The weighted terms of L_G (equation 3); their sum is what the generator minimises.
 
@@ -166,19 +180,23 @@ def generator_loss(
         pixel, perceptual, adversarial: weights; a term of weight 0 is neither computed nor listed.
         vgg: needed where perceptual > 0.
         net_d: the discriminator, its parameters frozen; needed where adversarial > 0.
+        relativistic: the adversarial term is ESRGAN's, or else SRGAN's.
+        distance: between images and between features; SRGAN's is F.mse_loss.
 
     Returns:
         name -> scalar, weight included.
     """
     terms = {}
     if pixel > 0:
-        terms["pixel"] = pixel * F.l1_loss(fake.float(), high_res)
+        terms["pixel"] = pixel * distance(fake.float(), high_res)
     if perceptual > 0:
         with torch.no_grad():
             target = vgg(high_res)
-        terms["perceptual"] = perceptual * F.l1_loss(vgg(fake).float(), target.float())
-    if adversarial > 0:
+        terms["perceptual"] = perceptual * distance(vgg(fake).float(), target.float())
+    if adversarial > 0 and relativistic:
         with torch.no_grad():
             d_real = net_d(high_res)
         terms["adversarial"] = adversarial * relativistic_generator_loss(d_real, net_d(fake))
+    elif adversarial > 0:
+        terms["adversarial"] = adversarial * standard_generator_loss(net_d(fake))
     return terms

@@ -1,9 +1,10 @@
 """The networks of ESRGAN (Wang et al., 2018, https://arxiv.org/abs/1809.00219).
 
 RRDBNet            generator: low-resolution image in, high-resolution image out (section 3.1)
+SRResNet           the generator that it replaced, of SRGAN (Ledig et al., 2017)
 VGGDiscriminator   judges high-resolution patches during the GAN phase
 
-Parameter names follow BasicSR's layout, so published weights and other tools fit as they are.
+RRDBNet's parameters have BasicSR's names, so published weights and other tools fit as they are.
 """
 
 import math
@@ -101,14 +102,12 @@ class RRDBNet(nn.Module):
         plus: bool = False,
     ):
         super().__init__()
-        if scale not in SCALES:
-            raise ValueError(f"scale is {scale}; RRDBNet knows {', '.join(map(str, SCALES))}")
+        check_scale(scale)
         self.in_channels = in_channels
         self.scale = scale
         self.unshuffle = unshuffle
         self.recompute = False  # blocks run again in the backward pass: less memory, more time
-        # Powers of two are reached in steps of two, each smoothed by a convolution of its own.
-        self.stages = [3] if scale == 3 else [2] * int(math.log2(scale * unshuffle))
+        self.stages = upsampling_stages(scale * unshuffle)
 
         self.conv_first = conv3x3(in_channels * unshuffle**2, features)
         self.body = nn.Sequential(*(RRDB(features, growth, plus) for _ in range(blocks)))
@@ -131,11 +130,7 @@ class RRDBNet(nn.Module):
         return self._upscale(folded)[..., : height * self.scale, : width * self.scale]
 
     def _upscale(self, low_res: Tensor) -> Tensor:
-        # Under autocast the pixels themselves, at both ends, are still computed in the weights' own
-        # precision: bf16 has 8 significant bits, which is as coarse as the 256 levels of an image.
-        with torch.autocast(low_res.device.type, enabled=False):
-            shallow = self.conv_first(low_res.to(self.conv_first.weight.dtype))
-        x = shallow = to_autocast_dtype(shallow)  # (N, features, H, W)
+        x = shallow = to_autocast_dtype(exactly(self.conv_first, low_res))  # (N, features, H, W)
         for block in self.body:
             x = checkpoint(block, x, use_reentrant=False) if self.recompute else block(x)
         x = shallow + self.conv_body(x)  # (N, features, H, W)
@@ -143,8 +138,93 @@ class RRDBNet(nn.Module):
             x = F.interpolate(x, scale_factor=factor, mode="nearest")
             x = self.lrelu(self.get_submodule(f"conv_up{i + 1}")(x))
         x = self.lrelu(self.conv_hr(x))  # (N, features, scale * H, scale * W)
-        with torch.autocast(x.device.type, enabled=False):
-            return self.conv_last(x.to(self.conv_last.weight.dtype))  # (N, out, scale*H, scale*W)
+        return exactly(self.conv_last, x)  # (N, out, scale * H, scale * W)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a skip (SRGAN's figure 4), with or without batch norm."""
+
+    def __init__(self, features: int = 64, batch_norm: bool = True):
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, features, 3, padding=1, bias=not batch_norm)
+        self.bn1 = nn.BatchNorm2d(features) if batch_norm else nn.Identity()
+        self.prelu = nn.PReLU()
+        self.conv2 = nn.Conv2d(features, features, 3, padding=1, bias=not batch_norm)
+        self.bn2 = nn.BatchNorm2d(features) if batch_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.prelu(self.bn1(self.conv1(x)))  # (N, features, H, W)
+        return x + self.bn2(self.conv2(residual))  # (N, features, H, W)
+
+
+class SRResNet(nn.Module):
+    """SRGAN's generator (Ledig et al., 2017, arXiv 1609.04802, figure 4): the ablation's start.
+
+    Args:
+        in_channels, out_channels: 3 for RGB.
+        scale: 1, 2, 3, 4 or 8; the output is that many times as wide and as high.
+        features: channels of the trunk.
+        blocks: number of residual blocks.
+        batch_norm: in the trunk, as SRGAN has it; ESRGAN begins by leaving it out.
+
+    Raises:
+        ValueError: a scale that is not listed above.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        scale: int = 4,
+        features: int = 64,
+        blocks: int = 16,
+        batch_norm: bool = True,
+    ):
+        super().__init__()
+        check_scale(scale)
+        self.in_channels = in_channels
+        self.scale = scale
+        self.stages = upsampling_stages(scale)
+
+        self.conv_first = nn.Conv2d(in_channels, features, kernel_size=9, padding=4)
+        self.prelu_first = nn.PReLU()
+        self.body = nn.Sequential(*(ResidualBlock(features, batch_norm) for _ in range(blocks)))
+        self.conv_body = nn.Conv2d(features, features, 3, padding=1, bias=not batch_norm)
+        self.bn_body = nn.BatchNorm2d(features) if batch_norm else nn.Identity()
+        for i, factor in enumerate(self.stages, start=1):
+            self.add_module(f"conv_up{i}", conv3x3(features, features * factor**2))
+            self.add_module(f"prelu_up{i}", nn.PReLU())
+        self.conv_last = nn.Conv2d(features, out_channels, kernel_size=9, padding=4)
+
+    def forward(self, low_res: Tensor) -> Tensor:
+        """RGB in [0, 1] to RGB near [0, 1], not clamped."""
+        x = to_autocast_dtype(exactly(self.conv_first, low_res))
+        x = shallow = self.prelu_first(x)  # (N, features, H, W)
+        x = shallow + self.bn_body(self.conv_body(self.body(x)))  # (N, features, H, W)
+        for i, factor in enumerate(self.stages, start=1):
+            x = F.pixel_shuffle(self.get_submodule(f"conv_up{i}")(x), factor)
+            x = self.get_submodule(f"prelu_up{i}")(x)
+        return exactly(self.conv_last, x)  # (N, out, scale * H, scale * W)
+
+
+def check_scale(scale: int) -> None:
+    if scale not in SCALES:
+        raise ValueError(f"scale is {scale}; the generators know {', '.join(map(str, SCALES))}")
+
+
+def upsampling_stages(scale: int) -> list[int]:
+    """Powers of two are reached in steps of two, each smoothed by a convolution of its own."""
+    return [3] if scale == 3 else [2] * int(math.log2(scale))
+
+
+def exactly(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution in its weights' own precision, under autocast too.
+
+    The pixels at both ends of a generator need it: bf16 has 8 significant bits, which is as coarse
+    as the 256 levels of an image.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return conv(x.to(conv.weight.dtype))
 
 
 def to_autocast_dtype(x: Tensor) -> Tensor:

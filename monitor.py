@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+BAND_MARGIN = 0.1  # dB: what another seed, precision or machine may change beyond the recorded
+
 # ------------------------------------------------------------------------ means over an interval
 
 
@@ -200,6 +202,31 @@ class RunLog(AbstractContextManager):
 
     def __exit__(self, *exception) -> None:
         self.board.close()
+
+
+def beside_references(rows: list[dict], folder: Path) -> list[str]:
+    """Where the last validation of each phase lies among those of recorded runs: a sentence each.
+
+    Args:
+        rows: of a finished run's metrics.jsonl.
+        folder: holds the metrics.jsonl of other runs of these settings, as *.jsonl.
+    """
+    recorded = [
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(folder.glob("*.jsonl"))
+    ]
+    sentences = []
+    for phase in dict.fromkeys(row["phase"] for row in rows):
+        own, *others = (
+            [row["psnr"] for row in run if row["phase"] == phase][-1] for run in (rows, *recorded)
+        )
+        low, high = min(others) - BAND_MARGIN, max(others) + BAND_MARGIN
+        inside = "inside" if low <= own <= high else "OUTSIDE"
+        sentences.append(
+            f"{phase} phase: {own:.2f} dB, {inside} the band of {len(others)} recorded runs, "
+            f"{low:.2f} to {high:.2f} dB"
+        )
+    return sentences
 
 
 def as_json(value):

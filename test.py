@@ -1,6 +1,7 @@
 """Upscale a photograph, or every photograph of a folder, with a trained generator.
 
-    python test.py PHOTOS                           to results/, with the newest trained generator
+    python test.py PHOTOS                           to results/, with the newest generator that was
+                                                    trained here, or else the one in the box
     python test.py PHOTO.jpg -o out --weights checkpoints/demo/psnr.safetensors
     python test.py Set5/LR_bicubic/X4 --hr Set5/HR  a table of PSNR and SSIM beside bicubic's
     python test.py PHOTOS --compare                 also pictures side by side with bicubic
@@ -50,6 +51,7 @@ from utils import DeviceError, Ranks, autocast, choose_device, choose_precision,
 from weights import WeightsError, interpolate, load_generator
 
 RUNS = Path("checkpoints")
+IN_THE_BOX = Path(__file__).resolve().parent / "checkpoints" / "compact_x4_gan.safetensors"
 COMPARED_SIDE = 1024  # --compare shows so many pixels around the centre of larger results
 ALPHAS = (0, 0.2, 0.4, 0.6, 0.8, 1)  # of --interpolate
 INTERPOLATED_SIDE = 512  # --interpolate shows so many pixels around the centre of larger results
@@ -135,7 +137,7 @@ def main(ranks: Ranks) -> int:
     arguments = parse_args()
     jobs = plan(arguments)
     device = choose_device(arguments.device, ranks.local)
-    weights = arguments.weights or newest_generator()
+    weights = arguments.weights or newest_generator() or IN_THE_BOX
     upscalers = {
         label: Upscaler(net, device, arguments)
         for label, net in load(weights, arguments, device).items()
@@ -145,6 +147,8 @@ def main(ranks: Ranks) -> int:
     if ranks.first:
         precision = str(upscaler.dtype).removeprefix("torch.")
         print(f"{weights} (x{upscaler.net.scale}) on {device} in {precision}")
+        if weights == IN_THE_BOX:
+            print("These are the weights in the box; --weights names others (README: Upscale).")
 
     began = time.perf_counter()
     own = work(jobs[ranks.rank :: ranks.count], upscalers, metrics, arguments, ranks.first)
@@ -454,15 +458,10 @@ def refuse_overwriting(jobs: list[Job]) -> None:
             written[target] = job.source
 
 
-def newest_generator() -> Path:
+def newest_generator() -> Path | None:
     """The generator that train.py wrote last."""
     found = [path for name in ("psnr", "gan") for path in RUNS.glob(f"*/{name}.safetensors")]
-    if not found:
-        raise UsageError(
-            f"no trained generator in {RUNS.resolve()}: train one (python train.py --preset demo) "
-            "or name a file with --weights"
-        )
-    return max(found, key=lambda path: path.stat().st_mtime_ns)
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 # ---------------------------------------------------------------------------------- table, flags
@@ -495,7 +494,7 @@ def parse_args() -> argparse.Namespace:
         "--weights",
         metavar="FILE|NAME",
         help="a generator's file, or a published name such as RealESRGAN_x4plus, which is "
-        "downloaded; default: the one that train.py wrote last",
+        "downloaded; default: what train.py wrote last, or else the compact GAN in checkpoints/",
     )
     parser.add_argument(
         "--scale", type=int, help="3, for weights whose file cannot tell x3 from x2"

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from config import Config, Phase, parse_args
@@ -38,9 +39,15 @@ from dataset import (
     write_demo_photographs,
 )
 from imaging import enlarge_nearest, imresize, labelled_strip, psnr, ssim, upscale
-from loss import VGGError, VGGFeatures, generator_loss, relativistic_discriminator_loss
-from model import RRDBNet, VGGDiscriminator
-from monitor import Balance, Faults, IntervalMeans, RunLog
+from loss import (
+    VGGError,
+    VGGFeatures,
+    generator_loss,
+    relativistic_discriminator_loss,
+    standard_discriminator_loss,
+)
+from model import RRDBNet, SRResNet, VGGDiscriminator
+from monitor import Balance, Faults, IntervalMeans, RunLog, beside_references
 from pictures import find_images, write_image
 from utils import (
     CheckpointError,
@@ -70,12 +77,22 @@ SAMPLE_SIDE = 512  # of those, the pixels around the centre
 VALIDATION_TILE = 256  # LR pixels; bounds the memory that a large validation image takes
 
 # What a checkpoint is worthless without: other values of these are another run.
-IDENTITY = ("scale", "features", "blocks", "growth", "betas", "seed", "gan.patch")
+IDENTITY = (
+    *("scale", "generator", "features", "blocks", "growth", "batch_norm"),
+    *("betas", "seed", "gan.patch"),
+)
 
 # Settings that do not shape the weights, and so are not told by the files that hold them.
 OUTSIDE_WEIGHTS = (
     *("name", "train_dir", "valid_dir", "lr_dir", "valid_lr_dir", "workers"),
     *("log_every", "val_every", "val_images", "save_every", "keep_generators"),
+)
+
+# Recorded runs of the demo preset, and what may differ in a run that is held against them.
+REFERENCE = Path(__file__).resolve().parent / "benchmarks" / "reference" / "demo"
+VARIABLE = (
+    *("name", "seed", "workers", "device", "precision", "compile", "recompute"),
+    *("log_every", "save_every", "keep_generators"),
 )
 
 RESUME = {"phase", "step", "before", "seconds", "config"}  # beside what has a state_dict
@@ -140,14 +157,15 @@ def train(config: Config, ranks: Ranks) -> None:
     )
 
     torch.manual_seed(config.seed)
-    net_g = RRDBNet(3, 3, config.scale, config.features, config.blocks, config.growth)
+    net_g = build_generator(config)
     if config.init_from and not checkpoint:
         start_from(net_g, config.init_from)
     net_g = place(net_g, device)
     ema = copy.deepcopy(net_g).eval().requires_grad_(False)
-    net_g.recompute = config.recompute
+    if isinstance(net_g, RRDBNet):
+        net_g.recompute = config.recompute
     print(
-        f"RRDBNet x{config.scale}, {count_parameters(net_g):,} parameters, "
+        f"{type(net_g).__name__} x{config.scale}, {count_parameters(net_g):,} parameters, "
         f"on {device} in {str(run.dtype).removeprefix('torch.')}; everything goes to {folder}"
     )
     if checkpoint:
@@ -160,11 +178,31 @@ def train(config: Config, ranks: Ranks) -> None:
             if number := ranks.largest(run.stop.signal or 0):
                 print(f"Stopped and saved in {folder / 'last.pt'}. The same command goes on.")
                 sys.exit(128 + number)
+        if run.log and REFERENCE.is_dir() and is_the_reference(config):
+            print(*beside_references(run.log.rows, REFERENCE), sep="\n")
     print(f"Done. Generators, curves.png and pictures (samples/) are in {folder}.")
     print("Upscale a folder with them:  python test.py FOLDER")
 
 
-def train_phase(run: Run, name: str, net_g: RRDBNet, ema: RRDBNet, checkpoint: dict | None) -> None:
+def is_the_reference(config: Config) -> bool:
+    """Whether a run of these settings can be held against the recorded ones of the demo."""
+    demo = parse_args(["--preset", "demo"])
+    own, recorded = (
+        {field: x for field, x in flat(dataclasses.asdict(each)).items() if field not in VARIABLE}
+        for each in (config, demo)
+    )
+    return own == recorded
+
+
+def build_generator(config: Config) -> RRDBNet | SRResNet:
+    if config.generator == "srresnet":
+        return SRResNet(3, 3, config.scale, config.features, config.blocks, config.batch_norm)
+    return RRDBNet(3, 3, config.scale, config.features, config.blocks, config.growth)
+
+
+def train_phase(
+    run: Run, name: str, net_g: nn.Module, ema: nn.Module, checkpoint: dict | None
+) -> None:
     """Train until the phase's last step, from the checkpoint if it is of this phase.
 
     Otherwise from the averaged generator `ema` of whatever came before: that is the hand-over.
@@ -298,6 +336,8 @@ def generator_step(
                     adversarial=phase.adversarial,
                     vgg=run.vgg,
                     net_d=net_d,
+                    relativistic=run.config.relativistic,
+                    distance=F.mse_loss if run.config.squared_error else F.l1_loss,
                 )
             safe.backward(sum(terms.values()) / len(parts))
         fakes.append(fake.detach())
@@ -315,6 +355,9 @@ def discriminator_step(
     safe: SafeStep,
 ) -> dict[str, Tensor]:
     """One update of the discriminator; returns its loss, and how it judges, without graphs."""
+    discriminator_loss = (
+        relativistic_discriminator_loss if run.config.relativistic else standard_discriminator_loss
+    )
     net_d.requires_grad_(True)
     opt_d.zero_grad()
     listed = []
@@ -324,7 +367,7 @@ def discriminator_step(
             with autocast(run.device, run.dtype):
                 # Apart, as in the reference implementation: batch norm sees real or fake only.
                 d_real, d_fake = net_d(high_res), net_d(fake)
-            loss = relativistic_discriminator_loss(d_real, d_fake)
+            loss = discriminator_loss(d_real, d_fake)
             safe.backward(loss / len(parts))
         d_real, d_fake = d_real.detach(), d_fake.detach()
         listed.append(
@@ -410,7 +453,7 @@ def record(run: Run, bar: tqdm, scores: dict, interval: dict, progress: dict) ->
         bar.write(f"{progress['phase']} {progress['step']}: {describe(scores)}")
 
 
-def keep_generator(run: Run, ema: RRDBNet, scores: dict, progress: dict) -> None:
+def keep_generator(run: Run, ema: nn.Module, scores: dict, progress: dict) -> None:
     """The PSNR phase's best by PSNR; of the GAN phase, whose PSNR says little, the last few."""
     name, step = progress["phase"], progress["step"]
     metadata = made_by(run.config, name, step) | scores
@@ -439,7 +482,7 @@ def check_faults(run: Run, faults: Faults, progress: dict) -> None:
         )
 
 
-def check_weights(ema: RRDBNet, folder: Path, progress: dict) -> None:
+def check_weights(ema: nn.Module, folder: Path, progress: dict) -> None:
     """Gradients are from before their update: only the weights tell what the last one did."""
     if not all(parameter.isfinite().all() for parameter in ema.parameters()):
         name = progress["phase"]
@@ -449,7 +492,7 @@ def check_weights(ema: RRDBNet, folder: Path, progress: dict) -> None:
         )
 
 
-def validate(run: Run, ema: RRDBNet, progress: dict) -> dict[str, float]:
+def validate(run: Run, ema: nn.Module, progress: dict) -> dict[str, float]:
     """PSNR and SSIM on Y of whole images beside bicubic's; strips of some go to samples/."""
     valid, scale = run.valid, run.config.scale
     scores = []
@@ -560,7 +603,7 @@ def share_batch(config: Config, ranks: Ranks) -> None:
         )
 
 
-def start_from(net_g: RRDBNet, path: str) -> None:
+def start_from(net_g: RRDBNet | SRResNet, path: str) -> None:
     fresh, unused = init_generator(net_g, path)
     print(f"Starting from {path}")
     if fresh:
@@ -622,15 +665,17 @@ def load_run(path: Path, config: Config) -> dict | None:
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint, dict) or not checkpoint.keys() >= RESUME:
         raise CheckpointError(f"{path} was not written by train.py; choose another --name")
-    before, now = flat(checkpoint["config"]), flat(dataclasses.asdict(config))
-    changed = [field for field in now if now[field] != before.get(field)]
+    # A setting that a checkpoint does not know came later; its default is how things were before.
+    before = flat(dataclasses.asdict(Config())) | flat(checkpoint["config"])
+    now = flat(dataclasses.asdict(config))
+    changed = [field for field in now if now[field] != before[field]]
     for field in changed:
         if field in IDENTITY:
             raise CheckpointError(
-                f"{path} was trained with {field} {before.get(field)}, not {now[field]}: "
+                f"{path} was trained with {field} {before[field]}, not {now[field]}: "
                 "give that value, or choose another --name for a new run"
             )
-        print(f"Changed since the last run: {field} was {before.get(field)}, is {now[field]}")
+        print(f"Changed since the last run: {field} was {before[field]}, is {now[field]}")
     print(f"Going on from {path}: {checkpoint['phase']} step {checkpoint['step']}")
     return checkpoint
 

@@ -15,6 +15,7 @@ import http.client
 import io
 import itertools
 import json
+import math
 import os
 import pickle
 import re
@@ -32,7 +33,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from model import SCALES, RRDBNet
+from model import SCALES, RRDBNet, SRResNet
 
 DOWNLOADS = Path("checkpoints")
 RELEASES = "https://github.com/xinntao/Real-ESRGAN/releases/download"
@@ -66,9 +67,13 @@ WRAPPERS = (
     *("params_ema", "params-ema", "params", "model", "net"),
 )
 PREFIXES = ("_orig_mod.", "module.", "netG.", "generator_ema.", "generator.")
-COUNTERS = ("step_counter", "n_averaged")  # lie beside the weights; they are none
+# Lie beside the weights; they are none.
+COUNTERS = ("step_counter", "n_averaged", "num_batches_tracked")
 # What else lies in a training checkpoint of mmagic, beside the generator and its average.
 COMPANIONS = ("discriminator.", "perceptual_loss.", "gan_loss.", "data_preprocessor.")
+
+# The convolution whose shape tells how wide a network's trunk is.
+FIRST_IN_BODY = {RRDBNet: "body.0.rdb1.conv1.weight", SRResNet: "body.0.conv1.weight"}
 
 
 class Layout(NamedTuple):
@@ -137,8 +142,8 @@ def load_generator(
 
     Layouts: BasicSR and Real-ESRGAN, the official ESRGAN, its older releases, ESRGAN+,
     aladdinpersson, Lornatang. Features, blocks, growth, channels and scale are found in the file.
-    A `last.pt` of train.py gives its EMA generator. Pickles are read with weights_only: one that
-    would run code is refused.
+    A `last.pt` of train.py gives its EMA generator, and SRResNet is read as train.py writes it.
+    Pickles are read with weights_only: one that would run code is refused.
 
     Args:
         path_or_name: a .pth, .pt, .ckpt or .safetensors file, or a name of `PUBLISHED`, which is
@@ -152,7 +157,7 @@ def load_generator(
     return _load(_locate(path_or_name), scale)[0].to(map_location)
 
 
-def init_generator(net: RRDBNet, path: str | Path) -> tuple[list[str], list[str]]:
+def init_generator(net: nn.Module, path: str | Path) -> tuple[list[str], list[str]]:
     """Start `net` from another generator, of the same network but perhaps at another scale.
 
     Returns:
@@ -165,13 +170,16 @@ def init_generator(net: RRDBNet, path: str | Path) -> tuple[list[str], list[str]
     if differing := _differences(net, other, ignored=("scale",)):
         raise WeightsError(f"{path} is another network: it has {differing}; set the same here")
     own, given = net.state_dict(), other.state_dict()
-    fresh, unused = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
-    net.load_state_dict({name: given.get(name, own[name]) for name in own})
+    fits = {name for name in own.keys() & given.keys() if own[name].shape == given[name].shape}
+    fresh, unused = sorted(own.keys() - fits), sorted(given.keys() - fits)
+    net.load_state_dict({name: given[name] if name in fits else own[name] for name in own})
     return fresh, unused
 
 
-def interpolate(psnr_net: RRDBNet, gan_net: RRDBNet, alpha: float) -> RRDBNet:
+def interpolate(psnr_net: nn.Module, gan_net: nn.Module, alpha: float) -> nn.Module:
     """Network interpolation: (1 - alpha) * PSNR + alpha * GAN for every weight (section 3.4).
+
+    The running statistics of batch norm are interpolated like weights.
 
     Returns:
         A new network; the two stay as they are.
@@ -186,14 +194,18 @@ def interpolate(psnr_net: RRDBNet, gan_net: RRDBNet, alpha: float) -> RRDBNet:
             f"only like networks can be interpolated: the PSNR network has {differing}"
         )
     mixed = copy.deepcopy(psnr_net)
-    for weight, gan_weight in zip(mixed.parameters(), gan_net.parameters(), strict=True):
-        weight.data.lerp_(gan_weight.data, alpha)
+    gan_state = gan_net.state_dict()
+    for name, tensor in mixed.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.lerp_(gan_state[name], alpha)
     return mixed
 
 
-def _differences(net: RRDBNet, other: RRDBNet, ignored: tuple[str, ...] = ()) -> str:
+def _differences(net: nn.Module, other: nn.Module, ignored: tuple[str, ...] = ()) -> str:
     """What `other` has that `net` has not: "features 32, not 64, ..."; empty if nothing."""
-    own, others = (_arguments(each.state_dict(), each.scale) for each in (net, other))
+    own, others = (_description(each) for each in (net, other))
+    if own["network"] != others["network"]:
+        return f"network {others['network']}, not {own['network']}"
     return " and ".join(
         f"{key} {others[key]}, not {value}"
         for key, value in own.items()
@@ -201,27 +213,38 @@ def _differences(net: RRDBNet, other: RRDBNet, ignored: tuple[str, ...] = ()) ->
     )
 
 
-def _load(path: Path, scale: int | None = None) -> tuple[RRDBNet, dict[str, str]]:
+def _description(net: nn.Module) -> dict:
+    """The kind of network, and the arguments it was built with."""
+    arguments = _arguments(type(net), net.state_dict(), net.scale)
+    return {"network": type(net).__name__} | arguments
+
+
+def _load(path: Path, scale: int | None = None) -> tuple[nn.Module, dict[str, str]]:
     """The generator in a file, and the file's metadata."""
     content, metadata = _read(path)
-    state = _rename(path, _unwrap(path, content))
-    for name in ("conv_first.weight", "body.0.rdb1.conv1.weight", "conv_last.weight"):
+    state = _unwrap(path, content)
+    kind = SRResNet if "body.0.prelu.weight" in state else RRDBNet
+    if kind is RRDBNet:
+        state = _rename(path, state)
+    for name in ("conv_first.weight", FIRST_IN_BODY[kind], "conv_last.weight"):
         if name not in state or state[name].ndim != 4:
-            raise WeightsError(f"{path} is no complete RRDBNet: {name} is missing or no kernel")
+            raise WeightsError(
+                f"{path} is no complete {kind.__name__}: {name} is missing or no kernel"
+            )
     told = scale or (3 if metadata.get("scale") == "3" else None)
-    arguments = _arguments(state, told)
+    arguments = _arguments(kind, state, told)
     if scale and arguments["scale"] != scale:
         raise WeightsError(f"{path} is x{arguments['scale']}, not x{scale}")
     if arguments["scale"] not in SCALES:
         raise WeightsError(f"{path} is x{arguments['scale']}, which no network here computes")
     with torch.device("meta"):  # shapes are compared before a byte is allocated
-        net = RRDBNet(**arguments)
-    expected = net.state_dict()
+        net = kind(**arguments)
+    expected = {name: t for name, t in net.state_dict().items() if not _is_counter(name)}
     problems = _problems(state, expected)
     if problems:
         shown = [*sorted(problems)[:8], *(["..."] if len(problems) > 8 else [])]
         raise WeightsError(
-            f"{path} is no complete RRDBNet ({len(problems)} problems): {'; '.join(shown)}"
+            f"{path} is no complete {kind.__name__} ({len(problems)} problems): {'; '.join(shown)}"
         )
     try:
         weights = {name: state[name].to(torch.float32, copy=True).contiguous() for name in expected}
@@ -229,8 +252,13 @@ def _load(path: Path, scale: int | None = None) -> tuple[RRDBNet, dict[str, str]
         raise WeightsError(f"{path} does not fit in memory ({_reason(error)})") from error
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise WeightsError(f"{path}: {broken[0]} holds numbers that are not finite")
-    net.load_state_dict(weights, assign=True)
+    counters = {name: torch.tensor(0) for name in net.state_dict() if _is_counter(name)}
+    net.load_state_dict(weights | counters, assign=True)
     return net.eval(), metadata
+
+
+def _is_counter(name: str) -> bool:
+    return name.rpartition(".")[2] in COUNTERS
 
 
 def _problems(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
@@ -320,14 +348,13 @@ def _unwrap(path: Path, content: dict) -> dict[str, Tensor]:
     inner = content[wrapped] if wrapped else content
     if len(inner) == 1 and isinstance(next(iter(inner.values())), dict):
         inner = next(iter(inner.values()))
-    state = {str(name): value for name, value in inner.items() if name not in COUNTERS}
+    state = {str(name): value for name, value in inner.items() if not _is_counter(str(name))}
     if any(name.startswith(("generator.", "generator_ema.")) for name in state):
         averaged = any(name.startswith("generator_ema.") for name in state)
         others = COMPANIONS + (("generator.",) if averaged else ())
         state = {name: value for name, value in state.items() if not name.startswith(others)}
     while prefix := _common_prefix(state):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
-        state = {name: value for name, value in state.items() if name not in COUNTERS}
     if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
         what = _other_kind(state) or f"{others[0]}, which is no tensor"
         raise WeightsError(f"{path} is not an ESRGAN generator: it holds {what}")
@@ -390,8 +417,28 @@ def _names(layout: Layout, blocks: int, stages: int) -> dict[str, str]:
     return names
 
 
-def _arguments(state: dict[str, Tensor], scale: int | None) -> dict[str, int]:
-    """RRDBNet's arguments, read off names and shapes; `scale` tells x3 from x2."""
+def _arguments(kind: type, state: dict[str, Tensor], scale: int | None) -> dict[str, int]:
+    """A network's arguments, read off names and shapes; `scale` tells an RRDBNet's x3 from x2."""
+    return (_srresnet_arguments if kind is SRResNet else _rrdbnet_arguments)(state, scale)
+
+
+def _srresnet_arguments(state: dict[str, Tensor], scale: int | None) -> dict[str, int]:
+    features, channels = state["conv_first.weight"].shape[:2]
+    factor = 1
+    for name, tensor in state.items():
+        if re.fullmatch(r"conv_up\d+\.weight", name):
+            factor *= math.isqrt(tensor.shape[0] // features)
+    return {
+        "in_channels": channels,
+        "out_channels": state["conv_last.weight"].shape[0],
+        "scale": factor,
+        "features": features,
+        "blocks": sum(bool(re.fullmatch(r"body\.\d+\.conv1\.weight", name)) for name in state),
+        "batch_norm": "bn_body.weight" in state,
+    }
+
+
+def _rrdbnet_arguments(state: dict[str, Tensor], scale: int | None) -> dict[str, int]:
     features, channels = state["conv_first.weight"].shape[:2]
     out_channels = state["conv_last.weight"].shape[0]
     blocks, stages = _count(state, LAYOUTS["basicsr"])
@@ -456,7 +503,7 @@ def _patience() -> Iterator[None]:
 
 
 def save_generator(
-    net: RRDBNet, path: str | Path, layout: str = "basicsr", metadata: dict | None = None
+    net: nn.Module, path: str | Path, layout: str = "basicsr", metadata: dict | None = None
 ) -> None:
     """Write a generator's weights in their own precision, whole or not at all.
 
@@ -465,12 +512,14 @@ def save_generator(
         path: ends in .safetensors or .pth; for "onnx", in .onnx.
         layout: "basicsr", model.py's names, and in a .pth its key "params"; "official" and "old",
             what the ESRGAN repository and its first release load; "onnx", a program with dynamic
-            height and width that takes and gives (1, channels, H, W).
+            height and width that takes and gives (1, channels, H, W). SRResNet has its own names
+            only, which "basicsr" stands for.
         metadata: anything JSON can hold; the scale and the network are always added. A .pth in
             the official or old layout has no place for it.
 
     Raises:
-        ValueError: another suffix or layout, or ESRGAN+ in another than its own, the old one.
+        ValueError: another suffix or layout, ESRGAN+ in another than its own, the old one, or
+            SRResNet in one of the ESRGAN repository's.
         WeightsError: ONNX without the onnx package.
     """
     path = Path(path)
@@ -478,17 +527,23 @@ def save_generator(
         raise ValueError(f"layout is {layout!r}; it can be {', '.join(SUFFIXES)}")
     if path.suffix not in SUFFIXES[layout]:
         raise ValueError(f"{path}: {layout} is written to {' or '.join(SUFFIXES[layout])}")
-    arguments = _arguments(net.state_dict(), net.scale)
-    if arguments["plus"] and layout not in ("old", "onnx"):
+    network = type(net).__name__
+    if network == "SRResNet" and layout not in ("basicsr", "onnx"):
+        raise ValueError(f"{path}: SRResNet has no {layout} layout; choose basicsr or onnx")
+    if network == "RRDBNet" and _description(net)["plus"] and layout not in ("old", "onnx"):
         raise ValueError(f"{path}: ESRGAN+ exists in the old layout only; choose old or onnx")
-    described = (metadata or {}) | {"network": "RRDBNet", "scale": net.scale}
+    described = (metadata or {}) | {"network": network, "scale": net.scale}
     strings = {key: v if isinstance(v, str) else json.dumps(v) for key, v in described.items()}
     if layout == "onnx":
         content = _onnx(net, strings)
     else:
-        names = _names(LAYOUTS[layout], arguments["blocks"], len(net.stages))
+        names = _names(LAYOUTS[layout], len(net.body), len(net.stages))
         split = ((name.rpartition("."), tensor) for name, tensor in net.state_dict().items())
-        state = {f"{names[conv]}.{kind}": t.contiguous().cpu() for (conv, _, kind), t in split}
+        state = {
+            f"{names.get(layer, layer)}.{kind}": tensor.contiguous().cpu()
+            for (layer, _, kind), tensor in split
+            if kind not in COUNTERS
+        }
         if path.suffix == ".safetensors":
             content = _in_order(safetensors.torch.save(state, strings))
         else:
@@ -515,7 +570,7 @@ def _in_order(content: bytes) -> bytes:
     return len(encoded).to_bytes(8, "little") + encoded + content[start:]
 
 
-def _onnx(net: RRDBNet, metadata: dict[str, str]) -> bytes:
+def _onnx(net: nn.Module, metadata: dict[str, str]) -> bytes:
     try:
         import onnx  # optional: only whoever converts to ONNX needs it
     except ImportError:
@@ -567,7 +622,7 @@ def main() -> None:
         raise WeightsError(str(error)) from error
     size = arguments.output.stat().st_size / 2**20
     print(f"x{net.scale}, {arguments.to}, {size:.1f} MiB: {arguments.output}")
-    if arguments.to != "onnx" and net.scale == 3:
+    if arguments.to != "onnx" and isinstance(net, RRDBNet) and net.scale == 3:
         print("Other programs cannot tell x3 from x2 by its tensors: name the scale to them.")
 
 

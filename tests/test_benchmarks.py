@@ -1,5 +1,6 @@
 """The benchmarks run to their end, and count operations as torch does."""
 
+import itertools
 import json
 import sys
 from argparse import Namespace
@@ -12,10 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import ablation
 import growth
 import speed
 
-from model import RRDBNet
+from config import parse_args
+from dataset import pack_folder
+from model import RRDBNet, SRResNet
 from weights import save_generator
 
 
@@ -54,3 +58,34 @@ def test_growth_measures_and_draws(tmp_path):
     growth.draw(rows, tmp_path / "growth.png")
     with Image.open(tmp_path / "growth.png") as picture:
         assert picture.size == (800, 300)
+
+
+def test_each_rung_of_the_ladder_changes_one_setting(tmp_path):
+    arguments = Namespace(train_dir=["a"], valid_dir="b", steps=7, vgg_weights="random")
+    settings, configs = dict(ablation.SRGAN), []
+    for changes in ablation.RUNGS.values():
+        settings |= changes
+        configs.append(parse_args(ablation.flags(settings, arguments)))
+    first, last = configs[0], configs[-1]
+    assert (first.generator, first.batch_norm, first.relativistic) == ("srresnet", True, False)
+    assert not first.vgg_before_activation and first.psnr.steps == first.gan.steps == 7
+    assert (last.generator, last.relativistic, last.vgg_before_activation) == ("rrdb", True, True)
+    size = ("features", "blocks")
+    for before, after in itertools.pairwise(configs):
+        changed = {key for key, value in vars(after).items() if value != getattr(before, key)}
+        assert len(changed.difference(size)) == 1
+
+
+def test_the_ladder_ends_in_a_table_and_strips(tmp_path, photos):
+    files = {}
+    for label, kind in (("first", SRResNet), ("last", RRDBNet)):
+        files[label] = tmp_path / f"{label}.safetensors"
+        save_generator(kind(features=4, blocks=1), files[label])
+    table = ablation.compare(files, pack_folder(photos, ablation.SCALE), tmp_path)
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == [
+        *("bicubic", "first", "last")
+    ]
+    count = sum(parameter.numel() for parameter in SRResNet(features=4, blocks=1).parameters())
+    assert f"{count:,}" in table
+    with Image.open(tmp_path / "sub_d.png") as strip:
+        assert strip.width > 4 * 96 and strip.height == 64 + 22

@@ -78,6 +78,9 @@ def test_every_preset_is_valid_and_every_field_explained():
         (["--name", ".."], ["name"]),
         (["--train-dir"], ["train_dir"]),
         (["--train-dir", "a", "b", "--lr-dir", "c"], ["lr_dir", "2"]),
+        (["--generator", "unet"], ["generator", "unet", "srresnet"]),
+        (["--batch-norm", "true"], ["batch_norm", "--generator srresnet"]),
+        (["--preset", "srgan", "--recompute", "true"], ["recompute", "--generator rrdb"]),
         (["--vgg-before-activation", "maybe"], ["vgg-before-activation", "maybe"]),
     ],
 )

@@ -15,6 +15,8 @@ from loss import (
     generator_loss,
     relativistic_discriminator_loss,
     relativistic_generator_loss,
+    standard_discriminator_loss,
+    standard_generator_loss,
 )
 from model import RRDBNet, VGGDiscriminator
 
@@ -45,6 +47,33 @@ def test_relativistic_losses_equal_the_papers_equations_in_float64():
     logits = [torch.tensor(x, dtype=torch.float32)[:, None] for x in (real, fake)]
     assert relativistic_discriminator_loss(*logits).item() == pytest.approx(loss_d, rel=1e-6)
     assert relativistic_generator_loss(*logits).item() == pytest.approx(loss_g, rel=1e-6)
+
+
+def test_standard_losses_equal_srgans_equations_in_float64():
+    real, fake = np.array([1.5, -0.3, 2.0]), np.array([-1.0, 0.4, 0.1])
+    loss_d = -log_sigmoid(real).mean() - log_sigmoid(-fake).mean()
+    logits = [torch.tensor(x, dtype=torch.float32)[:, None] for x in (real, fake)]
+    assert standard_discriminator_loss(*logits).item() == pytest.approx(loss_d, rel=1e-6)
+    assert standard_generator_loss(logits[1]).item() == pytest.approx(
+        -log_sigmoid(fake).mean(), rel=1e-6
+    )
+
+
+def test_srgans_generator_loss_is_squared_and_not_relativistic():
+    fake, high_res = torch.rand(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    vgg, net_d = VGGFeatures("random", "conv2_1", before_activation=False), VGGDiscriminator(32)
+    weights = dict(pixel=2.0, perceptual=3.0, adversarial=4.0, vgg=vgg, net_d=net_d.eval())
+    terms = generator_loss(
+        fake, high_res, **weights, relativistic=False, distance=torch.nn.functional.mse_loss
+    )
+    features = [vgg(image).double().numpy() for image in (fake, high_res)]
+    logits = net_d(fake).detach().double().numpy()
+    expected = {
+        "pixel": 2 * np.mean((fake.double() - high_res.double()).numpy() ** 2),
+        "perceptual": 3 * np.mean((features[0] - features[1]) ** 2),
+        "adversarial": 4 * -log_sigmoid(logits).mean(),
+    }
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=1e-4)
 
 
 def test_relativistic_losses_are_fp32_whatever_the_autocast():

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from model import RRDBNet, VGGDiscriminator
+from model import RRDBNet, SRResNet, VGGDiscriminator
 
 
 def count(net):
@@ -15,18 +16,61 @@ def count(net):
 def test_parameter_counts_are_the_published_ones():
     assert count(RRDBNet()) == 16_697_987
     assert count(VGGDiscriminator(128)) == 14_499_401
+    # Lornatang/SRGAN-PyTorch's Generator, whose output is the same, too (compared by hand).
+    assert count(SRResNet()) == 1_547_350
 
 
+@pytest.mark.parametrize("kind", [RRDBNet, SRResNet])
 @pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
-def test_output_is_scale_times_as_large(scale):
-    net = RRDBNet(scale=scale, features=4, blocks=1, growth=4)
+def test_output_is_scale_times_as_large(kind, scale):
+    net = kind(scale=scale, features=4, blocks=1)
     assert net(torch.rand(2, 3, 7, 5)).shape == (2, 3, 7 * scale, 5 * scale)
     assert net.scale == scale
 
 
-def test_other_scales_are_refused():
+@pytest.mark.parametrize("kind", [RRDBNet, SRResNet])
+def test_other_scales_are_refused(kind):
     with pytest.raises(ValueError, match="scale is 5"):
-        RRDBNet(scale=5)
+        kind(scale=5)
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_srresnet_is_figure_4_of_srgan(batch_norm):
+    """Written out from the paper's figure, in float64."""
+    torch.manual_seed(0)
+    net = SRResNet(features=8, blocks=2, batch_norm=batch_norm).double()
+    for tensor in net.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand_like(tensor) * 0.3 + 0.05)  # running statistics, too
+    w = net.eval().state_dict()
+
+    def conv(name, x):
+        weight = w[f"{name}.weight"]
+        return F.conv2d(x, weight, w.get(f"{name}.bias"), padding=weight.shape[-1] // 2)
+
+    def prelu(name, x):
+        return torch.where(x > 0, x, w[f"{name}.weight"] * x)
+
+    def norm(name, x):
+        if not batch_norm:
+            return x
+        weight, bias, mean, variance = (
+            w[f"{name}.{part}"][:, None, None]
+            for part in ("weight", "bias", "running_mean", "running_var")
+        )
+        return (x - mean) / (variance + 1e-5).sqrt() * weight + bias
+
+    low_res = torch.rand(1, 3, 6, 5, dtype=torch.double)
+    x = first = prelu("prelu_first", conv("conv_first", low_res))
+    for i in range(2):
+        inner = prelu(f"body.{i}.prelu", norm(f"body.{i}.bn1", conv(f"body.{i}.conv1", x)))
+        x = x + norm(f"body.{i}.bn2", conv(f"body.{i}.conv2", inner))
+    x = first + norm("bn_body", conv("conv_body", x))
+    for m in (1, 2):  # (N, C * 4, H, W) to (N, C, 2 * H, 2 * W): channel c * 4 + 2 * i + j
+        n, c, h, width = (x := conv(f"conv_up{m}", x)).shape
+        x = x.reshape(n, c // 4, 2, 2, h, width).permute(0, 1, 4, 2, 5, 3)
+        x = prelu(f"prelu_up{m}", x.reshape(n, c // 4, 2 * h, 2 * width))
+    torch.testing.assert_close(net(low_res), conv("conv_last", x))
 
 
 def test_residual_branches_start_at_a_tenth_of_kaimings_width():
@@ -39,8 +83,9 @@ def test_residual_branches_start_at_a_tenth_of_kaimings_width():
                 assert not conv.bias.any()
 
 
-def test_pixels_leave_in_fp32_under_autocast():
-    net = RRDBNet(features=4, blocks=1, growth=4)
+@pytest.mark.parametrize("kind", [RRDBNet, SRResNet])
+def test_pixels_leave_in_fp32_under_autocast(kind):
+    net = kind(features=4, blocks=1)
     with torch.autocast("cpu", torch.bfloat16):
         assert net(torch.rand(1, 3, 8, 8)).dtype == torch.float32
 

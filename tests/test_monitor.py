@@ -6,7 +6,7 @@ import math
 import torch
 from PIL import Image
 
-from monitor import Balance, IntervalMeans, RunLog
+from monitor import BAND_MARGIN, Balance, IntervalMeans, RunLog, beside_references
 
 
 def alone(tensor):
@@ -85,3 +85,18 @@ def test_a_resumed_log_forgets_the_steps_that_are_done_again(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["run_step"] for row in rows] == [1, 2, 4]
     assert rows[-1]["psnr"] is None  # infinity is no JSON
+
+
+def test_a_finished_run_is_held_against_recorded_ones(tmp_path):
+    def run(*scores):  # the PSNR phase validates twice; its last counts
+        phases = ("psnr", "psnr", "gan")
+        return [{"phase": phase, "psnr": x} for phase, x in zip(phases, scores, strict=True)]
+
+    for name, rows in {"a": run(20.0, 30.0, 29.5), "b": run(29.0, 30.2, 29.1)}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    low, high = 30.0 - BAND_MARGIN, 30.2 + BAND_MARGIN
+    psnr, gan = beside_references(run(99.0, low + 0.01, 28.0), tmp_path)
+    band = f"inside the band of 2 recorded runs, {low:.2f} to {high:.2f} dB"
+    assert psnr == f"psnr phase: {low + 0.01:.2f} dB, {band}"
+    assert gan.startswith("gan phase: 28.00 dB, OUTSIDE")
+    assert "OUTSIDE" in beside_references(run(0.0, high + 0.01, 29.3), tmp_path)[0]

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 import train
-from config import Phase
-from model import RRDBNet, VGGDiscriminator
+from config import Config, Phase, parse_args
+from model import RRDBNet, SRResNet, VGGDiscriminator
 from pictures import write_image
 from utils import SafeStep
 from weights import load_generator, save_generator
@@ -200,7 +200,7 @@ def test_training_lowers_the_loss(workplace, monkeypatch):
 def test_the_discriminator_learns_to_tell_real_from_fake():
     torch.manual_seed(0)
     cpu = torch.device("cpu")
-    run = SimpleNamespace(device=cpu, dtype=torch.float32)
+    run = SimpleNamespace(config=Config(), device=cpu, dtype=torch.float32)
     safe = SafeStep(cpu, torch.float32, clip=0)
     net_d = VGGDiscriminator(32)
     opt_d = torch.optim.Adam(net_d.parameters(), lr=1e-4)
@@ -255,6 +255,30 @@ def test_a_stopped_run_saves_says_so_and_goes_on(count, number, uninterrupted, m
     assert "The same command goes on" in capsys.readouterr().out
     run(monkeypatch)
     assert results() == uninterrupted[0]
+
+
+SRGAN = [
+    *("--generator", "srresnet", "--batch-norm", "true", "--relativistic", "false"),
+    *("--squared-error", "true", "--vgg-before-activation", "false"),
+]
+
+
+def test_srgan_trains_goes_on_and_its_files_load(workplace, small_discriminator, monkeypatch):
+    run(monkeypatch, *SRGAN)
+    weights = results()
+    Path("checkpoints/tiny").rename("checkpoints/whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 7, die)
+        with pytest.raises(Killed):
+            run(patch, *SRGAN)
+    run(monkeypatch, *SRGAN)
+    assert results() == weights
+    nets = [load_generator(f"checkpoints/tiny/{name}") for name in ("gan.safetensors", "last.pt")]
+    low_res = torch.rand(1, 3, 9, 7)
+    with torch.no_grad():
+        assert torch.equal(nets[0](low_res), nets[1](low_res))
+    # What the average is for: its batch norm uses statistics that training gathered.
+    assert isinstance(nets[0], SRResNet) and nets[0].bn_body.running_mean.any()
 
 
 def test_a_run_killed_while_saving_goes_on(uninterrupted, monkeypatch):
@@ -568,6 +592,13 @@ def test_bad_input_is_one_clear_error_and_never_a_traceback(
 
 
 # -------------------------------------------------------------------------------------- schedules
+
+
+def test_only_runs_with_the_demos_settings_are_held_against_the_recorded_ones():
+    for same in ([], ["--name", "x", "--seed", "5", "--precision", "fp32"]):
+        assert train.is_the_reference(parse_args(["--preset", "demo", *same]))
+    for other in (["--psnr.lr", "1e-3"], ["--valid-dir", "elsewhere"], ["--features", "16"]):
+        assert not train.is_the_reference(parse_args(["--preset", "demo", *other]))
 
 
 def test_learning_rate_halves_at_milestones():

@@ -20,7 +20,7 @@ from PIL import Image
 from imaging import imresize, psnr, ssim, to_image, to_tensor
 from model import RRDBNet
 from pictures import Picture, read_image, read_picture, write_image, write_picture
-from weights import save_generator
+from weights import load_generator, save_generator
 
 # By path: `import test` may find Python's own test package.
 SPEC = importlib.util.spec_from_file_location(
@@ -54,6 +54,15 @@ def run(monkeypatch, *args):
 def upscaled(net, path):
     with torch.no_grad():
         return to_image(net(to_tensor(read_image(path)))[0])
+
+
+def test_without_a_trained_run_the_weights_in_the_box_serve(tmp_path, photos, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "photos/a.png") == 0
+    expected = upscaled(load_generator(command.IN_THE_BOX), "photos/a.png")
+    assert np.array_equal(read_image("results/a.png"), expected)
+    output = capsys.readouterr().out
+    assert "compact_x4_gan.safetensors (x4)" in output and "weights in the box" in output
 
 
 def test_a_folder_becomes_png_files_in_the_same_tree(workplace, net, monkeypatch, capsys):

@@ -20,7 +20,7 @@ import torch
 from spandrel.architectures.ESRGAN import ESRGAN
 
 import weights
-from model import RRDBNet, VGGDiscriminator
+from model import RRDBNet, SRResNet, VGGDiscriminator
 from weights import WeightsError, interpolate, load_generator, save_generator
 
 DENSE = {
@@ -297,6 +297,37 @@ def test_a_full_size_network_goes_to_spandrel_and_back(tmp_path):
     assert size == pytest.approx(2 * 16_697_987, rel=0.01)
 
 
+def small_srresnet(**arguments):
+    """With running statistics as after training."""
+    torch.manual_seed(0)
+    net = SRResNet(**{"features": 8, "blocks": 2} | arguments).train()
+    net(torch.rand(4, net.in_channels, 12, 12))
+    return net.eval()
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_srresnet_comes_back_as_it_was(scale, batch_norm, suffix, tmp_path):
+    net = small_srresnet(scale=scale, batch_norm=batch_norm)
+    save_generator(net, tmp_path / f"net.{suffix}", metadata={"step": 3})
+    loaded = load_generator(tmp_path / f"net.{suffix}")
+    assert loaded.scale == scale and not loaded.training
+    assert_equal_output(loaded, net, atol=0)
+    if suffix == "safetensors":
+        with safetensors.safe_open(tmp_path / "net.safetensors", "pt") as file:
+            assert file.metadata()["network"] == "SRResNet"
+    with pytest.raises(ValueError, match="SRResNet has no official layout"):
+        save_generator(net, tmp_path / "net.pth", "official")
+
+
+def test_an_incomplete_srresnet_is_named(tmp_path):
+    state = small_srresnet().state_dict()
+    torch.save({k: v for k, v in state.items() if k != "bn_body.running_var"}, tmp_path / "net.pth")
+    with pytest.raises(WeightsError, match=r"no complete SRResNet.*bn_body.running_var is missing"):
+        load_generator(tmp_path / "net.pth")
+
+
 def test_equal_weights_make_equal_files(tmp_path):
     metadata = {key: key for key in ("order", "that", "nobody", "knows", "beforehand")}
     for name in "ab":
@@ -548,7 +579,18 @@ def test_interpolation_is_the_paper_s_formula_for_every_weight():
         assert_equal_weights(end, net)
 
 
+def test_interpolation_takes_batch_norm_s_statistics_along():
+    a, b = small_srresnet(), small_srresnet(blocks=2)
+    b.bn_body.running_mean += 1
+    b.bn_body.running_var *= 3
+    mixed = interpolate(a, b, 0.25).bn_body
+    torch.testing.assert_close(mixed.running_mean, a.bn_body.running_mean + 0.25)
+    torch.testing.assert_close(mixed.running_var, a.bn_body.running_var * 1.5)
+
+
 def test_only_like_networks_are_interpolated():
+    with pytest.raises(WeightsError, match="network SRResNet, not RRDBNet"):
+        interpolate(small_srresnet(), small(), 0.5)
     with pytest.raises(
         WeightsError, match="the PSNR network has features 8, not 16 and blocks 1, not 2"
     ):
