@@ -29,6 +29,7 @@ class Phase:
         "steps at which lr halves; none given: cosine to zero",
     )
     warmup: int = setting(0, "steps over which lr rises from 0; large rates in short runs need it")
+    clip_grad_norm: float = setting(0.0, "largest norm of a network's gradient; 0: no clipping")
     pixel: float = setting(1.0, "weight of the L1 loss on RGB in [0, 1]")
     perceptual: float = setting(0.0, "weight of the L1 loss on VGG19 features")
     adversarial: float = setting(
@@ -80,7 +81,6 @@ class Config:
     betas: tuple[float, float] = setting(
         (0.9, 0.999), "Adam's decay rates; the paper's (the reference implementation: 0.9 0.99)"
     )
-    clip_grad_norm: float = setting(0.0, "largest norm of a network's gradient; 0: no clipping")
     max_skipped: int = setting(
         50, "stop after so many steps in a row with a loss or gradient that is not finite"
     )
@@ -141,7 +141,7 @@ class Config:
             at_least(1, field, getattr(self, field))
         for field in ("log_every", "val_every", "val_images", "save_every"):
             at_least(1, field, getattr(self, field))
-        for field in ("workers", "keep_generators", "clip_grad_norm"):
+        for field in ("workers", "keep_generators"):
             at_least(0, field, getattr(self, field))
         require(
             self.batch_size % self.accumulate == 0,
@@ -200,6 +200,7 @@ class Config:
 def check_phase(name: str, phase: Phase, scale: int) -> None:
     at_least(0, f"{name}.steps", phase.steps)
     at_least(0, f"{name}.warmup", phase.warmup)
+    at_least(0, f"{name}.clip_grad_norm", phase.clip_grad_norm)
     at_least(1, f"{name}.patch", phase.patch)
     unit, needed_by = scale, "the scale needs"
     if phase.perceptual > 0:  # VGG19 halves an image four times before conv5_4
@@ -243,7 +244,8 @@ def at_least(minimum: int, field: str, value: float) -> None:
 
 # What each preset changes. esrgan is the paper; demo is a small run on the photographs that
 # scikit-image ships, which ends in pictures after some minutes on two CPU cores; srgan is the 2017
-# paper (Ledig et al., arXiv 1609.04802, section 3.2) with ESRGAN's discriminator.
+# paper (Ledig et al., arXiv 1609.04802, section 3.2) with ESRGAN's discriminator; compact made the
+# weights in the box, with --train-dir and --valid-dir, on 2 CPU cores.
 PRESETS: dict[str, dict] = {
     "esrgan": {},
     "srgan": dict(
@@ -264,6 +266,21 @@ PRESETS: dict[str, dict] = {
             perceptual=0.006,  # the paper's 1 / 12.75 on the features, squared
             adversarial=1e-3,
         ),
+    ),
+    "compact": dict(
+        name="compact",
+        features=32,
+        blocks=4,
+        vgg_weights="random",
+        vgg_layer="conv2_2",  # of random features the shallow ones: sharp pictures after 600 steps
+        workers=0,
+        log_every=25,
+        val_every=250,
+        save_every=250,
+        psnr=dict(
+            steps=16_000, patch=128, lr=1.2e-3, milestones=(), warmup=200, clip_grad_norm=0.2
+        ),
+        gan=dict(steps=1500, patch=96, lr=2e-4, milestones=(), warmup=50, adversarial=1e-2),
     ),
     "demo": dict(
         name="demo",

@@ -210,7 +210,7 @@ def train_phase(
     config, phase = run.config, getattr(run.config, name)
     net_g.load_state_dict(ema.state_dict())
     opt_g = make_adam(net_g, config.betas, run.device)
-    safe = SafeStep(run.device, run.dtype, config.clip_grad_norm)
+    safe = SafeStep(run.device, run.dtype, phase.clip_grad_norm)
     saved = {"net_g": net_g, "ema": ema, "opt_g": opt_g, "scaler": safe}
     net_d = opt_d = None
     if phase.adversarial > 0:
@@ -478,7 +478,7 @@ def check_faults(run: Run, faults: Faults, progress: dict) -> None:
         raise TrainingError(
             f"{name} step {progress['step']}: {faults.longest} steps in a row were skipped "
             f"({faults}). {run.folder / 'last.pt'} is from before. Lower --{name}.lr, set "
-            "--clip-grad-norm 1, or use --precision fp32."
+            f"--{name}.clip-grad-norm 1, or use --precision fp32."
         )
 
 
