@@ -59,8 +59,8 @@ def upscaled(net, path):
 def test_without_a_trained_run_the_weights_in_the_box_serve(tmp_path, photos, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, "photos/a.png") == 0
-    expected = upscaled(load_generator(command.IN_THE_BOX), "photos/a.png")
-    assert np.array_equal(read_image("results/a.png"), expected)
+    expected = upscaled(load_generator(command.IN_THE_BOX), "photos/a.png").astype(int)
+    assert np.abs(read_image("results/a.png") - expected).max() <= 1  # another memory format
     output = capsys.readouterr().out
     assert "compact_x4_gan.safetensors (x4)" in output and "weights in the box" in output
 
