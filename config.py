@@ -167,7 +167,7 @@ class Config:
             self.generator == "rrdb" or not self.recompute,
             "recompute",
             self.recompute,
-            "only --generator rrdb can: batch norm would count each batch twice",
+            "only --generator rrdb can",
         )
         for field, choices in (
             ("generator", ("rrdb", "srresnet")),
@@ -256,7 +256,7 @@ PRESETS: dict[str, dict] = {
         vgg_before_activation=False,
         relativistic=False,
         squared_error=True,
-        psnr=dict(steps=1_000_000, patch=96, lr=1e-4, milestones=(1_000_000,)),
+        psnr=dict(steps=1_000_000, patch=96, lr=1e-4, milestones=(1_000_000,)),  # constant
         gan=dict(
             steps=200_000,
             patch=96,

@@ -286,6 +286,6 @@ class VGGDiscriminator(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """RGB in [0, 1], (N, 3, patch_size, patch_size), to logits (N, 1): real is positive."""
         features = self.features(image)
-        # The relativistic loss takes differences of logits: bf16 would have rounded them away.
+        # The losses take differences and logarithms of logits: bf16 would have rounded them away.
         with torch.autocast(image.device.type, enabled=False):
             return self.classifier(features.float())

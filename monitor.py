@@ -103,7 +103,7 @@ class Balance:
 
         Args:
             pairs_right: share, from 0 to 1.
-            d_loss: the relativistic loss; 2 ln 2 = 1.39 is guessing.
+            d_loss: the discriminator's loss; 2 ln 2 = 1.39 is guessing.
         """
         verdict = ""
         if pairs_right > 0.99 and d_loss < 0.05:
@@ -211,22 +211,23 @@ def beside_references(rows: list[dict], folder: Path) -> list[str]:
         rows: of a finished run's metrics.jsonl.
         folder: holds the metrics.jsonl of other runs of these settings, as *.jsonl.
     """
-    recorded = [
-        [json.loads(line) for line in path.read_text().splitlines()]
-        for path in sorted(folder.glob("*.jsonl"))
-    ]
+    texts = [path.read_text() for path in sorted(folder.glob("*.jsonl"))]
+    recorded = [last_scores([json.loads(line) for line in text.splitlines()]) for text in texts]
     sentences = []
-    for phase in dict.fromkeys(row["phase"] for row in rows):
-        own, *others = (
-            [row["psnr"] for row in run if row["phase"] == phase][-1] for run in (rows, *recorded)
-        )
-        low, high = min(others) - BAND_MARGIN, max(others) + BAND_MARGIN
-        inside = "inside" if low <= own <= high else "OUTSIDE"
-        sentences.append(
-            f"{phase} phase: {own:.2f} dB, {inside} the band of {len(others)} recorded runs, "
-            f"{low:.2f} to {high:.2f} dB"
-        )
+    for phase, own in last_scores(rows).items():
+        others = [scores[phase] for scores in recorded if phase in scores]
+        if others:
+            low, high = min(others) - BAND_MARGIN, max(others) + BAND_MARGIN
+            sentences.append(
+                f"{phase} phase: {own:.2f} dB, {'inside' if low <= own <= high else 'OUTSIDE'} "
+                f"the band of {len(others)} recorded runs, {low:.2f} to {high:.2f} dB"
+            )
     return sentences
+
+
+def last_scores(rows: list[dict]) -> dict[str, float]:
+    """Phase -> the PSNR of its last validation that has one."""
+    return {row["phase"]: row["psnr"] for row in rows if row.get("psnr") is not None}
 
 
 def as_json(value):

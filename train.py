@@ -186,10 +186,10 @@ def train(config: Config, ranks: Ranks) -> None:
 
 def is_the_reference(config: Config) -> bool:
     """Whether a run of these settings can be held against the recorded ones of the demo."""
-    demo = parse_args(["--preset", "demo"])
+    texts = (json.dumps(dataclasses.asdict(config)), (REFERENCE / "config.json").read_text())
     own, recorded = (
-        {field: x for field, x in flat(dataclasses.asdict(each)).items() if field not in VARIABLE}
-        for each in (config, demo)
+        {field: value for field, value in flat(json.loads(text)).items() if field not in VARIABLE}
+        for text in texts
     )
     return own == recorded
 
@@ -282,6 +282,8 @@ def train_phase(
             interval |= {"lr": lr} | clock.read(faults.steps)
             if run.ranks.first:
                 show_interval(run, bar, balance, interval, faults, progress)
+        if validating or save_due:
+            run.ranks.average_buffers(ema)
         if validating:
             scores = validate(run, ema, progress) if run.valid else {}
             if run.ranks.first:
@@ -484,7 +486,8 @@ def check_faults(run: Run, faults: Faults, progress: dict) -> None:
 
 def check_weights(ema: nn.Module, folder: Path, progress: dict) -> None:
     """Gradients are from before their update: only the weights tell what the last one did."""
-    if not all(parameter.isfinite().all() for parameter in ema.parameters()):
+    tensors = ema.state_dict().values()  # batch norm's statistics, too: no step is skipped for them
+    if not all(tensor.isfinite().all() for tensor in tensors):
         name = progress["phase"]
         raise TrainingError(
             f"the weights were no longer finite at {name} step {progress['step']}; "

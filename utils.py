@@ -87,11 +87,15 @@ def peak_memory(device: torch.device) -> float | None:
     """GiB: the most that tensors took on the GPU, or this process on the CPU; None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    if sys.platform == "linux":
+        # Not ru_maxrss, which begins at what the process that started this one had.
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 2**20  # of KiB
     try:
         import resource  # POSIX only
     except ImportError:
         return None
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
@@ -155,6 +159,12 @@ class Ranks(AbstractContextManager):
         tensor = torch.tensor(number)  # on the CPU, so that no GPU is waited for
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
+
+    def average_buffers(self, net: nn.Module) -> None:
+        """Give all ranks the same batch norm statistics, of which each gathered its own."""
+        for buffer in net.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(self.mean(buffer))
 
     def gather(self, own: list) -> list:
         """The lists of all ranks, one after the other."""

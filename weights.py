@@ -72,7 +72,7 @@ COUNTERS = ("step_counter", "n_averaged", "num_batches_tracked")
 # What else lies in a training checkpoint of mmagic, beside the generator and its average.
 COMPANIONS = ("discriminator.", "perceptual_loss.", "gan_loss.", "data_preprocessor.")
 
-# The convolution whose shape tells how wide a network's trunk is.
+# What a network's body begins with.
 FIRST_IN_BODY = {RRDBNet: "body.0.rdb1.conv1.weight", SRResNet: "body.0.conv1.weight"}
 
 
@@ -164,7 +164,7 @@ def init_generator(net: nn.Module, path: str | Path) -> tuple[list[str], list[st
         The tensors of `net` that stay as they were, and those of the file that were not taken.
 
     Raises:
-        WeightsError: the file is no generator, or of other features, blocks, growth or input.
+        WeightsError: the file is no generator, or another network (its scale may differ).
     """
     other = load_generator(path)
     if differing := _differences(net, other, ignored=("scale",)):
@@ -227,7 +227,7 @@ def _load(path: Path, scale: int | None = None) -> tuple[nn.Module, dict[str, st
     if kind is RRDBNet:
         state = _rename(path, state)
     for name in ("conv_first.weight", FIRST_IN_BODY[kind], "conv_last.weight"):
-        if name not in state or state[name].ndim != 4:
+        if name not in state or state[name].ndim != 4 or state[name].numel() == 0:
             raise WeightsError(
                 f"{path} is no complete {kind.__name__}: {name} is missing or no kernel"
             )
@@ -426,7 +426,7 @@ def _srresnet_arguments(state: dict[str, Tensor], scale: int | None) -> dict[str
     features, channels = state["conv_first.weight"].shape[:2]
     factor = 1
     for name, tensor in state.items():
-        if re.fullmatch(r"conv_up\d+\.weight", name):
+        if re.fullmatch(r"conv_up\d+\.weight", name) and tensor.ndim == 4:
             factor *= math.isqrt(tensor.shape[0] // features)
     return {
         "in_channels": channels,

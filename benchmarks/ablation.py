@@ -3,8 +3,9 @@
     python benchmarks/ablation.py [--steps 50] [--train-dir DIR ...] [--valid-dir DIR] [-o FOLDER]
 
 Each rung is a run of train.py, PSNR phase and GAN phase, whose settings differ from those of the
-rung before by what the rung is called. The same command goes on where it was stopped. It ends in
-FOLDER/ablation.md, a table, and a labelled picture strip of each validation image.
+rung before by what the rung is called. The same command goes on where it was stopped; for other
+images take another FOLDER. It ends in FOLDER/ablation.md, a table, and a labelled picture strip of
+each validation image.
 
 50 steps show that the ladder works, not which rung is better: the paper's took 1.4 million.
 """
@@ -71,7 +72,7 @@ def main() -> None:
 
 def train_rung(number: int, settings: dict[str, str], arguments: argparse.Namespace) -> Path:
     """Run train.py, or what is left of its run; returns the generator it ends with."""
-    name = f"rung_{number}"
+    name = f"rung_{number}_{arguments.steps}_steps"
     command = [sys.executable, str(ROOT / "train.py"), "--name", name]
     # train.py writes to checkpoints/ of the folder it runs in.
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,8 @@ def compare(files: dict[str, Path], valid: Pack, output: Path) -> str:
     """Draw the strips; returns the table in Markdown."""
     nets = {label: load_generator(path) for label, path in files.items()}
     scores: dict[str, list[tuple[float, float]]] = {label: [] for label in ("bicubic", *nets)}
-    for i in tqdm(range(len(valid)), desc="comparing", unit="image"):
+    scored = [i for i in range(len(valid)) if min(valid.size(i)) >= 11 + 2 * SCALE]  # SSIM's window
+    for i in tqdm(scored, desc="comparing", unit="image"):
         low_res, high_res = valid.low_res(i), valid.high_res(i)
         pictures = {"bicubic": imresize(low_res, SCALE)}
         for label, net in nets.items():
@@ -134,6 +136,8 @@ def parse_args() -> argparse.Namespace:
     if (arguments.train_dir is None) != (arguments.valid_dir is None):
         parser.error("give both --train-dir and --valid-dir, or neither")
     # train.py is run in another folder than this one.
+    if Path(arguments.vgg_weights).is_file():
+        arguments.vgg_weights = str(Path(arguments.vgg_weights).resolve())
     arguments.output = arguments.output.resolve()
     if arguments.train_dir:
         arguments.train_dir = [folder.resolve() for folder in arguments.train_dir]

@@ -8,7 +8,6 @@ small network (32 features, 4 blocks, x4). It needs requirements-dev.txt and Lin
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
@@ -45,22 +44,29 @@ def main() -> None:
     print(f"Saved: {arguments.plot}, {arguments.json}")
 
 
+# Starts a command and tells the most memory it took, in the unit of ru_maxrss. It is a process of
+# its own, for that number begins at what the starting process has: here, all of torch.
+LAUNCHER = """
+import resource, subprocess, sys
+status = subprocess.run(sys.argv[1:]).returncode
+print("ru_maxrss", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
+
+
 def timed(folder: Path, *command: str) -> tuple[float, float, str]:
     """A Python command's seconds, the GiB it took at most, and what it printed."""
+    launched = [sys.executable, "-c", LAUNCHER, sys.executable, *command]
     begin = time.perf_counter()
-    with open(folder / "output.txt", "w+") as output:
-        process = subprocess.Popen(
-            [sys.executable, *command], cwd=folder, stdout=output, stderr=subprocess.STDOUT
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.perf_counter() - begin
-        output.seek(0)
-        text = output.read()
-    if process.returncode:
-        sys.exit(f"{' '.join(command)} ended with status {process.returncode}:\n{text}")
+    done = subprocess.run(
+        launched, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    seconds = time.perf_counter() - begin
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} ended with status {done.returncode}:\n{done.stdout}")
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return seconds, usage.ru_maxrss * unit / 2**30, text
+    peak = int(re.search(r"ru_maxrss (\d+)", done.stdout)[1])
+    return seconds, peak * unit / 2**30, done.stdout
 
 
 def upscaling(photographs: str, *flags: str) -> list[str]:
@@ -105,7 +111,7 @@ def packing(folder: Path, height: int, width: int, count: int) -> dict:
 
 
 def resuming(folder: Path) -> dict:
-    """Seconds of a command that goes on for one step, all of start-up and validation included."""
+    """Seconds of a command that goes on for one step, start-up included."""
     photographs = ["--train-dir", "packed_481/high", "--valid-dir", ""]
     network = ["--features", str(FEATURES), "--blocks", str(BLOCKS), "--workers", "0"]
     command = [str(ROOT / "train.py"), *photographs, *network, "--gan.steps", "0"]

@@ -84,10 +84,13 @@ def test_residual_branches_start_at_a_tenth_of_kaimings_width():
 
 
 @pytest.mark.parametrize("kind", [RRDBNet, SRResNet])
-def test_pixels_leave_in_fp32_under_autocast(kind):
-    net = kind(features=4, blocks=1)
+def test_under_autocast_the_trunk_is_bf16_and_pixels_leave_in_fp32(kind):
+    net, dtypes = kind(features=4, blocks=1), []
+    net.body.register_forward_hook(lambda module, given, result: dtypes.append(result.dtype))
+    net.body[0].register_forward_hook(lambda module, given, result: dtypes.append(given[0].dtype))
     with torch.autocast("cpu", torch.bfloat16):
         assert net(torch.rand(1, 3, 8, 8)).dtype == torch.float32
+    assert dtypes and set(dtypes) == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("patch", [32, 96, 160])

@@ -439,6 +439,14 @@ def test_weights_that_blow_up_stop_the_run_and_keep_the_checkpoint(workplace, mo
     assert Path("checkpoints/tiny/last.pt").read_bytes() == before
 
 
+def test_statistics_that_are_not_finite_keep_the_checkpoint(tmp_path):
+    ema = SRResNet(features=4, blocks=1)
+    train.check_weights(ema, tmp_path, {"phase": "psnr", "step": 1})
+    ema.bn_body.running_var[0] = math.nan
+    with pytest.raises(train.TrainingError, match="psnr step 1"):
+        train.check_weights(ema, tmp_path, {"phase": "psnr", "step": 1})
+
+
 def test_a_second_run_in_the_same_folder_is_refused_by_name(workplace, monkeypatch):
     config = train.parse_args([*TINY, "--train-dir", "photos"])
     with (

@@ -335,6 +335,23 @@ def test_two_processes_share_a_folder(workplace, monkeypatch):
 # ----------------------------------------------------------------------------------------- quality
 
 
+def test_by_default_bf16_is_for_8_bits_only(workplace, net, monkeypatch):
+    """Where the hardware has it; emulated, it computes the same."""
+    monkeypatch.setattr("utils.has_native_bf16", lambda device: True)
+    deep = read_image("photos/a.png").astype(np.uint16) * 257
+    write_picture(Picture(deep), "deep/a.png")
+    monkeypatch.setattr(sys, "argv", ["test.py", "deep"])
+    assert command.main(command.Ranks()) == 0
+    with torch.no_grad():
+        exact = to_image(net(to_tensor(deep))[0], np.uint16)
+    difference = np.abs(read_picture("results/a.png").rgb.astype(int) - exact)
+    assert difference.max() <= 2  # bf16's 8 bits would be off by hundreds
+    monkeypatch.setattr(sys, "argv", ["test.py", "photos/a.png"])
+    assert command.main(command.Ranks()) == 0
+    difference = np.abs(read_image("results/a.png").astype(int) - upscaled(net, "photos/a.png"))
+    assert 0 < difference.max() <= 2  # so 8 bits did go through bf16
+
+
 def test_outscale_resizes_from_the_networks_scale(workplace, net, monkeypatch):
     expected = upscaled(net, "photos/a.png")
     for scale in ("3", "1.5"):

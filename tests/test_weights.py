@@ -321,6 +321,23 @@ def test_srresnet_comes_back_as_it_was(scale, batch_norm, suffix, tmp_path):
         save_generator(net, tmp_path / "net.pth", "official")
 
 
+def test_srresnet_in_onnxruntime(tmp_path):
+    net = small_srresnet()
+    save_generator(net, tmp_path / "net.onnx", "onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    assert_equal_output(
+        lambda image: torch.tensor(session.run(None, {"low_res": image.numpy()})[0]), net
+    )
+
+
+@pytest.mark.parametrize("name, shape", [("conv_up1", ()), ("conv_first", (0, 3, 9, 9))])
+def test_a_damaged_srresnet_is_named(name, shape, tmp_path):
+    state = small_srresnet().state_dict() | {f"{name}.weight": torch.zeros(shape)}
+    torch.save(state, tmp_path / "net.pth")
+    with pytest.raises(WeightsError, match=f"no complete SRResNet.*{name}"):
+        load_generator(tmp_path / "net.pth")
+
+
 def test_an_incomplete_srresnet_is_named(tmp_path):
     state = small_srresnet().state_dict()
     torch.save({k: v for k, v in state.items() if k != "bn_body.running_var"}, tmp_path / "net.pth")
