@@ -687,10 +687,10 @@ def test_wrong_usage_is_refused_before_any_work(args, message, workplace, monkey
     assert not list(Path("results").rglob("*.png"))
 
 
-def test_no_generator_is_a_clear_error(workplace, monkeypatch):
+def test_the_weights_in_the_box_are_not_interpolated_unasked(workplace, monkeypatch):
     Path("checkpoints/mine/gan.safetensors").unlink()
-    with pytest.raises(command.UsageError, match=r"train\.py --preset demo.*--weights"):
-        run(monkeypatch, "photos")
+    with pytest.raises(command.UsageError, match="--weights GAN_WEIGHTS"):
+        run(monkeypatch, "photos", "--interpolate", "checkpoints/psnr.safetensors")
 
 
 @pytest.mark.parametrize("value", ["abc", "-1", "16", "1.5"])
