@@ -289,10 +289,9 @@ def reading(height: int, width: int, count: int, repeat: int) -> tuple[float, fl
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         write_photographs(Path(folder), height, width, count)
         stream = CropStream([pack_folder(Path(folder, "high"), SCALE)], PATCH, seed=0)
-        loader = batches(stream, 0, 20, BATCH, workers=0, pin_memory=False)
         calls = {
             "peer": lambda: [decode_pair(Path(folder), i % count) for i in range(BATCH)],
-            "ours": lambda: list(loader),
+            "ours": lambda: list(batches(stream, 0, 20, BATCH, workers=0, pin_memory=False)),
         }
         seconds = medians(calls, repeat)
     return BATCH / seconds["peer"], 20 * BATCH / seconds["ours"]
