@@ -189,7 +189,7 @@ def upscale(
     Args:
         net: (N, 3, h, w) in [0, 1] to (N, 3, scale * h, scale * w), with `.scale`, in eval mode.
         image: (H, W, 3).
-        tile: side of the tiles in input pixels; 0, or one that the image fits in: no tiling.
+        tile: largest side of the tiles in input pixels; 0, or one that the image fits in: none.
         overlap: input pixels that neighbours share at least, below `tile`.
         batch: tiles that the network is given at once.
 
@@ -238,10 +238,13 @@ def _run(net: nn.Module, tiles: list[np.ndarray]) -> Tensor:
 
 
 def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
-    """Where tiles of one size begin and end to cover [0, length), spread evenly."""
+    """Where tiles of one size, at most `tile`, begin and end to cover [0, length) evenly."""
     if tile == 0 or length <= tile:
         return [(0, length)]
     count = math.ceil((length - overlap) / (tile - overlap))
+    # No larger than so many have to be: for 512 pixels each way, tiles of 192 instead of 256
+    # are 44% less work.
+    tile = math.ceil((length + (count - 1) * overlap) / count)
     starts = np.linspace(0, length - tile, count).round().astype(int).tolist()
     return [(start, start + tile) for start in starts]
 

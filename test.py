@@ -523,7 +523,7 @@ def parse_args() -> argparse.Namespace:
         type=tile_size,
         default="auto",
         metavar="auto|0|N",
-        help="upscale in tiles of N input pixels each way; 0: the whole image at once",
+        help="upscale in tiles of at most N input pixels each way; 0: the whole image at once",
     )
     parser.add_argument(
         "--batch", type=positive(int), default=1, metavar="N", help="tiles computed at once"
