@@ -94,6 +94,10 @@ class Pack:
         """Path of the i-th image inside its folder."""
         return self.index["images"][i]["name"]
 
+    def stem(self, i: int) -> str:
+        """The same as one file name, without suffix: sub_d of sub/d.png."""
+        return Path(self.name(i)).with_suffix("").as_posix().replace("/", "_")
+
     def size(self, i: int) -> tuple[int, int]:
         """Height and width of the i-th HR image, multiples of the scale."""
         image = self.index["images"][i]

@@ -140,9 +140,9 @@ class Results:
 
 def main(ranks: Ranks) -> int:
     arguments = parse_args()
+    weights = choose_weights(arguments)
     jobs = plan(arguments)
     device = choose_device(arguments.device, ranks.local)
-    weights = arguments.weights or newest_generator() or IN_THE_BOX
     upscalers = {
         label: Upscaler(net, device, arguments)
         for label, net in load(weights, arguments, device).items()
@@ -390,8 +390,6 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
         raise UsageError("--interpolate writes strips of its own; leave --compare and --report out")
     if arguments.interpolate and arguments.outscale:
         raise UsageError("--interpolate shows the networks' own scale; leave --outscale out")
-    if arguments.interpolate and not (arguments.weights or newest_generator()):
-        raise UsageError("--interpolate PSNR_WEIGHTS goes with --weights GAN_WEIGHTS")
     if arguments.alpha and not arguments.interpolate:
         raise UsageError("--alpha needs --interpolate PSNR_WEIGHTS beside --weights GAN_WEIGHTS")
     if source.is_dir():
@@ -463,6 +461,14 @@ def refuse_overwriting(jobs: list[Job]) -> None:
                     f"{written[target]} and {job.source} would both become {target}; rename one"
                 )
             written[target] = job.source
+
+
+def choose_weights(arguments: argparse.Namespace) -> str | Path:
+    """What was named, or else the newest that was trained here, or else those in the box."""
+    weights = arguments.weights or newest_generator()
+    if arguments.interpolate and not weights:
+        raise UsageError("--interpolate PSNR_WEIGHTS goes with --weights GAN_WEIGHTS")
+    return weights or IN_THE_BOX
 
 
 def newest_generator() -> Path | None:

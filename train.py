@@ -528,7 +528,7 @@ def draw_strip(run: Run, i: int, fake: np.ndarray, fake_psnr: float, progress: d
         "HR": high_res,
     }
     strip = labelled_strip(pictures, SAMPLE_SIDE)
-    stem = Path(run.valid.name(i)).with_suffix("").as_posix().replace("/", "_")
+    stem = run.valid.stem(i)
     file = run.folder / "samples" / f"{stem}_{progress['run_step']:07d}_{name}.png"
     write_image(strip, file)
     run.log.picture(stem, strip, progress["run_step"])
@@ -570,13 +570,13 @@ def mean_scores(scores: list[tuple[float, float]]) -> dict[str, float]:
 
 def chosen(valid: Pack, config: Config) -> list[int]:
     """The first images that are large enough to be scored."""
-    fitting = [i for i in range(len(valid)) if min(valid.size(i)) >= smallest_scored(config)]
+    fitting = [i for i in range(len(valid)) if min(valid.size(i)) >= smallest_scored(config.scale)]
     return fitting[: config.val_images]
 
 
-def smallest_scored(config: Config) -> int:
+def smallest_scored(scale: int) -> int:
     """SSIM's 11-pixel window has to fit once the border is cropped."""
-    return 11 + 2 * config.scale
+    return 11 + 2 * scale
 
 
 @contextmanager
@@ -643,7 +643,7 @@ def load_data(config: Config) -> tuple[dict[str, CropStream], Pack | None]:
                 f"{image}, below the crop of the {name} phase" for image in pack.below(patch)
             ]
     if valid:
-        too_small = valid.below(smallest_scored(config))
+        too_small = valid.below(smallest_scored(config.scale))
         left_out += valid.index["unreadable"]
         left_out += [f"{image}, too small to be scored" for image in too_small]
     if left_out:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import signal
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -90,7 +91,8 @@ def peak_memory(device: torch.device) -> float | None:
     if sys.platform == "linux":
         # Not ru_maxrss, which begins at what the process that started this one had.
         status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) / 2**20  # of KiB
+        if peak := re.search(r"VmHWM:\s+(\d+) kB", status):  # some containers leave it out
+            return int(peak[1]) / 2**20
     try:
         import resource  # POSIX only
     except ImportError:

@@ -15,7 +15,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset import Pack, pack_folder, write_demo_photographs
 from imaging import imresize, labelled_strip, upscale
 from pictures import write_image
-from train import count_parameters, score
+from train import count_parameters, mean_scores, score, smallest_scored
 from weights import load_generator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,7 +103,7 @@ def compare(files: dict[str, Path], valid: Pack, output: Path) -> str:
     """Draw the strips; returns the table in Markdown."""
     nets = {label: load_generator(path) for label, path in files.items()}
     scores: dict[str, list[tuple[float, float]]] = {label: [] for label in ("bicubic", *nets)}
-    scored = [i for i in range(len(valid)) if min(valid.size(i)) >= 11 + 2 * SCALE]  # SSIM's window
+    scored = [i for i in range(len(valid)) if min(valid.size(i)) >= smallest_scored(SCALE)]
     for i in tqdm(scored, desc="comparing", unit="image"):
         low_res, high_res = valid.low_res(i), valid.high_res(i)
         pictures = {"bicubic": imresize(low_res, SCALE)}
@@ -112,14 +111,13 @@ def compare(files: dict[str, Path], valid: Pack, output: Path) -> str:
             pictures[label] = upscale(net, low_res, tile=256)
         for label, picture in pictures.items():
             scores[label].append(score(picture, high_res, SCALE))
-        name = Path(valid.name(i)).with_suffix("").as_posix().replace("/", "_")
         strip = labelled_strip(pictures | {"HR": high_res}, SIDE)
-        write_image(strip, output / f"{name}.png")
+        write_image(strip, output / f"{valid.stem(i)}.png")
     rows = ["| rung | parameters | PSNR, dB | SSIM |", "|---|---|---|---|"]
     for label, pairs in scores.items():
         size = f"{count_parameters(nets[label]):,}" if label in nets else ""
-        mean_psnr, mean_ssim = np.mean(pairs, axis=0)
-        rows.append(f"| {label} | {size} | {mean_psnr:.2f} | {mean_ssim:.4f} |")
+        mean = mean_scores(pairs)
+        rows.append(f"| {label} | {size} | {mean['psnr']:.2f} | {mean['ssim']:.4f} |")
     return "\n".join(rows) + "\n"
 
 

@@ -47,6 +47,19 @@ def test_speed_fills_every_row(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="growth.py reads the memory of its children")
+def test_growth_runs_to_its_end(monkeypatch, tmp_path):
+    flags = ["--sides", "48", "64", "--json", "growth.json", "--plot", "growth.png"]
+    monkeypatch.setattr(sys, "argv", ["growth.py", *flags])
+    monkeypatch.chdir(tmp_path)
+    growth.main()
+    table = json.loads(Path("growth.json").read_text())
+    assert [row["side"] for row in table["pixels"]] == [48, 48, 64, 64]
+    assert len(table["processes"]) == len(table["packing"]) == 2
+    assert Path("growth.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="growth.py reads the memory of its children")
 def test_growth_measures_and_draws(tmp_path):
     save_generator(RRDBNet(features=growth.FEATURES, blocks=1), tmp_path / "net.safetensors")
     rows = growth.over_pixels(tmp_path, [48])
@@ -60,7 +73,7 @@ def test_growth_measures_and_draws(tmp_path):
         assert picture.size == (800, 300)
 
 
-def test_each_rung_of_the_ladder_changes_one_setting(tmp_path):
+def test_each_rung_of_the_ladder_changes_one_setting():
     arguments = Namespace(train_dir=["a"], valid_dir="b", steps=7, vgg_weights="random")
     settings, configs = dict(ablation.SRGAN), []
     for changes in ablation.RUNGS.values():
