@@ -271,6 +271,7 @@ PRESETS: dict[str, dict] = {
         name="compact",
         features=32,
         blocks=4,
+        batch_size=8,
         vgg_weights="random",
         vgg_layer="conv2_2",  # of random features the shallow ones: sharp pictures after 600 steps
         workers=0,
