@@ -281,7 +281,7 @@ PRESETS: dict[str, dict] = {
         psnr=dict(
             steps=16_000, patch=128, lr=1.2e-3, milestones=(), warmup=200, clip_grad_norm=0.2
         ),
-        gan=dict(steps=1500, patch=96, lr=2e-4, milestones=(), warmup=50, adversarial=1e-2),
+        gan=dict(steps=1200, patch=96, lr=2e-4, milestones=(), warmup=50, adversarial=1e-2),
     ),
     "demo": dict(
         name="demo",
