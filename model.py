@@ -217,22 +217,25 @@ def upsampling_stages(scale: int) -> list[int]:
 
 
 def convolve_enlarged(conv: nn.Conv2d, x: Tensor, factor: int) -> Tensor:
-    """`conv(F.interpolate(x, scale_factor=factor, mode="nearest"))` of a 3x3 convolution, sooner.
+    """`conv(F.interpolate(x, scale_factor=factor, mode="nearest"))`, faster on a CPU.
 
     Of the nine pixels under the kernel many are the same one, repeated. Their weights are added up
-    first, into the kernel of a transposed convolution: at factor 2, four products a pixel, not nine
-    (a network of 4 blocks upscales 1.1 times as fast, and the enlarged features take no memory).
+    first, into the kernel of a transposed convolution: at factor 2, four products a pixel, not
+    nine. A network of 4 blocks upscales 1.1 times as fast (2 cores, fp32 and bf16), and the
+    enlarged features take no memory.
 
     Args:
+        conv: 3x3, with stride 1 and padding 1.
         x: (N, in, H, W).
 
     Returns:
-        (N, out, factor * H, factor * W), the same but for the rounding of sums in another order.
+        (N, out, factor * H, factor * W), the same but for rounding.
     """
-    if torch.onnx.is_in_onnx_export():  # whose programs hold kernels as constants, not sums
+    # GPUs have not been measured yet, and ONNX wants kernels that are constants.
+    if x.device.type != "cpu" or torch.onnx.is_in_onnx_export():
         return conv(F.interpolate(x, scale_factor=factor, mode="nearest"))
     kernel = F.pad(conv.weight.flip(2, 3).transpose(0, 1), [factor - 1] * 4)
-    kernel = F.avg_pool2d(kernel, factor, stride=1) * factor**2  # (in, out, factor+2, factor+2)
+    kernel = F.avg_pool2d(kernel, factor, stride=1, divisor_override=1)  # sums, factor + 2 a side
     return F.conv_transpose2d(x, kernel, conv.bias, stride=factor, padding=1)
 
 

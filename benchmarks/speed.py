@@ -205,7 +205,7 @@ def upscale_once(who: str, side: int, arguments) -> float:
 def training(
     phase: Phase, batch: int, device: torch.device, dtype: torch.dtype, arguments
 ) -> dict[str, float]:
-    """Seconds of a step."""
+    """Seconds of a step: the peer's, and ours in fp32 and in the fastest precision."""
     generator = torch.Generator().manual_seed(0)
     high_res = torch.rand(batch, 3, PATCH, PATCH, generator=generator)
     low_res = F.avg_pool2d(high_res, SCALE)

@@ -109,6 +109,19 @@ def test_enlarged_features_are_convolved_as_if_they_had_been_made(factor):
     torch.testing.assert_close(actual, expected)
 
 
+def test_enlarged_features_are_convolved_in_autocasts_precision_and_layout():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(16, 16, kernel_size=3, padding=1)
+    x = torch.rand(1, 16, 9, 7).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        with torch.autocast("cpu", torch.bfloat16):
+            actual = convolve_enlarged(conv, x.bfloat16(), 2)
+    assert actual.dtype == torch.bfloat16
+    assert actual.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(actual.float(), expected, rtol=0, atol=0.01)  # bf16: 8 bits
+
+
 @pytest.mark.parametrize("patch", [32, 96, 160])
 def test_discriminator_takes_any_multiple_of_32(patch):
     assert VGGDiscriminator(patch)(torch.rand(2, 3, patch, patch)).shape == (2, 1)
