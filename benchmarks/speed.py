@@ -81,7 +81,7 @@ def main() -> None:
         seconds = inference(side, device, dtype, arguments)
         for label in ("fp32", "fastest"):
             show(f"upscale {side}x{side}, {label}", "s", seconds["peer"], seconds[label], False)
-        achieved = convolution_flops(arguments, side) / seconds["fastest"]
+        achieved = convolution_flops(arguments, side, device) / seconds["fastest"]
         header[f"share of the matmul rate at {side}x{side}"] = round(achieved / rate, 3)
     for name, phase, batch in (("PSNR", PSNR_PHASE, BATCH), ("GAN", GAN_PHASE, GAN_BATCH)):
         seconds = training(phase, batch, device, dtype, arguments)
@@ -166,11 +166,11 @@ def upscale_as_the_official_test(
     return (np.transpose(output, (1, 2, 0)) * 255.0).round().astype(np.uint8)
 
 
-def convolution_flops(arguments, side: int) -> int:
+def convolution_flops(arguments, side: int, device: torch.device) -> int:
     """Of one upscaling by our network, as torch counts them; every pixel costs the same."""
-    net = RRDBNet(features=arguments.features, blocks=arguments.blocks)
+    net = our_network(arguments, device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(torch.zeros(1, 3, 8, 8))
+        net(torch.zeros(1, 3, 8, 8, device=device))
     return counter.get_total_flops() // 8**2 * side**2
 
 

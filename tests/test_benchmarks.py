@@ -29,7 +29,8 @@ def test_operations_are_two_for_each_weight_and_pixel_it_meets():
     weights = 9 * (2 * 3 * dense + square + 3 * features)  # conv_body and conv_first
     weights += 4 * 4 * (square + 4 * square)  # conv_up1, conv_up2: transposed, on what they enlarge
     weights += 16 * 9 * (square + 3 * features)  # conv_hr and conv_last
-    assert speed.convolution_flops(Namespace(features=8, blocks=2), 24) == 2 * weights * 24**2
+    arguments, device = Namespace(features=8, blocks=2), torch.device("cpu")
+    assert speed.convolution_flops(arguments, 24, device) == 2 * weights * 24**2
 
 
 @pytest.mark.slow
