@@ -328,6 +328,9 @@ class StopRequest(AbstractContextManager):
         self.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def __exit__(self, *exception) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+    def __exit__(self, kind, error, trace) -> None:
+        signal.signal(signal.SIGINT, self.previous[signal.SIGINT])
+        # An error ends the process, but is told first: torchrun sends SIGTERM to all others as soon
+        # as one process has died.
+        if not isinstance(error, Exception):
+            signal.signal(signal.SIGTERM, self.previous[signal.SIGTERM])

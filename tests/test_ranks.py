@@ -18,7 +18,7 @@ DATA = ("--train-dir", "photos", "--valid-dir", "photos", "--batch-size", "4")
 
 # train.py, but every rank writes the weights that it ends each phase with.
 DRIVER = f"""
-import os, sys
+import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 import torch, train
 train_phase = train.train_phase
@@ -108,6 +108,11 @@ def dying(run, *args):
         os.kill(os.getpid(), 9)
     return step(run, *args)
 train.generator_step = dying
+is_lost = train.is_lost_connection
+def slowly(error):
+    time.sleep(1)  # torchrun's SIGTERM comes before the message
+    return is_lost(error)
+train.is_lost_connection = slowly
 train.run_as_program()
 """,
     )

@@ -164,3 +164,18 @@ def test_the_first_signal_asks_and_the_second_interrupts(number):
         assert stop.signal == number
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_sigterm_leaves_an_error_the_time_to_be_told():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError), StopRequest() as stop:
+        raise RuntimeError
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+    with StopRequest():
+        pass
+    assert signal.getsignal(signal.SIGTERM) == before
