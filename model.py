@@ -8,6 +8,7 @@ RRDBNet's parameters have BasicSR's names, so published weights and other tools 
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 SCALES = (1, 2, 3, 4, 8)
 RESIDUAL_SCALE = 0.2  # beta of figure 4: without it a network of this depth does not train
 SMALL_INIT = 0.1  # the supplement's "smaller initialization" of the residual branches
+BAND = 32  # rows that `in_bands` takes at once
 
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
@@ -136,6 +138,9 @@ class RRDBNet(nn.Module):
         x = shallow + self.conv_body(x)  # (N, features, H, W)
         for i, factor in enumerate(self.stages):
             x = self.lrelu(convolve_enlarged(self.get_submodule(f"conv_up{i + 1}"), x, factor))
+        return in_bands(self._finish, x, reach=2)  # (N, out, scale * H, scale * W)
+
+    def _finish(self, x: Tensor) -> Tensor:
         x = self.lrelu(self.conv_hr(x))  # (N, features, scale * H, scale * W)
         return exactly(self.conv_last, x)  # (N, out, scale * H, scale * W)
 
@@ -237,6 +242,29 @@ def convolve_enlarged(conv: nn.Conv2d, x: Tensor, factor: int) -> Tensor:
     kernel = F.pad(conv.weight.flip(2, 3).transpose(0, 1), [factor - 1] * 4)
     kernel = F.avg_pool2d(kernel, factor, stride=1, divisor_override=1)  # sums, factor + 2 a side
     return F.conv_transpose2d(x, kernel, conv.bias, stride=factor, padding=1)
+
+
+def in_bands(function: Callable[[Tensor], Tensor], x: Tensor, reach: int) -> Tensor:
+    """`function(x)`, on a CPU and without gradients in bands of rows, each on its own.
+
+    What is computed in between stays in the processor's cache and takes the memory of one band. A
+    network of 4 blocks upscales 1.05 times as fast in bf16, and no slower in fp32 (2 cores).
+
+    Args:
+        function: keeps height and width, and pads at the image's borders by itself.
+        x: (N, C, H, W).
+        reach: rows above and below that a row of the result is made from.
+    """
+    # What is recorded to run again, by export too, has to fit other heights.
+    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    if x.device.type != "cpu" or torch.is_grad_enabled() or recorded:
+        return function(x)
+    bands = []
+    for top in range(0, x.shape[2], BAND):
+        above = min(top, reach)
+        band = function(x[:, :, top - above : top + BAND + reach])
+        bands.append(band[:, :, above : above + BAND])
+    return torch.cat(bands, dim=2)
 
 
 def exactly(conv: nn.Conv2d, x: Tensor) -> Tensor:

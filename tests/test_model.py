@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model import RRDBNet, SRResNet, VGGDiscriminator, convolve_enlarged
+from model import RRDBNet, SRResNet, VGGDiscriminator, convolve_enlarged, in_bands
 
 
 def count(net):
@@ -120,6 +120,37 @@ def test_enlarged_features_are_convolved_in_autocasts_precision_and_layout():
     assert actual.dtype == torch.bfloat16
     assert actual.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(actual.float(), expected, rtol=0, atol=0.01)  # bf16: 8 bits
+
+
+@pytest.mark.parametrize("height", [1, 31, 32, 33, 64, 65, 97])
+def test_bands_are_the_whole(height):
+    """Heights around multiples of the bands', against torch on the whole image, in float64."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(*(nn.Conv2d(4, 4, kernel_size=3, padding=1) for _ in range(2))).double()
+    x = torch.rand(2, 4, height, 6, dtype=torch.float64)
+    expected = layers(x)
+    heights = []
+
+    def function(band):
+        heights.append(band.shape[2])
+        return layers(band)
+
+    with torch.inference_mode():
+        torch.testing.assert_close(in_bands(function, x, reach=2), expected)
+    assert len(heights) == math.ceil(height / 32) and max(heights) <= 36
+    in_bands(function, x, reach=2)  # with gradients
+    assert heights[-1] == height
+
+
+def test_recorded_networks_fit_other_heights():
+    net = RRDBNet(scale=2, features=4, blocks=1).eval()
+    small, large = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 50, 8)
+    height = torch.export.Dim("height", min=2, max=100)
+    with torch.no_grad():
+        traced = torch.jit.trace(net, small)
+        exported = torch.export.export(net, (small,), dynamic_shapes=({2: height},)).module()
+        for recorded in (traced, exported):
+            torch.testing.assert_close(recorded(large), net(large))
 
 
 @pytest.mark.parametrize("patch", [32, 96, 160])
