@@ -7,7 +7,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model import RRDBNet, SRResNet, VGGDiscriminator, convolve_enlarged, in_bands
+from model import (
+    RowsConv2d,
+    RRDBNet,
+    SRResNet,
+    VGGDiscriminator,
+    convolve_enlarged,
+    in_bands,
+)
 
 
 def count(net):
@@ -120,6 +127,21 @@ def test_enlarged_features_are_convolved_in_autocasts_precision_and_layout():
     assert actual.dtype == torch.bfloat16
     assert actual.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(actual.float(), expected, rtol=0, atol=0.01)  # bf16: 8 bits
+
+
+@pytest.mark.parametrize("size", [3, 9])
+@pytest.mark.parametrize("height, width", [(7, 5), (1, 1)])
+def test_kernels_in_rows_are_torchs_convolution(size, height, width):
+    """With the gradients, in float64."""
+    torch.manual_seed(0)
+    conv = RowsConv2d(4, 3, kernel_size=size, padding=size // 2).double()
+    x = torch.rand(2, 4, height, width, dtype=torch.float64, requires_grad=True)
+    outputs = conv(x), F.conv2d(x, conv.weight, conv.bias, padding=size // 2)
+    actual, expected = (
+        (output, *torch.autograd.grad(output.square().sum(), (x, *conv.parameters())))
+        for output in outputs
+    )
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("height", [1, 31, 32, 33, 64, 65, 97])
