@@ -87,9 +87,7 @@ class RowsConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or torch.onnx.is_in_onnx_export():
             return super().forward(x)
-        kernel = (
-            self.weight.permute(2, 0, 1, 3).flatten(0, 1).unsqueeze(2)
-        )  # (rows * out, in, 1, W)
+        kernel = self.weight.permute(2, 0, 1, 3).flatten(0, 1).unsqueeze(2)  # rows * out channels
         rows = F.conv2d(x, kernel, padding=(0, self.padding[1]))
         rows = F.pad(rows, (0, 0, self.padding[0], self.padding[0])).chunk(self.kernel_size[0], 1)
         moved = (row[:, :, i : i + x.shape[2]] for i, row in enumerate(rows))
