@@ -144,7 +144,7 @@ def test_kernels_in_rows_are_torchs_convolution(size, height, width):
     torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("height", [1, 31, 32, 33, 64, 65, 97])
+@pytest.mark.parametrize("height", [1, 95, 96, 97, 98, 192, 193, 289])
 def test_bands_are_the_whole(height):
     """Heights around multiples of the bands', against torch on the whole image, in float64."""
     torch.manual_seed(0)
@@ -159,14 +159,14 @@ def test_bands_are_the_whole(height):
 
     with torch.inference_mode():
         torch.testing.assert_close(in_bands(function, x, reach=2), expected)
-    assert len(heights) == math.ceil(height / 32) and max(heights) <= 36
+    assert len(heights) == math.ceil(height / 96) and max(heights) <= 100
     in_bands(function, x, reach=2)  # with gradients
     assert heights[-1] == height
 
 
 def test_recorded_networks_fit_other_heights():
     net = RRDBNet(scale=2, features=4, blocks=1).eval()
-    small, large = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 50, 8)
+    small, large = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 60, 8)
     height = torch.export.Dim("height", min=2, max=100)
     with torch.no_grad():
         traced = torch.jit.trace(net, small)
