@@ -53,10 +53,6 @@ class VGGFeatures(nn.Module):
         with torch.device("meta"):  # the classifier, 86% of VGG19, is never allocated
             features = torchvision.models.vgg19(weights=None).features[:end]
         self.features = features.to_empty(device="cpu")
-        for module in self.features:
-            if isinstance(module, nn.ReLU):
-                module.inplace = False  # a feature kept for the loss must not change under it
-
         if weights == "random":
             generator = torch.Generator().manual_seed(seed)
             for module in self.features:
