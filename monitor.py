@@ -1,5 +1,6 @@
 """What a run says of itself: means between two lines of its log, the GAN's balance, curves."""
 
+import gc
 import json
 import math
 import os
@@ -195,6 +196,9 @@ class RunLog(AbstractContextManager):
         for axes in (quality, losses):
             axes.grid(alpha=0.3)
         figure.savefig(path, dpi=100)
+        # Cycles that matplotlib leaves behind hold the frames of all callers. Whoever trains would
+        # end without its loader being freed, and wait for that one's processes for ever.
+        gc.collect()
         return path
 
     def flush(self) -> None:

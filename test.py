@@ -265,7 +265,8 @@ def load(
 def choose_tile(net: nn.Module, device: torch.device) -> int:
     """A tile whose activations take less than half of the memory that is free.
 
-    Measured at the last stage, where three maps of all features live at once.
+    Counted are three maps of all features in fp32, after the last enlargement; on a CPU the
+    generator's end works in bands, and takes less.
     """
     free = psutil.virtual_memory().available
     if device.type == "cuda":

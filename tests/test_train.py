@@ -337,6 +337,15 @@ def train_until_the_first_checkpoint(**options):
 
 
 @pytest.mark.slow
+def test_a_run_with_workers_ends_and_so_do_they(workplace):
+    data = ["--train-dir", "photos", "--valid-dir", "photos", "--workers", "2"]
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, *data]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "Upscale a folder" in done.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
 def test_a_worker_that_dies_is_reported_with_its_cause(workplace):
     process = train_until_the_first_checkpoint(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
