@@ -36,7 +36,9 @@ TINY = [
 def workplace(tmp_path, photos, monkeypatch):
     """A folder to train in, with a few pictures to train on and to validate with."""
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    before = signal.getsignal(signal.SIGTERM)
+    yield tmp_path
+    signal.signal(signal.SIGTERM, before)  # an error inside train.main() leaves its own
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ def test_sigterm_leaves_an_error_the_time_to_be_told():
     with pytest.raises(RuntimeError), StopRequest() as stop:
         raise RuntimeError
     try:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert stop.signal == signal.SIGTERM
     finally:
         signal.signal(signal.SIGTERM, before)
