@@ -85,7 +85,7 @@ class RowsConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or torch.onnx.is_in_onnx_export():
+        if wants_standard_layers(x):
             return super().forward(x)
         kernel = self.weight.permute(2, 0, 1, 3).flatten(0, 1).unsqueeze(2)  # rows * out channels
         rows = F.conv2d(x, kernel, padding=(0, self.padding[1]))
@@ -240,6 +240,11 @@ def upsampling_stages(scale: int) -> list[int]:
     return [3] if scale == 3 else [2] * int(math.log2(scale))
 
 
+def wants_standard_layers(x: Tensor) -> bool:
+    """GPUs have not been measured with other forms yet; ONNX wants kernels that are constants."""
+    return x.device.type != "cpu" or torch.onnx.is_in_onnx_export()
+
+
 def convolve_enlarged(conv: nn.Conv2d, x: Tensor, factor: int) -> Tensor:
     """`conv(F.interpolate(x, scale_factor=factor, mode="nearest"))`, faster on a CPU.
 
@@ -255,8 +260,7 @@ def convolve_enlarged(conv: nn.Conv2d, x: Tensor, factor: int) -> Tensor:
     Returns:
         (N, out, factor * H, factor * W), the same but for rounding.
     """
-    # GPUs have not been measured yet, and ONNX wants kernels that are constants.
-    if x.device.type != "cpu" or torch.onnx.is_in_onnx_export():
+    if wants_standard_layers(x):
         return conv(F.interpolate(x, scale_factor=factor, mode="nearest"))
     kernel = F.pad(conv.weight.flip(2, 3).transpose(0, 1), [factor - 1] * 4)
     kernel = F.avg_pool2d(kernel, factor, stride=1, divisor_override=1)  # sums, factor + 2 a side
