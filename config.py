@@ -7,35 +7,52 @@ Order: defaults < preset < flags. Edit this file freely.
 
 import argparse
 import dataclasses
+import itertools
 import math
 import typing
 from dataclasses import dataclass
 from pathlib import PurePath
 
+PHASES = ("psnr", "gan")
 
-def setting(default, help: str):
-    return dataclasses.field(default=default, metadata={"help": help})
+
+def setting(default, help: str, **about):
+    """A field with what is true of it:
+
+    low, above, below: bounds of a number, or of each in a tuple; `low` itself is allowed.
+    choices: the values it can have.
+    identity: another value is another run, so a resume with one is refused. Of a phase: because the
+        discriminator is built to it, so only in a phase that has one.
+    shapes_weights: False where the weights do not depend on it, so their files leave it out.
+    """
+    return dataclasses.field(default=default, metadata={"help": help} | about)
 
 
 @dataclass(frozen=True)
 class Phase:
     """One stretch of training. The loss is the sum of the terms whose weight is not 0."""
 
-    steps: int = setting(1_000_000, "optimizer steps; 0 skips the phase")
-    patch: int = setting(192, "side of the HR crop in pixels")
-    lr: float = setting(2e-4, "Adam's learning rate, for both networks")
+    steps: int = setting(1_000_000, "optimizer steps; 0 skips the phase", low=0)
+    patch: int = setting(192, "side of the HR crop in pixels", low=1, identity=True)
+    lr: float = setting(2e-4, "Adam's learning rate, for both networks", above=0)
     milestones: tuple[int, ...] = setting(
         (200_000, 400_000, 600_000, 800_000),
         "steps at which lr halves; none given: cosine to zero",
+        low=1,
     )
-    warmup: int = setting(0, "steps over which lr rises from 0; large rates in short runs need it")
-    clip_grad_norm: float = setting(0.0, "largest norm of a network's gradient; 0: no clipping")
-    pixel: float = setting(1.0, "weight of the L1 loss on RGB in [0, 1]")
-    perceptual: float = setting(0.0, "weight of the L1 loss on VGG19 features")
+    warmup: int = setting(
+        0, "steps over which lr rises from 0; large rates in short runs need it", low=0
+    )
+    clip_grad_norm: float = setting(
+        0.0, "largest norm of a network's gradient; 0: no clipping", low=0
+    )
+    pixel: float = setting(1.0, "weight of the L1 loss on RGB in [0, 1]", low=0)
+    perceptual: float = setting(0.0, "weight of the L1 loss on VGG19 features", low=0)
     adversarial: float = setting(
         0.0,
         "weight of the relativistic average loss as the paper writes it, the sum over real and "
         "fake (BasicSR takes half of that sum); 0: no discriminator is built",
+        low=0,
     )
 
 
@@ -47,44 +64,70 @@ class Config:
         ValueError: a value that cannot work; the message names the field, the value, the remedy.
     """
 
-    name: str = setting("esrgan", "the run's folder under checkpoints/; same name: resume")
+    name: str = setting(
+        "esrgan", "the run's folder under checkpoints/; same name: resume", shapes_weights=False
+    )
     train_dir: tuple[str, ...] = setting(
-        ("data/train",), "folders of HR images, any size, searched in depth"
+        ("data/train",), "folders of HR images, any size, searched in depth", shapes_weights=False
     )
     valid_dir: str = setting(
-        "data/valid", "folder of HR images that are never trained on; '' for none"
+        "data/valid",
+        "folder of HR images that are never trained on; '' for none",
+        shapes_weights=False,
     )
     lr_dir: tuple[str, ...] = setting(
-        (), "LR images, one folder per train_dir with the same names; none: MATLAB bicubic"
+        (),
+        "LR images, one folder per train_dir with the same names; none: MATLAB bicubic",
+        shapes_weights=False,
     )
-    valid_lr_dir: str = setting("", "LR images of valid_dir; none: MATLAB bicubic")
+    valid_lr_dir: str = setting(
+        "", "LR images of valid_dir; none: MATLAB bicubic", shapes_weights=False
+    )
 
-    scale: int = setting(4, "times as wide and high: 1, 2, 3, 4 or 8")
-    generator: str = setting("rrdb", "rrdb, or srresnet: SRGAN's")
-    features: int = setting(64, "channels of the generator's trunk")
-    blocks: int = setting(23, "RRDBs in the generator, or SRResNet's residual blocks")
-    growth: int = setting(
-        32, "channels per dense convolution of an RRDB; other tools can load 32 only"
+    scale: int = setting(
+        4, "times as wide and high: 1, 2, 3, 4 or 8", choices=(1, 2, 3, 4, 8), identity=True
     )
-    batch_norm: bool = setting(False, "in SRResNet, as SRGAN has it; RRDBs have none")
+    generator: str = setting(
+        "rrdb", "rrdb, or srresnet: SRGAN's", choices=("rrdb", "srresnet"), identity=True
+    )
+    features: int = setting(64, "channels of the generator's trunk", low=1, identity=True)
+    blocks: int = setting(
+        23, "RRDBs in the generator, or SRResNet's residual blocks", low=1, identity=True
+    )
+    growth: int = setting(
+        32,
+        "channels per dense convolution of an RRDB; other tools can load 32 only",
+        low=1,
+        identity=True,
+    )
+    batch_norm: bool = setting(
+        False, "in SRResNet, as SRGAN has it; RRDBs have none", identity=True
+    )
 
     init_from: str = setting(
         "", "a generator's file to start from; at another scale, what fits is taken"
     )
 
-    batch_size: int = setting(16, "crops per step, over all processes and accumulated parts")
+    batch_size: int = setting(16, "crops per step, over all processes and accumulated parts", low=1)
     accumulate: int = setting(
         1,
         "parts a batch is computed in, one after the other: less memory, the same gradient "
         "(in the GAN phase, batch norm and the relativistic means then see one part at a time)",
+        low=1,
     )
     betas: tuple[float, float] = setting(
-        (0.9, 0.999), "Adam's decay rates; the paper's (the reference implementation: 0.9 0.99)"
+        (0.9, 0.999),
+        "Adam's decay rates; the paper's (the reference implementation: 0.9 0.99)",
+        low=0,
+        below=1,
+        identity=True,
     )
     max_skipped: int = setting(
-        50, "stop after so many steps in a row with a loss or gradient that is not finite"
+        50, "stop after this many steps in a row with a loss or gradient that is not finite", low=1
     )
-    ema_decay: float = setting(0.999, "per step; the averaged generator is the one that is saved")
+    ema_decay: float = setting(
+        0.999, "per step; the averaged generator is the one that is saved", low=0, below=1
+    )
     vgg_weights: str = setting("imagenet", "imagenet (548 MB, once), random, or a VGG19 file")
     vgg_layer: str = setting("conv5_4", "VGG19 convolution whose output is compared")
     vgg_before_activation: bool = setting(True, "compare before the ReLU, as ESRGAN does")
@@ -94,21 +137,48 @@ class Config:
         False, "compare pixels and features by mean squared error, as SRGAN does, instead of L1"
     )
 
-    seed: int = setting(0, "of initial weights and of the sample stream")
-    workers: int = setting(4, "processes that cut crops; 0: the training process itself")
-    device: str = setting("auto", "auto (cuda, then mps, then cpu), or one of these")
-    precision: str = setting("auto", "auto (bf16 where the hardware has it), bf16, fp16, fp32")
+    seed: int = setting(
+        0, "of initial weights and of the sample stream", low=0, below=2**64, identity=True
+    )
+    workers: int = setting(
+        4, "processes that cut crops; 0: the training process itself", low=0, shapes_weights=False
+    )
+    device: str = setting(
+        "auto",
+        "auto (cuda, then mps, then cpu), or one of these",
+        choices=("auto", "cuda", "mps", "cpu"),
+    )
+    precision: str = setting(
+        "auto",
+        "auto (bf16 where the hardware has it), bf16, fp16, fp32",
+        choices=("auto", "bf16", "fp16", "fp32"),
+    )
     compile: bool = setting(False, "torch.compile: minutes once, then faster steps on a GPU")
     recompute: bool = setting(
         False, "generator blocks compute their activations again going backward: far less memory"
     )
 
-    log_every: int = setting(100, "steps between two readings of the losses (each waits for a GPU)")
-    val_every: int = setting(5000, "steps between two validations")
-    val_images: int = setting(100, "validate on the first so many images (DIV2K has 100)")
-    save_every: int = setting(1000, "steps between two checkpoints: what a power cut can cost")
+    log_every: int = setting(
+        100,
+        "steps between two readings of the losses (each waits for a GPU)",
+        low=1,
+        shapes_weights=False,
+    )
+    val_every: int = setting(5000, "steps between two validations", low=1, shapes_weights=False)
+    val_images: int = setting(
+        100, "images to validate on, the first of them (DIV2K has 100)", low=1, shapes_weights=False
+    )
+    save_every: int = setting(
+        1000,
+        "steps between two checkpoints: what a power cut can cost",
+        low=1,
+        shapes_weights=False,
+    )
     keep_generators: int = setting(
-        10, "the GAN phase keeps the generators of so many last validations, to choose by eye"
+        10,
+        "the GAN phase keeps the generators of this many last validations, to choose by eye",
+        low=0,
+        shapes_weights=False,
     )
 
     psnr: Phase = Phase()
@@ -123,7 +193,7 @@ class Config:
     )
 
     def __post_init__(self):
-        require(self.scale in (1, 2, 3, 4, 8), "scale", self.scale, "choose 1, 2, 3, 4 or 8")
+        check_fields(self, "")
         require(
             self.name not in ("", ".", "..") and PurePath(self.name).name == self.name,
             "name",
@@ -137,71 +207,67 @@ class Config:
             self.lr_dir,
             f"give one LR folder for each of the {len(self.train_dir)} in train_dir, or none",
         )
-        for field in ("features", "blocks", "growth", "batch_size", "accumulate", "max_skipped"):
-            at_least(1, field, getattr(self, field))
-        for field in ("log_every", "val_every", "val_images", "save_every"):
-            at_least(1, field, getattr(self, field))
-        for field in ("workers", "keep_generators"):
-            at_least(0, field, getattr(self, field))
         require(
             self.batch_size % self.accumulate == 0,
             "accumulate",
             self.accumulate,
             f"it has to divide batch_size, {self.batch_size}",
         )
-        require(0 <= self.seed < 2**64, "seed", self.seed, "it lies in [0, 2**64)")
-        require(
-            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-            "betas",
-            self.betas,
-            "give two numbers in [0, 1)",
-        )
-        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "it lies in [0, 1)")
-        require(
-            self.generator == "srresnet" or not self.batch_norm,
-            "batch_norm",
-            self.batch_norm,
-            "only --generator srresnet has it",
-        )
-        require(
-            self.generator == "rrdb" or not self.recompute,
-            "recompute",
-            self.recompute,
-            "only --generator rrdb can",
-        )
-        for field, choices in (
-            ("generator", ("rrdb", "srresnet")),
-            ("device", ("auto", "cuda", "mps", "cpu")),
-            ("precision", ("auto", "bf16", "fp16", "fp32")),
-        ):
-            value = getattr(self, field)
-            require(value in choices, field, value, f"choose {', '.join(choices)}")
+        for field, kind in (("batch_norm", "srresnet"), ("recompute", "rrdb")):
+            on = getattr(self, field)
+            require(not on or self.generator == kind, field, on, f"only --generator {kind} has it")
         require(
             self.psnr.steps + self.gan.steps > 0,
             "psnr.steps",
             self.psnr.steps,
             "at least one of the phases needs steps",
         )
-        check_phase("psnr", self.psnr, self.scale)
-        check_phase("gan", self.gan, self.scale)
-        for phase in (self.psnr, self.gan):
-            # Batch norm at the discriminator's end needs two values a channel.
-            part = self.batch_size // self.accumulate
-            judged = phase.steps > 0 and phase.adversarial > 0
-            alone = judged and phase.patch == 32 and part == 1
-            require(
-                not alone,
-                "batch_size",
-                self.batch_size,
-                "give at least 2 times accumulate, or a patch above 32",
-            )
+        for name in PHASES:
+            check_phase(name, self)
 
 
-def check_phase(name: str, phase: Phase, scale: int) -> None:
-    at_least(0, f"{name}.steps", phase.steps)
-    at_least(0, f"{name}.warmup", phase.warmup)
-    at_least(0, f"{name}.clip_grad_norm", phase.clip_grad_norm)
-    at_least(1, f"{name}.patch", phase.patch)
+def check_fields(settings: Config | Phase, prefix: str) -> None:
+    """Each field alone: the bounds and choices it was declared with."""
+    types = typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        value, about = getattr(settings, field.name), field.metadata
+        name = prefix + field.name
+        if "choices" in about:
+            *others, last = map(str, about["choices"])
+            remedy = f"choose {', '.join(others)} or {last}"
+            require(value in about["choices"], name, value, remedy)
+        kinds = typing.get_args(types[field.name])
+        if kinds and Ellipsis not in kinds:
+            require(len(value) == len(kinds), name, value, f"give {len(kinds)} numbers")
+        for number in value if isinstance(value, tuple) else (value,):
+            require(within(number, about), name, value, describe_bounds(about))
+
+
+def within(number, about: typing.Mapping) -> bool:
+    """Written so that nan and infinity are outside of any bounds."""
+    if not about.keys() & {"low", "above", "below"}:
+        return True
+    return (
+        math.isfinite(number)
+        and number >= about.get("low", -math.inf)
+        and number > about.get("above", -math.inf)
+        and number < about.get("below", math.inf)
+    )
+
+
+def describe_bounds(about: typing.Mapping) -> str:
+    bounds = [
+        f"{word} {'2**64' if about[key] == 2**64 else about[key]}"
+        for key, word in (("low", "at least"), ("above", "above"), ("below", "below"))
+        if key in about
+    ]
+    return f"it has to be {' and '.join(bounds)}"
+
+
+def check_phase(name: str, config: Config) -> None:
+    """Fields of a phase, each alone and as they fit each other and the run."""
+    phase, scale = getattr(config, name), config.scale
+    check_fields(phase, f"{name}.")
     unit, needed_by = scale, "the scale needs"
     if phase.perceptual > 0:  # VGG19 halves an image four times before conv5_4
         unit, needed_by = math.lcm(16, unit), "the scale and VGG19 need"
@@ -213,9 +279,6 @@ def check_phase(name: str, phase: Phase, scale: int) -> None:
         phase.patch,
         f"{needed_by} a multiple of {unit}: {max(unit, round(phase.patch / unit) * unit)} is one",
     )
-    require(0 < phase.lr < math.inf, f"{name}.lr", phase.lr, "it has to be above 0 and finite")
-    for term in ("pixel", "perceptual", "adversarial"):
-        at_least(0, f"{name}.{term}", getattr(phase, term))
     require(
         phase.pixel + phase.perceptual + phase.adversarial > 0,
         f"{name}.pixel",
@@ -223,10 +286,19 @@ def check_phase(name: str, phase: Phase, scale: int) -> None:
         "at least one of pixel, perceptual and adversarial has to be above 0",
     )
     require(
-        all(a < b for a, b in zip((0, *phase.milestones), phase.milestones, strict=False)),
+        all(a < b for a, b in itertools.pairwise(phase.milestones)),
         f"{name}.milestones",
         phase.milestones,
-        "give rising steps above 0",
+        "give rising steps",
+    )
+    # Batch norm at the discriminator's end needs two values a channel.
+    judged = phase.steps > 0 and phase.adversarial > 0
+    alone = judged and phase.patch == 32 and config.batch_size == config.accumulate
+    require(
+        not alone,
+        "batch_size",
+        config.batch_size,
+        "give at least 2 times accumulate, or a patch above 32",
     )
 
 
@@ -235,11 +307,30 @@ def require(condition: bool, field: str, value, remedy: str) -> None:
         raise ValueError(f"{field} is {value!r}: {remedy}")
 
 
-def at_least(minimum: int, field: str, value: float) -> None:
-    # Written this way round, nan is refused too.
-    require(
-        value >= minimum and math.isfinite(value), field, value, f"it has to be at least {minimum}"
-    )
+def flat(settings: dict) -> dict:
+    """{"psnr": {"lr": 1}} -> {"psnr.lr": 1}"""
+    phases = {f"{name}.{key}": v for name in PHASES for key, v in settings.get(name, {}).items()}
+    return {key: value for key, value in settings.items() if key not in PHASES} | phases
+
+
+def identity(config: Config) -> set[str]:
+    """The settings whose change makes another run of it, as `flat` calls them."""
+    names = {field.name for field in dataclasses.fields(Config) if field.metadata.get("identity")}
+    for name in PHASES:
+        if getattr(config, name).adversarial > 0:
+            fields = dataclasses.fields(Phase)
+            names |= {f"{name}.{field.name}" for field in fields if field.metadata.get("identity")}
+    return names
+
+
+def settings_of_weights(config: Config) -> dict:
+    """What a file of weights tells of the run that made it."""
+    left_out = {
+        field.name
+        for field in dataclasses.fields(Config)
+        if not field.metadata.get("shapes_weights", True)
+    }
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in left_out}
 
 
 # What each preset changes. esrgan is the paper; demo is a small run on the photographs that
@@ -322,7 +413,7 @@ def parse_args(args: list[str] | None = None) -> Config:
     changes = merge(PRESETS[flags.pop("preset")], unflatten(flags))
     phases = {
         name: dataclasses.replace(getattr(defaults, name), **changes.pop(name, {}))
-        for name in ("psnr", "gan")
+        for name in PHASES
     }
     try:
         return Config(**changes, **phases)
@@ -369,6 +460,6 @@ def unflatten(flags: dict) -> dict:
 
 def merge(preset: dict, flags: dict) -> dict:
     merged = preset | flags
-    for name in ("psnr", "gan"):
+    for name in PHASES:
         merged[name] = preset.get(name, {}) | flags.get(name, {})
     return merged

@@ -30,8 +30,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.utils import download_url, extract_archive
 from tqdm import tqdm
 
-from imaging import imresize
-from pictures import ImageError, find_images, read_image
+from images.files import ImageError, find_images, read_image
+from images.resize import imresize
+from utils import remove_leftovers, replacing
 
 PACK_FORMAT = 1  # counts up when the layout of a pack changes, so that old ones are rebuilt
 
@@ -155,12 +156,11 @@ def pack_folder(folder: str | Path, scale: int, lr_folder: str | Path | None = N
     with waiting_for(FileLock(target.with_name(f".{target.name}.lock")), folder):
         pack = open_pack(target, made_from)
         if pack is None:
-            for place, images in ((folder, paths), (lr_folder, lr_paths)):
-                if place and not images:
-                    raise DataError(
-                        f"{place} holds no PNG, JPEG, WebP, BMP or TIFF image, at any depth"
-                    )
-            partners = find_partners(folder, paths, lr_folder, lr_paths, scale) if lr_folder else {}
+            partners = {}
+            refuse_empty(folder, paths)
+            if lr_folder:
+                refuse_empty(lr_folder, lr_paths)
+                partners = find_partners(folder, paths, lr_folder, lr_paths, scale)
             build_pack(target, folder, paths, partners, made_from)
             pack = Pack(target)
     return pack
@@ -217,6 +217,11 @@ def list_images(folder: Path) -> list[Path]:
     return find_images(folder)
 
 
+def refuse_empty(folder: Path, images: list[Path]) -> None:
+    if not images:
+        raise DataError(f"{folder} holds no PNG, JPEG, WebP, BMP or TIFF image, at any depth")
+
+
 def pack_path(folder: Path, scale: int, lr_folder: Path | None) -> Path:
     name = f"esrgan-packed-x{scale}{'-with-lr' if lr_folder else ''}.bin"
     if os.access(folder, os.W_OK):
@@ -249,33 +254,29 @@ def build_pack(
     target: Path, folder: Path, paths: list[Path], partners: dict[Path, Path], made_from: dict
 ) -> None:
     """Decode every image and write the pack, whole or not at all."""
-    temporary = target.with_name(target.name + ".tmp")
+    remove_leftovers(target)
     images, unreadable, fatal, offset = [], [], [], 0
-    try:
-        with open(temporary, "wb") as file:
-            decoded = decode_all(paths, partners, made_from["scale"])
-            for path, result in zip(paths, decoded, strict=True):
-                if isinstance(result, MismatchError) or is_passing(result):
-                    fatal.append(f"  {result}")
-                elif isinstance(result, ImageError):
-                    unreadable.append(str(result))
-                else:
-                    high_res, low_res = result
-                    height, width = high_res.shape[:2]
-                    name = path.relative_to(folder).as_posix()
-                    images.append(dict(name=name, height=height, width=width, offset=offset))
-                    offset += file.write(np.ascontiguousarray(high_res).data)
-                    offset += file.write(np.ascontiguousarray(low_res).data)
-            if fatal:
-                raise DataError("\n".join([f"{folder} cannot be packed:", *fatal]))
-            index = made_from | dict(folder=folder.as_posix(), images=images, unreadable=unreadable)
-            encoded = json.dumps(index).encode()
-            file.write(encoded + len(encoded).to_bytes(8, "little"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target) as file:
+        decoded = decode_all(paths, partners, made_from["scale"])
+        for path, result in zip(paths, decoded, strict=True):
+            if isinstance(result, MismatchError) or is_passing(result):
+                fatal.append(f"  {result}")
+            elif isinstance(result, ImageError):
+                unreadable.append(str(result))
+            else:
+                high_res, low_res = result
+                height, width = high_res.shape[:2]
+                name = path.relative_to(folder).as_posix()
+                images.append(dict(name=name, height=height, width=width, offset=offset))
+                offset += file.write(np.ascontiguousarray(high_res).data)
+                offset += file.write(np.ascontiguousarray(low_res).data)
+        if fatal:
+            raise DataError("\n".join([f"{folder} cannot be packed:", *fatal]))
+        index = made_from | dict(folder=folder.as_posix(), images=images, unreadable=unreadable)
+        encoded = json.dumps(index).encode()
+        file.write(encoded + len(encoded).to_bytes(8, "little"))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def is_passing(result) -> bool:
@@ -419,9 +420,8 @@ def write_demo_photographs(root: Path = DEMO_DIR) -> None:
             target = root / split / name
             if not target.exists():
                 source = resources.files("skimage") / "data" / name
-                temporary = target.with_name(f".{name}.{os.getpid()}.tmp")
-                temporary.write_bytes(source.read_bytes())
-                os.replace(temporary, target)
+                with replacing(target) as file:
+                    file.write(source.read_bytes())
 
 
 def fetch_div2k(root: Path, base_url: str = DIV2K_URL, archives: dict = DIV2K_ARCHIVES) -> None:

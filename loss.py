@@ -9,11 +9,12 @@ al., 2017) are here too: mean squared distances, and the standard adversarial lo
 from collections.abc import Callable
 from pathlib import Path
 
-import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from utils import UnreadableError, load_tensors
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -111,14 +112,12 @@ def vgg19_state_dict(weights: str, wanted: dict[str, Tensor]) -> dict[str, Tenso
     return {name: state[f"features.{name}"] for name in wanted}
 
 
-def read_state_dict(path: str) -> dict[str, Tensor]:
+def read_state_dict(path: str) -> object:
     if not Path(path).is_file():
         raise VGGError(f"vgg_weights is {path!r}: no such file; or use imagenet, or random")
     try:
-        if path.endswith(".safetensors"):
-            return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in a dozen ways, all of them the file's
+        return load_tensors(path)[0]
+    except UnreadableError as error:
         raise VGGError(f"vgg_weights: {path} cannot be read as weights ({error})") from error
 
 

@@ -8,17 +8,17 @@ RRDBNet's parameters have BasicSR's names, so published weights and other tools 
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from layers import RowsConv2d, convolve_enlarged, exactly, in_bands, to_autocast_dtype
+
 SCALES = (1, 2, 3, 4, 8)
 RESIDUAL_SCALE = 0.2  # beta of figure 4: without it a network of this depth does not train
 SMALL_INIT = 0.1  # the supplement's "smaller initialization" of the residual branches
-BAND = 96  # rows that `in_bands` takes at once
 
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
@@ -73,25 +73,6 @@ class RRDB(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + RESIDUAL_SCALE * self.rdb3(self.rdb2(self.rdb1(x)))  # (N, features, H, W)
-
-
-class RowsConv2d(nn.Conv2d):
-    """A convolution to the three channels of an image, with stride 1, faster on a CPU.
-
-    CPUs compute 16 channels or so at once, of which three would be used. Here each row of the
-    kernel has channels of its own, which are then moved to their places and added: (N, C, H, W) to
-    (N, out, H, W), the same but for rounding. On 2 cores an RRDBNet of 4 blocks upscales 1.04 times
-    as fast in bf16 and 1.01 in fp32, SRResNet with its kernel of 9 rows 1.5 and 1.2.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if wants_standard_layers(x):
-            return super().forward(x)
-        kernel = self.weight.permute(2, 0, 1, 3).flatten(0, 1).unsqueeze(2)  # rows * out channels
-        rows = F.conv2d(x, kernel, padding=(0, self.padding[1]))
-        rows = F.pad(rows, (0, 0, self.padding[0], self.padding[0])).chunk(self.kernel_size[0], 1)
-        moved = (row[:, :, i : i + x.shape[2]] for i, row in enumerate(rows))
-        return sum(moved) + self.bias.view(-1, 1, 1)
 
 
 class RRDBNet(nn.Module):
@@ -238,71 +219,6 @@ def check_scale(scale: int) -> None:
 def upsampling_stages(scale: int) -> list[int]:
     """Powers of two are reached in steps of two, each smoothed by a convolution of its own."""
     return [3] if scale == 3 else [2] * int(math.log2(scale))
-
-
-def wants_standard_layers(x: Tensor) -> bool:
-    """GPUs have not been measured with other forms yet; ONNX wants kernels that are constants."""
-    return x.device.type != "cpu" or torch.onnx.is_in_onnx_export()
-
-
-def convolve_enlarged(conv: nn.Conv2d, x: Tensor, factor: int) -> Tensor:
-    """`conv(F.interpolate(x, scale_factor=factor, mode="nearest"))`, faster on a CPU.
-
-    Of the nine pixels under the kernel many are the same one, repeated. Their weights are added up
-    first, into the kernel of a transposed convolution: at factor 2, four products a pixel, not
-    nine. A network of 4 blocks upscales 1.1 times as fast (2 cores, fp32 and bf16), and the
-    enlarged features take no memory.
-
-    Args:
-        conv: 3x3, with stride 1 and padding 1.
-        x: (N, in, H, W).
-
-    Returns:
-        (N, out, factor * H, factor * W), the same but for rounding.
-    """
-    if wants_standard_layers(x):
-        return conv(F.interpolate(x, scale_factor=factor, mode="nearest"))
-    kernel = F.pad(conv.weight.flip(2, 3).transpose(0, 1), [factor - 1] * 4)
-    kernel = F.avg_pool2d(kernel, factor, stride=1, divisor_override=1)  # sums, factor + 2 a side
-    return F.conv_transpose2d(x, kernel, conv.bias, stride=factor, padding=1)
-
-
-def in_bands(function: Callable[[Tensor], Tensor], x: Tensor, reach: int) -> Tensor:
-    """`function(x)`, on a CPU and without gradients in bands of rows, each on its own.
-
-    What is computed in between stays in the processor's cache and takes the memory of one band. A
-    network of 4 blocks upscales 1.04 to 1.07 times as fast in bf16, 1.02 to 1.04 in fp32 (2 cores).
-
-    Args:
-        function: keeps height and width, and pads at the image's borders by itself.
-        x: (N, C, H, W).
-        reach: rows above and below that a row of the result is made from.
-    """
-    # What is recorded to run again, by export too, has to fit other heights.
-    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    if x.device.type != "cpu" or torch.is_grad_enabled() or recorded:
-        return function(x)
-    bands = []
-    for top in range(0, x.shape[2], BAND):
-        above = min(top, reach)
-        band = function(x[:, :, top - above : top + BAND + reach])
-        bands.append(band[:, :, above : above + BAND])
-    return torch.cat(bands, dim=2)
-
-
-def exactly(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A convolution in its weights' own precision, under autocast too.
-
-    The pixels at both ends of a generator need it: bf16 has 8 significant bits, which is as coarse
-    as the 256 levels of an image.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        return conv(x.to(conv.weight.dtype))
-
-
-def to_autocast_dtype(x: Tensor) -> Tensor:
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 class VGGDiscriminator(nn.Module):

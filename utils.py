@@ -1,22 +1,29 @@
-"""What keeps a run alive: device, precision, ranks, safe steps, checkpoint files, EMA, stopping."""
+"""What every command needs: device and precision, ranks, stopping, files that are whole."""
 
 import os
+import pickle
 import platform
 import re
 import signal
 import sys
-from contextlib import AbstractContextManager, nullcontext
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 
+import safetensors
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-# --------------------------------------------------------------------------- device and precision
+Placed = TypeVar("Placed", nn.Module, Tensor)
+Part = TypeVar("Part")
+
+# ----------------------------------------------------------------------------- device and precision
 
 
 class DeviceError(ValueError):
@@ -77,7 +84,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def place(thing: nn.Module | Tensor, device: torch.device) -> nn.Module | Tensor:
+def place(thing: Placed, device: torch.device) -> Placed:
     """A network or images (N, C, H, W), on the device, in the memory format it computes fastest."""
     if device.type == "mps":
         return thing.to(device)
@@ -101,7 +108,7 @@ def peak_memory(device: torch.device) -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-# ------------------------------------------------------------------------------------------ ranks
+# -------------------------------------------------------------------------------------------- ranks
 
 
 @dataclass(frozen=True)
@@ -183,130 +190,16 @@ def is_lost_connection(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
 
 
-def keeping_gradients_here(net: nn.Module) -> AbstractContextManager:
-    """While open, backward passes only add up gradients on their own rank."""
-    return net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext()
+def accumulated(parts: Iterable[Part], net: nn.Module) -> Iterator[Part]:
+    """The parts of a batch; the ranks exchange the gradients of `net` with the last one's only."""
+    *others, last = parts
+    for part in others:
+        with net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext():
+            yield part
+    yield last
 
 
-# ------------------------------------------------------------------------------------- safe steps
-
-
-def make_adam(net: nn.Module, betas: tuple[float, float], device: torch.device) -> torch.optim.Adam:
-    # The fused one can be told on the device to skip a step (found_inf): no waiting for a GPU.
-    return torch.optim.Adam(net.parameters(), betas=betas, fused=device.type != "mps")
-
-
-class SafeStep:
-    """Optimizer steps that are skipped, on the device, where a gradient is not finite.
-
-    That is what a GradScaler does for fp16. Here it serves every precision: for bf16 and fp32 its
-    loss scale stays at 1. (MPS has no such scaler: there nothing is skipped, only counted.)
-
-    Args:
-        device, dtype: of the run.
-        clip: largest norm of a network's gradient; 0: any.
-    """
-
-    def __init__(self, device: torch.device, dtype: torch.dtype, clip: float):
-        self.dynamic, self.clip = dtype == torch.float16, clip
-        self.scaler = torch.amp.GradScaler(
-            device.type, init_scale=2.0**16 if self.dynamic else 1.0, enabled=device.type != "mps"
-        )
-
-    def backward(self, loss: Tensor) -> None:
-        # If the loss is not finite, this makes every gradient nan, which averaging then carries
-        # to all ranks: so all of them skip the same steps. Otherwise it is a factor of 1.
-        self.scaler.scale(loss * (1 + 0 * loss.detach())).backward()
-
-    def step(self, optimizer: torch.optim.Optimizer) -> Tensor:
-        """Clip, step if all is finite; returns the gradient's norm before clipping."""
-        self.scaler.unscale_(optimizer)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        if self.clip > 0:
-            nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
-        self.scaler.step(optimizer)
-        return norm
-
-    def update(self) -> None:
-        """Once a training step, after all optimizers."""
-        if self.dynamic:
-            self.scaler.update()
-        elif self.scaler.is_enabled():
-            self.scaler.update(1.0)
-
-    def state_dict(self) -> dict:
-        return self.scaler.state_dict() if self.dynamic else {}
-
-    def load_state_dict(self, state: dict) -> None:
-        if self.dynamic and state:  # a run may change its precision
-            self.scaler.load_state_dict(state)
-
-
-# ------------------------------------------------------------------------------- checkpoint files
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the file, the cause and the remedy."""
-
-
-def save_checkpoint(path: Path, state: dict) -> None:
-    """Write `state` whole or not at all: a kill at any moment leaves the old file or the new.
-
-    Raises:
-        OSError: it cannot be written (a full disk, say); the old file is as it was.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        # torch.save trips over the file that it could not finish, and hides why it could not.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        kept = "; the one before it is intact" if path.exists() else ""
-        raise OSError(
-            f"{path} cannot be written ({cause.strerror or cause}){kept}. "
-            "Make room, then give the same command again."
-        ) from cause
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_checkpoint(path: Path) -> dict:
-    """Read what `save_checkpoint` wrote, onto the CPU, without running any code it may hold.
-
-    Raises:
-        CheckpointError: not a file that `save_checkpoint` wrote, or a damaged one.
-    """
-    try:
-        # weights_only refuses pickles that would run code.
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in a dozen ways, all of them the file's
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint ({reason}). "
-            "Move it away to start afresh, or choose another --name."
-        ) from error
-
-
-# -------------------------------------------------------------------------------------------- EMA
-
-
-@torch.no_grad()
-def update_ema(ema: nn.Module, net: nn.Module, decay: float) -> None:
-    """ema <- decay * ema + (1 - decay) * net for every parameter; buffers are copied."""
-    get_ema_multi_avg_fn(decay)(list(ema.parameters()), list(net.parameters()), None)
-    for ema_buffer, buffer in zip(ema.buffers(), net.buffers(), strict=True):
-        ema_buffer.copy_(buffer)
-
-
-# --------------------------------------------------------------------------------------- stopping
+# ----------------------------------------------------------------------------------------- stopping
 
 
 class StopRequest(AbstractContextManager):
@@ -334,3 +227,95 @@ class StopRequest(AbstractContextManager):
         # as one process has died.
         if not isinstance(error, Exception):
             signal.signal(signal.SIGTERM, self.previous[signal.SIGTERM])
+
+
+# -------------------------------------------------------------------------------------------- files
+
+
+class UnreadableError(ValueError):
+    """A file of weights that cannot be read; the message is the reason, "it is cut short"."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` once the block has ended without an error.
+
+    Whoever opens `path` meanwhile, or after a kill, finds the old content whole.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete what killed processes left of a new `path`; nobody may be writing it now."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def load_tensors(path: str | Path) -> tuple[object, dict[str, str]]:
+    """What torch.save or safetensors wrote, whatever the file is called, onto the CPU.
+
+    No code that a pickle may hold is run.
+
+    Returns:
+        The content, and the metadata of a safetensors file ({} of others).
+
+    Raises:
+        UnreadableError: anything else, or a damaged file.
+    """
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if complaint := _complaint(start):
+        raise UnreadableError(complaint)
+    try:
+        return _load_safetensors(path) if start[8:9] == b"{" else (_load_pickle(path), {})
+    except Exception as error:  # a damaged file fails in a dozen ways, all of them the file's
+        raise UnreadableError(_reason(error)) from error
+
+
+def _load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def _load_pickle(path: str | Path) -> object:
+    with open(path, "rb") as file:  # given the path, newer torch goes by the suffix
+        if file.read(2) == b"PK" and not zipfile.is_zipfile(path):
+            raise EOFError  # torch would take what is left of its zip file for another format
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _complaint(start: bytes) -> str:
+    """What a file that begins like this is instead of weights; empty if it may hold some."""
+    if not start:
+        return "it is empty; get it again"
+    if start.lstrip().startswith(b"<"):
+        return "it is a web page; download the file itself"
+    if start.startswith(b"version https://git-lfs"):
+        return "it only points at the file in Git LFS; run `git lfs pull`"
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "TorchScript" in text:
+        return "it is a TorchScript program, which can carry code; save its state_dict instead"
+    if isinstance(error, pickle.UnpicklingError):
+        wanted = re.search(r"GLOBAL (\S+)", text)  # a function or class that the file wants called
+        code = f"it asks to run code ({wanted[1]}), which is refused" if wanted else None
+        return code or "torch.save did not write it"
+    if "legacy .tar" in text:
+        return "torch.save has not written such files since 2017"
+    cut_short = (
+        *("central directory", "incomplete", "invalid header", "truncated"),
+        "Ran out of input",
+    )
+    if isinstance(error, EOFError) or any(sign in text for sign in cut_short):
+        return "it is cut short; get it again"
+    return text.splitlines()[0] if text else type(error).__name__

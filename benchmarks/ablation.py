@@ -20,9 +20,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset import Pack, pack_folder, write_demo_photographs
-from imaging import imresize, labelled_strip, upscale
-from pictures import write_image
-from train import count_parameters, mean_scores, score, smallest_scored
+from images.files import write_image
+from images.resize import imresize
+from images.strips import labelled_strip
+from training.validation import chosen, mean_scores, score
+from upscaling.tiles import upscale
 from weights import load_generator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,8 +105,7 @@ def compare(files: dict[str, Path], valid: Pack, output: Path) -> str:
     """Draw the strips; returns the table in Markdown."""
     nets = {label: load_generator(path) for label, path in files.items()}
     scores: dict[str, list[tuple[float, float]]] = {label: [] for label in ("bicubic", *nets)}
-    scored = [i for i in range(len(valid)) if min(valid.size(i)) >= smallest_scored(SCALE)]
-    for i in tqdm(scored, desc="comparing", unit="image"):
+    for i in tqdm(chosen(valid, len(valid)), desc="comparing", unit="image"):
         low_res, high_res = valid.low_res(i), valid.high_res(i)
         pictures = {"bicubic": imresize(low_res, SCALE)}
         for label, net in nets.items():
@@ -115,7 +116,7 @@ def compare(files: dict[str, Path], valid: Pack, output: Path) -> str:
         write_image(strip, output / f"{valid.stem(i)}.png")
     rows = ["| rung | parameters | PSNR, dB | SSIM |", "|---|---|---|---|"]
     for label, pairs in scores.items():
-        size = f"{count_parameters(nets[label]):,}" if label in nets else ""
+        size = f"{sum(p.numel() for p in nets[label].parameters()):,}" if label in nets else ""
         mean = mean_scores(pairs)
         rows.append(f"| {label} | {size} | {mean['psnr']:.2f} | {mean['ssim']:.4f} |")
     return "\n".join(rows) + "\n"

@@ -11,6 +11,7 @@ ratios mean something. Both sides get the same losses, discriminator and random 
 """
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -34,24 +35,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import train
 from config import Config, Phase
 from dataset import CropStream, batches, pack_folder
-from imaging import imresize, upscale
+from images.files import write_image
+from images.resize import imresize
 from loss import VGGFeatures
 from model import RRDBNet, VGGDiscriminator
-from pictures import write_image
-from utils import (
-    Ranks,
-    SafeStep,
-    autocast,
-    choose_device,
-    choose_precision,
-    make_adam,
-    peak_memory,
-    place,
-    update_ema,
-)
+from train import Learner
+from upscaling.tiles import upscale
+from utils import Ranks, autocast, choose_device, choose_precision, peak_memory, place
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALE, PATCH, BATCH, GAN_BATCH = 4, 128, 16, 8
@@ -220,23 +212,12 @@ def training(
 def our_step(
     phase: Phase, low_res: Tensor, high_res: Tensor, device: torch.device, dtype, arguments
 ) -> Callable[[], None]:
-    """The steps of train.py's loop, on a batch at hand."""
-    net_g, ema = our_network(arguments, device), our_network(arguments, device)
+    """A step of train.py, from the bytes of a batch to the average."""
     vgg = place(VGGFeatures("random"), device) if phase.perceptual else None
-    run = train.Run(Config(), Path(), Ranks(), device, dtype, {}, vgg, None, {}, None, None)
-    opt_g, safe = make_adam(net_g, run.config.betas, device), SafeStep(device, dtype, 0)
-    net_d = place(VGGDiscriminator(PATCH), device) if phase.adversarial else None
-    opt_d = make_adam(net_d, run.config.betas, device) if net_d else None
-    parts = [(place(low_res, device), place(high_res, device))]
-
-    def step() -> None:
-        fakes, _ = train.generator_step(run, phase, parts, net_g, opt_g, net_d, safe)
-        if net_d:
-            train.discriminator_step(run, parts, fakes, net_d, opt_d, safe)
-        safe.update()
-        update_ema(ema, net_g, 0.999)
-
-    return step
+    config = Config(psnr=dataclasses.replace(phase, patch=PATCH))
+    learner = Learner(config, "psnr", our_network(arguments, device), vgg, dtype, Ranks())
+    parts = [tuple((images * 255).round().byte() for images in (low_res, high_res))]
+    return lambda: learner.step(parts, phase.lr)
 
 
 def peer_step(phase: Phase, low_res: Tensor, high_res: Tensor, arguments) -> Callable[[], None]:

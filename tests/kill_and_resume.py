@@ -23,8 +23,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train
-from pictures import write_image
-from utils import CheckpointError, load_checkpoint
+import training.runs
+import training.validation
+from images.files import write_image
+from training.runs import CheckpointError, load_checkpoint
 
 RUN = [
     *("train.py", "--train-dir", "photos", "--valid-dir", "photos", "--val-images", "2"),
@@ -33,12 +35,13 @@ RUN = [
     *("--vgg-weights", "random", "--vgg-layer", "conv1_2", "--save-every", "6"),
     *("--psnr.steps", "20", "--psnr.patch", "32", "--gan.steps", "12", "--gan.patch", "32"),
 ]
-PLACES = {  # where -> (the function whose start is waited for, its which-th call)
-    "psnr step": ("generator_step", (2, 20)),
-    "validation": ("validate", (1, 5)),
-    "checkpoint": ("save_checkpoint", (1, 6)),
-    "hand-over": ("save_generator", (3, 4)),  # the first are those of the PSNR phase's best
-    "gan step": ("discriminator_step", (1, 12)),
+PLACES = {  # where -> (owner and name of the function that is waited for, which of its calls)
+    "psnr step": (train.Learner, "update_generator", (2, 20)),
+    "validation": (training.validation.Validation, "__call__", (1, 5)),
+    "checkpoint": (training.runs, "save_checkpoint", (1, 6)),
+    # The first are those of the PSNR phase's best.
+    "hand-over": (training.runs, "save_generator", (3, 4)),
+    "gan step": (train.Learner, "update_discriminator", (1, 12)),
 }
 
 
@@ -53,7 +56,7 @@ def life(name: str, place: str | None, call: int) -> tuple[int, int]:
     os.dup2(log, 1)
     os.dup2(log, 2)
     if place:
-        announce(PLACES[place][0], call, writer)
+        announce(*PLACES[place][:2], call, writer)
     sys.argv = [*RUN, "--name", name]
     status = 1
     try:
@@ -65,8 +68,8 @@ def life(name: str, place: str | None, call: int) -> tuple[int, int]:
         os._exit(status)
 
 
-def announce(function: str, call: int, writer: int) -> None:
-    original, calls = getattr(train, function), []
+def announce(owner: object, function: str, call: int, writer: int) -> None:
+    original, calls = getattr(owner, function), []
 
     def announcing(*args, **kwargs):
         calls.append(1)
@@ -74,7 +77,7 @@ def announce(function: str, call: int, writer: int) -> None:
             os.write(writer, b"x")
         return original(*args, **kwargs)
 
-    setattr(train, function, announcing)
+    setattr(owner, function, announcing)
 
 
 def finish(name: str) -> None:
@@ -104,7 +107,7 @@ def main() -> int:
     expected, killed, writing, identical, unreadable = weights("whole"), 0, 0, 0, 0
     for number in range(options.kills):
         place = list(PLACES)[number % len(PLACES)]
-        call = moments.randint(*PLACES[place][1])
+        call = moments.randint(*PLACES[place][2])
         name = f"killed{number}"
         pid, reader = life(name, place, call)
         select.select([reader], [], [], 120)
@@ -113,7 +116,7 @@ def main() -> int:
         killed += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
         os.close(reader)
         last = Path("checkpoints", name, "last.pt")
-        writing += last.with_name("last.pt.tmp").exists()
+        writing += any(last.parent.glob(".last.pt.*.tmp"))
         at = "before the first checkpoint"
         if last.exists():
             try:

@@ -1,5 +1,6 @@
 """The benchmarks run to their end, and count operations rightly."""
 
+import dataclasses
 import itertools
 import json
 import sys
@@ -13,6 +14,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import ablation
+import compare_runs
 import growth
 import speed
 
@@ -106,3 +108,74 @@ def test_the_ladder_ends_in_a_table_and_strips(tmp_path, photos):
     assert f"{count:,}" in table
     with Image.open(tmp_path / "sub_d.png") as strip:
         assert strip.width > 4 * 96 and strip.height == 64 + 22
+
+
+def write_run(folder, *flags):
+    """The settings of a run, as train.py writes them."""
+    folder.mkdir(parents=True)
+    settings = dataclasses.asdict(parse_args(["--preset", "demo", *flags]))
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
+def write_metrics(file, *scores):
+    """The PSNR phase validates twice, its last counts; then the GAN phase, once."""
+    rows = zip(("psnr", "psnr", "gan"), scores, strict=True)
+    text = "".join(json.dumps({"phase": phase, "psnr": score}) + "\n" for phase, score in rows)
+    file.write_text(text)
+
+
+@pytest.fixture
+def hold(tmp_path, monkeypatch, capsys):
+    """Compares a run of these settings and scores with two recorded ones; its output, status."""
+    write_run(tmp_path / "reference" / "demo")
+    for name, scores in {"a": (20.0, 30.0, 29.5), "b": (29.0, 30.2, 29.1)}.items():
+        write_metrics(tmp_path / "reference" / "demo" / f"{name}.jsonl", *scores)
+    monkeypatch.setattr(compare_runs, "REFERENCE", tmp_path / "reference")
+    runs = itertools.count()
+
+    def holding(*scores, flags=()):
+        folder = tmp_path / f"run{next(runs)}"
+        write_run(folder, *flags)
+        write_metrics(folder / "metrics.jsonl", *scores)
+        monkeypatch.setattr(sys, "argv", ["compare_runs.py", str(folder)])
+        status = compare_runs.main()
+        return capsys.readouterr().out.splitlines(), status
+
+    return holding
+
+
+def test_a_run_is_held_against_recorded_ones(hold):
+    low, high = 30.0 - compare_runs.MARGIN, 30.2 + compare_runs.MARGIN
+    (psnr, gan), status = hold(99.0, low + 0.01, 28.0)
+    band = f"inside the band of 2 recorded runs, {low:.2f} to {high:.2f} dB"
+    assert psnr == f"psnr phase: {low + 0.01:.2f} dB, {band}"
+    assert gan.startswith("gan phase: 28.00 dB, OUTSIDE") and status == 1
+    (psnr, gan), status = hold(0.0, high + 0.01, 29.3)
+    assert "OUTSIDE" in psnr and "inside" in gan and status == 1
+    assert hold(0.0, 30.1, 29.3)[1] == 0
+
+
+def test_only_runs_of_the_same_settings_are_compared(hold):
+    for same in ([], ["--name", "x", "--seed", "5", "--precision", "fp32"]):
+        assert len(hold(30.0, 30.0, 29.3, flags=same)[0]) == 2
+    for other in (["--psnr.lr", "1e-3"], ["--valid-dir", "elsewhere"], ["--features", "16"]):
+        lines, status = hold(30.0, 30.0, 29.3, flags=other)
+        assert len(lines) == 1 and lines[0].startswith("No recorded run") and status == 0
+
+
+def test_recorded_runs_are_of_the_presets_as_they_are():
+    root = compare_runs.REFERENCE
+    now = dataclasses.asdict(parse_args(["--preset", "demo"]))
+    recorded = compare_runs.read_settings(root / "demo")
+    assert recorded == {
+        field: json.loads(json.dumps(value))
+        for field, value in compare_runs.flat(now).items()
+        if field not in compare_runs.VARIABLE
+    }
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["compare_runs.py", str(tmp_path)])
+    with pytest.raises(SystemExit) as exit:
+        compare_runs.main()
+    assert exit.value.code == 2 and "has no config.json" in capsys.readouterr().err

@@ -22,9 +22,10 @@ import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 import torch, train
 train_phase = train.train_phase
-def writing(run, name, net_g, ema, checkpoint):
-    train_phase(run, name, net_g, ema, checkpoint)
-    torch.save(net_g.state_dict(), f"{{run.config.name}}_{{name}}_rank{{run.ranks.rank}}.pt")
+def writing(learner, loader, monitor, validation, run, stop):
+    train_phase(learner, loader, monitor, validation, run, stop)
+    name = f"{{run.config.name}}_{{learner.at.phase}}_rank{{run.ranks.rank}}.pt"
+    torch.save(learner.net_g.state_dict(), name)
 train.train_phase = writing
 train.main()
 """
@@ -102,12 +103,12 @@ def test_a_rank_that_dies_ends_the_others_with_a_message(launch, tmp_path):
     dying = DRIVER.replace(
         "train.main()",
         """
-step = train.generator_step
-def dying(run, *args):
-    if run.ranks.rank == 1 and os.path.exists("checkpoints/tiny/last.pt"):
+step = train.Learner.step
+def dying(*args):
+    if os.environ["RANK"] == "1" and os.path.exists("checkpoints/tiny/last.pt"):
         os.kill(os.getpid(), 9)
-    return step(run, *args)
-train.generator_step = dying
+    return step(*args)
+train.Learner.step = dying
 is_lost = train.is_lost_connection
 def slowly(error):
     time.sleep(1)  # torchrun's SIGTERM comes before the message

@@ -9,8 +9,8 @@ from selenium import webdriver
 from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
-from imaging import enlarge_nearest
-from report import add_to_page, write_page
+from images.resize import enlarge_nearest
+from upscaling.report import add_to_page, write_page
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("chromium") and shutil.which("chromedriver")),

@@ -10,8 +10,10 @@ from safetensors import safe_open
 from spandrel import ModelLoader
 
 from dataset import write_demo_photographs
-from imaging import imresize, psnr, upscale
-from pictures import read_image
+from images.files import read_image
+from images.resize import imresize
+from images.scores import psnr
+from upscaling.tiles import upscale
 from weights import load_generator
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -17,10 +16,12 @@ import torch
 from torch import nn
 
 import train
-from config import Config, Phase, parse_args
-from model import RRDBNet, SRResNet, VGGDiscriminator
-from pictures import write_image
-from utils import SafeStep
+import training.validation
+from config import Config, Phase
+from images.files import write_image
+from model import RRDBNet, SRResNet
+from training.runs import At, RunFolder
+from utils import Ranks
 from weights import load_generator, save_generator
 
 ROOT = Path(__file__).parents[1]
@@ -200,17 +201,16 @@ def test_training_lowers_the_loss(workplace, monkeypatch):
 
 
 def test_the_discriminator_learns_to_tell_real_from_fake():
+    config = Config(gan=Phase(patch=32, pixel=1.0, adversarial=1.0))
+    net_g = RRDBNet(features=4, blocks=1, growth=4)
+    learner = train.Learner(config, "gan", net_g, None, torch.float32, Ranks())
+    net_d = learner.net_d
     torch.manual_seed(0)
-    cpu = torch.device("cpu")
-    run = SimpleNamespace(config=Config(), device=cpu, dtype=torch.float32)
-    safe = SafeStep(cpu, torch.float32, clip=0)
-    net_d = VGGDiscriminator(32)
-    opt_d = torch.optim.Adam(net_d.parameters(), lr=1e-4)
     real, fake = torch.rand(8, 3, 1, 1).expand(8, 3, 32, 32), torch.rand(8, 3, 32, 32)
 
     def one_step():
-        values = train.discriminator_step(run, [(None, real)], [fake], net_d, opt_d, safe)
-        safe.update()
+        values = learner.update_discriminator([(None, real)], [fake], lr=1e-4)
+        learner.safe.update()
         return values
 
     values = [one_step() for _ in range(8)]
@@ -450,20 +450,20 @@ def test_weights_that_blow_up_stop_the_run_and_keep_the_checkpoint(workplace, mo
     assert Path("checkpoints/tiny/last.pt").read_bytes() == before
 
 
-def test_statistics_that_are_not_finite_keep_the_checkpoint(tmp_path):
-    ema = SRResNet(features=4, blocks=1)
-    train.check_weights(ema, tmp_path, {"phase": "psnr", "step": 1})
+def test_statistics_that_are_not_finite_keep_the_checkpoint():
+    ema, run = SRResNet(features=4, blocks=1), RunFolder(Config(), Ranks())
+    run.refuse_broken(ema, At("psnr", 1))
     ema.bn_body.running_var[0] = math.nan
     with pytest.raises(train.TrainingError, match="psnr step 1"):
-        train.check_weights(ema, tmp_path, {"phase": "psnr", "step": 1})
+        run.refuse_broken(ema, At("psnr", 1))
 
 
 def test_a_second_run_in_the_same_folder_is_refused_by_name(workplace, monkeypatch):
     config = train.parse_args([*TINY, "--train-dir", "photos"])
     with (
-        train.only_run_in(Path("checkpoints/tiny"), train.Ranks()),
+        RunFolder(config, Ranks()),
         pytest.raises(train.DeviceError, match=r"another process is training checkpoints.tiny"),
-        train.only_run_in(Path("checkpoints") / config.name, train.Ranks()),
+        RunFolder(config, Ranks()),
     ):
         pass
 
@@ -548,10 +548,10 @@ def test_the_best_of_the_psnr_phase_and_the_last_of_the_gan_phase_are_kept(
 ):
     scores = iter([20.0, 25.0, 22.0, 1.0, 1.0, 1.0, 1.0])
 
-    def validate(run, ema, progress):
+    def validate(self, net, at):
         return {"psnr": next(scores), "ssim": 0.5, "bicubic_psnr": 21.0, "bicubic_ssim": 0.5}
 
-    monkeypatch.setattr(train, "validate", validate)
+    monkeypatch.setattr(training.validation.Validation, "__call__", validate)
     run(monkeypatch, "--gan.steps", "8", "--keep-generators", "2")
     with safetensors.safe_open("checkpoints/tiny/psnr_best.safetensors", "pt") as file:
         assert (file.metadata()["step"], file.metadata()["psnr"]) == ("4", "25.0")
@@ -611,13 +611,6 @@ def test_bad_input_is_one_clear_error_and_never_a_traceback(
 
 
 # -------------------------------------------------------------------------------------- schedules
-
-
-def test_only_runs_with_the_demos_settings_are_held_against_the_recorded_ones():
-    for same in ([], ["--name", "x", "--seed", "5", "--precision", "fp32"]):
-        assert train.is_the_reference(parse_args(["--preset", "demo", *same]))
-    for other in (["--psnr.lr", "1e-3"], ["--valid-dir", "elsewhere"], ["--features", "16"]):
-        assert not train.is_the_reference(parse_args(["--preset", "demo", *other]))
 
 
 def test_learning_rate_halves_at_milestones():

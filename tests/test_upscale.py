@@ -17,9 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
-from imaging import imresize, psnr, ssim, to_image, to_tensor
+import upscaling.upscaler
+from images.files import Picture, read_image, read_picture, write_image, write_picture
+from images.resize import imresize
+from images.scores import psnr, ssim
+from images.tensors import to_image, to_tensor
 from model import RRDBNet
-from pictures import Picture, read_image, read_picture, write_image, write_picture
+from upscaling.inputs import find_partner, partners_in
 from weights import load_generator, save_generator
 
 # By path: `import test` may find Python's own test package.
@@ -123,7 +127,7 @@ def test_bad_files_stop_no_other(workplace, monkeypatch, capsys):
 
 
 def test_tiles_shrink_until_they_fit_in_memory(workplace, monkeypatch, capsys, random_image):
-    upscale, tried = command.upscale, []
+    upscale, tried = upscaling.upscaler.upscale, []
 
     def greedy(net, image, tile, **options):
         tried.append(tile)
@@ -133,7 +137,7 @@ def test_tiles_shrink_until_they_fit_in_memory(workplace, monkeypatch, capsys, r
 
     write_image(imresize(random_image(20, 30), 8), workplace / "large" / "x.png")
     assert run(monkeypatch, "large", "--tile", "0", "-o", "whole") == 0
-    monkeypatch.setattr(command, "upscale", greedy)
+    monkeypatch.setattr(upscaling.upscaler, "upscale", greedy)
     assert run(monkeypatch, "large", "--tile", "0", "--batch", "4") == 0
     assert tried == [0, 120, 64]
     assert "going on with tiles of 64 pixels" in capsys.readouterr().out
@@ -142,7 +146,7 @@ def test_tiles_shrink_until_they_fit_in_memory(workplace, monkeypatch, capsys, r
 
 
 def test_too_little_memory_and_a_full_disk_stop_no_other(workplace, monkeypatch, capsys):
-    upscale = command.upscale
+    upscale = upscaling.upscaler.upscale
 
     def greedy(net, image, tile, **options):
         if image.shape[1] == 48:
@@ -151,7 +155,7 @@ def test_too_little_memory_and_a_full_disk_stop_no_other(workplace, monkeypatch,
             raise OSError(28, "No space left on device")
         return upscale(net, image, tile, **options)
 
-    monkeypatch.setattr(command, "upscale", greedy)
+    monkeypatch.setattr(upscaling.upscaler, "upscale", greedy)
     assert run(monkeypatch, "photos") == 1
     errors = capsys.readouterr().err
     assert "photos/a.png: not enough memory, even for tiles of 64 pixels" in errors
@@ -162,15 +166,16 @@ def test_too_little_memory_and_a_full_disk_stop_no_other(workplace, monkeypatch,
 def test_what_is_not_finite_in_half_precision_is_done_again_in_fp32(
     workplace, net, monkeypatch, capsys
 ):
-    upscale = command.upscale
+    upscale = upscaling.upscaler.upscale
 
     def overflowing(*arguments, **options):
         if torch.is_autocast_enabled("cpu"):
             raise FloatingPointError("the network's output is not finite")
         return upscale(*arguments, **options)
 
-    monkeypatch.setattr(command, "upscale", overflowing)
-    monkeypatch.setattr(command, "choose_precision", lambda name, device: torch.bfloat16)
+    monkeypatch.setattr(upscaling.upscaler, "upscale", overflowing)
+    bf16 = torch.bfloat16
+    monkeypatch.setattr(upscaling.upscaler, "choose_precision", lambda name, device: bf16)
     assert run(monkeypatch, "photos/a.png") == 0
     assert "once more in fp32" in capsys.readouterr().out
     assert np.array_equal(read_image("results/a.png"), upscaled(net, "photos/a.png"))
@@ -532,10 +537,10 @@ def test_results_inside_the_input_folder_are_no_input(workplace, monkeypatch, ca
 def test_partners_are_looked_for_at_the_same_place_first(workplace, monkeypatch):
     write_image(imresize(read_image("photos/sub/d.png"), 1 / 2), workplace / "low/sub/d.png")
     write_image(255 - read_image("photos/sub/d.png"), workplace / "photos/d.png")
-    found = command.partners_in(Path("photos"))
-    assert command.partner(Path("sub/d.png"), found) == Path("photos/sub/d.png")
-    assert command.partner(Path("sub/b_x2.png"), found) == Path("photos/b.png")
-    assert command.partner(Path("sub/none.png"), found) is None
+    found = partners_in(Path("photos"))
+    assert find_partner(Path("sub/d.png"), found) == Path("photos/sub/d.png")
+    assert find_partner(Path("sub/b_x2.png"), found) == Path("photos/b.png")
+    assert find_partner(Path("sub/none.png"), found) is None
 
 
 @pytest.mark.parametrize(
@@ -554,17 +559,17 @@ def test_partners_are_looked_for_at_the_same_place_first(workplace, monkeypatch)
 def test_partners_by_the_names_of_benchmarks(low_res, high_res, tmp_path):
     for name in ("bab.png", "080.png", "img_002_SRF_4_HR.png", "zebr.png", high_res):
         (tmp_path / name).touch()
-    assert command.partner(Path(low_res), command.partners_in(tmp_path)) == tmp_path / high_res
+    assert find_partner(Path(low_res), partners_in(tmp_path)) == tmp_path / high_res
 
 
 def test_the_very_same_name_is_the_first_choice(tmp_path):
     for name in ("max.png", "maxx4.png"):
         (tmp_path / name).touch()
-    found = command.partners_in(tmp_path)
-    assert command.partner(Path("maxx4.png"), found).name == "maxx4.png"
-    assert command.partner(Path("max.png"), found).name == "max.png"
+    found = partners_in(tmp_path)
+    assert find_partner(Path("maxx4.png"), found).name == "maxx4.png"
+    assert find_partner(Path("max.png"), found).name == "max.png"
     (tmp_path / "x2.png").touch()
-    assert command.partner(Path("x4.png"), command.partners_in(tmp_path)) is None
+    assert find_partner(Path("x4.png"), partners_in(tmp_path)) is None
 
 
 def test_compare_writes_pictures_side_by_side(workplace, monkeypatch):
@@ -573,45 +578,6 @@ def test_compare_writes_pictures_side_by_side(workplace, monkeypatch):
     result = read_image("results/sub/d.png")
     assert np.array_equal(strip[-result.shape[0] :, -result.shape[1] :], result)
     assert strip.shape[1] >= 3 * result.shape[1]
-
-
-def test_interpolate_writes_strips_from_the_psnr_network_to_the_gan(workplace, net, monkeypatch):
-    psnr_net = RRDBNet(scale=2, features=4, blocks=1, growth=4).eval()
-    save_generator(psnr_net, "psnr.pth", "official")
-    write_image(imresize(read_image("photos/a.png"), 2), workplace / "hr/a.png")
-    gan = "checkpoints/mine/gan.safetensors"
-    between = ("photos", "--weights", gan, "--interpolate", "psnr.pth")
-    assert run(monkeypatch, *between, "--alpha", "0", "0.5", "1", "--hr", "hr") == 0
-    written = sorted(path.as_posix() for path in Path("results").rglob("*.*"))
-    assert written == [f"results/interpolated/{name}.png" for name in ("a", "b", "c", "sub/d")]
-
-    half = RRDBNet(scale=2, features=4, blocks=1, growth=4).eval()
-    for weight, a, b in zip(*(n.parameters() for n in (half, psnr_net, net)), strict=True):
-        weight.data = (a.data + b.data) / 2
-    shown = [upscaled(each, "photos/a.png") for each in (psnr_net, half, net)]
-    shown.append(read_image("hr/a.png"))
-    strip, width = read_image("results/interpolated/a.png"), shown[0].shape[1]
-    cells = np.split(np.pad(strip[-shown[0].shape[0] :], ((0, 0), (0, 4), (0, 0))), 4, axis=1)
-    for cell, picture in zip(cells, shown, strict=True):
-        assert np.abs(cell[:, :width].astype(int) - picture).max() <= 1
-
-
-def test_strips_show_the_centre_of_large_images(workplace, net, monkeypatch, random_image):
-    large = imresize(random_image(53, 70), 8)
-    write_image(large, workplace / "large/x.png")
-    write_image(imresize(large, 2), workplace / "hr/x.png")
-    gan = "checkpoints/mine/gan.safetensors"
-    between = ("large", "--weights", gan, "--interpolate", gan, "--alpha", "1", "--hr", "hr")
-    assert run(monkeypatch, *between) == 0
-    strip, side = read_image("results/interpolated/x.png"), command.INTERPOLATED_SIDE
-    assert strip.shape[1] == 2 * side + 4
-    top, left = (2 * 424 - side) // 2, (2 * 560 - side) // 2
-    for cell, whole in (
-        (strip[-side:, :side], upscaled(net, "large/x.png")),
-        (strip[-side:, -side:], read_image("hr/x.png")),
-    ):
-        expected = whole[top : top + side, left : left + side]
-        assert np.abs(cell.astype(int) - expected).max() <= 1
 
 
 def test_a_grayscale_network_gets_each_colour_as_an_image(workplace, monkeypatch):
@@ -657,19 +623,6 @@ def test_tiles_give_the_same_picture(workplace, monkeypatch, random_image):
             ["photos", "--weights", "photos/a.png"],
             "photos/a.png cannot be read as weights: torch.save did not",
         ),
-        (
-            [
-                "photos",
-                "--weights",
-                "other.pth",
-                "--interpolate",
-                "checkpoints/mine/gan.safetensors",
-            ],
-            "the PSNR network has features 4, not 8",
-        ),
-        (["photos", "--interpolate", "other.pth", "--alpha", "2"], "alpha is 2"),
-        (["photos", "--interpolate", "other.pth", "--compare"], "leave --compare and --report out"),
-        (["photos", "--alpha", "0.5"], "--alpha needs --interpolate"),
         (["photos", "--weights", "rgba.pth"], "rgba.pth takes 4 channels"),
         (["photos", "--scale", "4", "--weights", "other.pth"], "other.pth is x2, not x4"),
     ],
@@ -685,12 +638,6 @@ def test_wrong_usage_is_refused_before_any_work(args, message, workplace, monkey
     with pytest.raises((command.UsageError, command.WeightsError), match=message):
         run(monkeypatch, *args)
     assert not list(Path("results").rglob("*.png"))
-
-
-def test_the_weights_in_the_box_are_not_interpolated_unasked(workplace, monkeypatch):
-    Path("checkpoints/mine/gan.safetensors").unlink()
-    with pytest.raises(command.UsageError, match="--weights GAN_WEIGHTS"):
-        run(monkeypatch, "photos", "--interpolate", "checkpoints/psnr.safetensors")
 
 
 @pytest.mark.parametrize("value", ["abc", "-1", "16", "1.5"])

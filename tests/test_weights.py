@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import onnxruntime
 import pytest
@@ -19,8 +20,10 @@ import spandrel
 import torch
 from spandrel.architectures.ESRGAN import ESRGAN
 
+import formats.published
 import weights
 from model import RRDBNet, SRResNet, VGGDiscriminator
+from utils import replacing
 from weights import WeightsError, interpolate, load_generator, save_generator
 
 DENSE = {
@@ -367,11 +370,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     save_generator(small(), path)
     before = path.read_bytes()
 
-    def full(self, content):
-        self.open("wb").close()
-        raise OSError("No space left on device")
+    @contextmanager
+    def full(path):
+        with replacing(path) as file:
+            yield file
+            raise OSError("No space left on device")
 
-    monkeypatch.setattr(weights.Path, "write_bytes", full)
+    monkeypatch.setattr(weights, "replacing", full)
     with pytest.raises(OSError, match="No space"):
         save_generator(small(features=8), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -733,8 +738,8 @@ def server(tmp_path, monkeypatch):
     threading.Thread(target=running.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{running.server_port}/net.pth"
     published = {"Net_x4": (url, hashlib.sha256(content).hexdigest())}
-    monkeypatch.setattr(weights, "PUBLISHED", published)
-    monkeypatch.setattr(weights, "PATIENCE", 1)
+    monkeypatch.setattr(formats.published, "PUBLISHED", published)
+    monkeypatch.setattr(formats.published, "PATIENCE", 1)
     monkeypatch.chdir(tmp_path)
     yield Handler
     running.shutdown()
@@ -746,7 +751,7 @@ def test_a_published_name_is_downloaded_once(server, capsys):
         assert_equal_output(load_generator(name), small(), atol=0)
     assert server.requests == 1
     assert capsys.readouterr().out.count("Downloading http://127.0.0.1") == 1
-    assert [path.name for path in weights.DOWNLOADS.iterdir()] == ["Net_x4.pth"]
+    assert [path.name for path in formats.published.DOWNLOADS.iterdir()] == ["Net_x4.pth"]
 
 
 @pytest.mark.parametrize(
@@ -763,28 +768,28 @@ def test_a_broken_transfer_leaves_nothing_and_tells_the_way_out(server, answer, 
     server.answer = answer
     with pytest.raises(WeightsError, match=reason) as error:
         load_generator("Net_x4")
-    url = weights.PUBLISHED["Net_x4"][0]
+    url = formats.published.PUBLISHED["Net_x4"][0]
     assert f"fetch {url} yourself and put it at checkpoints" in str(error.value)
-    assert not list(weights.DOWNLOADS.iterdir())
+    assert not list(formats.published.DOWNLOADS.iterdir())
     server.answer = "whole"
     assert load_generator("Net_x4").scale == 4
 
 
 def test_no_network(server, monkeypatch):
     address = "http://127.0.0.1:9/net.pth"  # nobody listens there
-    monkeypatch.setattr(weights, "PUBLISHED", {"Net_x4": (address, "00000000")})
+    monkeypatch.setattr(formats.published, "PUBLISHED", {"Net_x4": (address, "00000000")})
     with pytest.raises(WeightsError, match=f"could not be downloaded.*{address} yourself"):
         load_generator("Net_x4")
 
 
 def test_the_published_files_are_these():
-    assert sorted(weights.PUBLISHED) == [
+    assert sorted(formats.published.PUBLISHED) == [
         "ESRGAN_SRx4_DF2KOST_official-ff704c30",
         "RealESRGAN_x2plus",
         "RealESRGAN_x4plus",
         "RealESRGAN_x4plus_anime_6B",
         "RealESRNet_x4plus",
     ]
-    for name, (url, sha256) in weights.PUBLISHED.items():
+    for name, (url, sha256) in formats.published.PUBLISHED.items():
         assert url.startswith("https://github.com/xinntao/Real-ESRGAN/releases/download/v0.")
         assert url.endswith(f"/{name}.pth") and len(sha256) in (8, 64)

@@ -1,6 +1,5 @@
 """Pixels against independent references: MATLAB, plain loops, scikit-image, torchmetrics."""
 
-import itertools
 import math
 from pathlib import Path
 
@@ -10,23 +9,11 @@ import skimage.color
 import skimage.metrics
 import torch
 import torchmetrics
-from torch import nn
-from torch.nn import functional as F
 
-from imaging import (
-    _blend_weights,
-    _spans,
-    enlarge_nearest,
-    imresize,
-    labelled_strip,
-    psnr,
-    ssim,
-    to_image,
-    to_tensor,
-    upscale,
-)
-from model import RRDBNet
-from pictures import find_images, read_image
+from images.files import find_images, read_image
+from images.resize import imresize
+from images.scores import psnr, ssim
+from images.strips import labelled_strip
 
 BENCHMARKS = Path(__file__).parents[2] / "shared" / "data"
 needs_benchmarks = pytest.mark.skipif(
@@ -170,68 +157,7 @@ def test_images_that_cannot_be_compared_are_refused(random_image):
         ssim(random_image(18, 18), random_image(18, 18), 4)
 
 
-# ------------------------------------------------------------------------------- tiled upscaling
-
-
-class Nearest(nn.Module):
-    """Each output pixel depends on one input pixel, so tiles must change nothing at all."""
-
-    def __init__(self, scale):
-        super().__init__()
-        self.scale = scale
-        self.unused = nn.Parameter(torch.zeros(1))
-        self.largest = 0
-
-    def forward(self, x):
-        self.largest = max(self.largest, *x.shape[2:])
-        return F.interpolate(x, scale_factor=self.scale)
-
-
-@pytest.mark.parametrize("height, width", [(1, 1), (9, 200), (64, 64), (65, 129), (100, 150)])
-def test_tiles_do_not_change_what_does_not_depend_on_neighbours(height, width, random_image):
-    net, image = Nearest(2), random_image(height, width)
-    assert np.array_equal(upscale(net, image, tile=64), enlarge_nearest(image, 2))
-    assert net.largest <= 64
-
-
-@pytest.mark.parametrize("length", [64, 65, 96, 97, 150, 1000])
-def test_tiles_cover_everything_with_weights_that_sum_to_one(length):
-    spans = _spans(length, 64, 32)
-    assert spans[0][0] == 0 and spans[-1][1] == length
-    sides = {end - start for start, end in spans}
-    assert len(sides) == 1 and sides <= set(range(65))
-    # One pixel less each, and so many of them would not reach.
-    assert len(spans) * (max(sides) - 1) - 32 * (len(spans) - 1) < length
-    assert all(a[1] - b[0] >= 32 for a, b in itertools.pairwise(spans))
-    total = torch.zeros(length * 3)
-    for (start, end), weights in zip(spans, _blend_weights(spans, length, 32, 3), strict=True):
-        assert (weights > 0).all()
-        total[start * 3 : end * 3] += weights
-    torch.testing.assert_close(total, torch.ones(length * 3))
-
-
-@pytest.mark.parametrize("height, width", [(90, 110), (70, 66)])  # tiles that overlap a lot, too
-def test_tiled_output_of_a_network_is_close_to_the_whole(height, width):
-    torch.manual_seed(0)
-    net = RRDBNet(features=8, blocks=2, growth=8).eval()
-    nn.init.constant_(net.conv_last.bias, 0.5)  # away from black, where differences are clamped
-    ramp = np.linspace(0, 255, height)[:, None, None] * np.ones((1, width, 3))
-    image = (ramp * [1, 0.7, 0.4]).astype(np.uint8)
-    whole, tiled = upscale(net, image), upscale(net, image, tile=64)
-    assert np.abs(whole.astype(int) - tiled).max() <= 1
-
-
-def test_untiled_is_the_network_and_nothing_else(random_image):
-    net, image = RRDBNet(features=4, blocks=1, growth=4).eval(), random_image(9, 7)
-    with torch.no_grad():
-        expected = net(to_tensor(image))[0]
-    assert np.array_equal(upscale(net, image), to_image(expected))
-    assert np.array_equal(to_image(to_tensor(image)[0]), image)
-    assert to_image(torch.tensor([-0.2, 0.5019, 7.0]).view(3, 1, 1)).ravel().tolist() == [
-        0,
-        128,
-        255,
-    ]
+# ------------------------------------------------------------------------------- labelled strips
 
 
 def test_strips_show_every_picture_under_a_label(random_image):

@@ -4,14 +4,15 @@ import io
 import itertools
 import struct
 import zlib
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image, ImageCms, ImageOps
 
-import pictures
-from pictures import (
+from images import files
+from images.files import (
     SUFFIXES,
     ImageError,
     Picture,
@@ -23,6 +24,7 @@ from pictures import (
     write_image,
     write_picture,
 )
+from utils import replacing
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
 
@@ -102,11 +104,14 @@ def test_writing_is_whole_or_not_at_all(tmp_path, random_image, monkeypatch):
     write_image(image, tmp_path / "sub" / "x.png")
     assert np.array_equal(read_image(tmp_path / "sub" / "x.png"), image)
 
-    def fail(self, content):
-        self.open("wb").write(content[:9])
-        raise OSError("disk full")
+    @contextmanager
+    def failing(path):
+        with replacing(path) as file:
+            file.write(b"half a file")
+            yield file
+            raise OSError("disk full")
 
-    monkeypatch.setattr(pictures.Path, "write_bytes", fail)
+    monkeypatch.setattr(files, "replacing", failing)
     with pytest.raises(OSError, match="disk full"):
         write_image(image * 0, tmp_path / "sub" / "x.png")
     assert np.array_equal(read_image(tmp_path / "sub" / "x.png"), image)

@@ -9,9 +9,76 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from imaging import imresize, psnr, ssim, to_tensor
+from images.resize import imresize
+from images.tensors import to_tensor
 
 Metric = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+def psnr(a: np.ndarray, b: np.ndarray, crop_border: int, y_channel: bool = True) -> float:
+    """Peak signal-to-noise ratio in dB; infinite for equal images.
+
+    Args:
+        a, b: uint8, (H, W, 3).
+        crop_border: pixels left out on each side; papers take the scale.
+        y_channel: compare BT.601 luma in [16, 235], as papers do, or all of RGB.
+    """
+    a, b = _comparable(a, b, crop_border, y_channel)
+    error = np.mean((a - b) ** 2)
+    return math.inf if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def ssim(a: np.ndarray, b: np.ndarray, crop_border: int, y_channel: bool = True) -> float:
+    """Structural similarity (Wang et al., 2004) as in the authors' MATLAB code.
+
+    11x11 Gaussian window of sigma 1.5, only where it fits whole; the mean over pixels (and over
+    channels, for RGB). Arguments as in `psnr`.
+
+    Raises:
+        ValueError: an image that is smaller than the window once the border is off.
+    """
+    a, b = _comparable(a, b, crop_border, y_channel)
+    if min(a.shape[:2]) < 11:
+        raise ValueError(f"SSIM needs 11 pixels each way; {a.shape[1]}x{a.shape[0]} are left")
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mean_a, mean_b = _gaussian(a), _gaussian(b)
+    var_a = _gaussian(a * a) - mean_a**2
+    var_b = _gaussian(b * b) - mean_b**2
+    covariance = _gaussian(a * b) - mean_a * mean_b
+    structure = (2 * covariance + c2) / (var_a + var_b + c2)
+    return float(np.mean(structure * (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)))
+
+
+def _comparable(
+    a: np.ndarray, b: np.ndarray, crop_border: int, y_channel: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    if a.shape != b.shape:
+        raise ValueError(f"images of different shapes cannot be compared: {a.shape}, {b.shape}")
+    inside = slice(crop_border, -crop_border or None)
+    a, b = (image[inside, inside].astype(np.float64) for image in (a, b))
+    if a.size == 0:
+        raise ValueError(f"nothing is left once {crop_border} pixels are cropped from each side")
+    return (_luma(a), _luma(b)) if y_channel else (a, b)
+
+
+def _luma(rgb: np.ndarray) -> np.ndarray:
+    """Y of BT.601 in [16, 235], as MATLAB's rgb2ycbcr computes it, not rounded."""
+    return 16 + rgb @ np.array([65.481, 128.553, 24.966]) / 255
+
+
+def _gaussian(image: np.ndarray) -> np.ndarray:
+    """Filter both axes with an 11-tap Gaussian of sigma 1.5; 10 pixels are lost each way."""
+    kernel = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    kernel /= kernel.sum()
+    for axis in (0, 1):
+        length = image.shape[axis] - 10
+        image = sum(
+            weight * image.take(range(i, i + length), axis) for i, weight in enumerate(kernel)
+        )
+    return image
+
+
+# ------------------------------------------------------------------------- metrics of pyiqa, tables
 
 
 class MetricError(ValueError):

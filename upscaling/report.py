@@ -11,7 +11,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from pictures import write_image
+from images.files import write_image
 
 TEMPLATE = Path(__file__).with_name("report.html")
 THUMBNAIL = 360  # pixels of its longer side

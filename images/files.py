@@ -15,6 +15,8 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageCms
 
+from utils import replacing
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 UPRIGHT = {  # its values -> (mirror left and right first, quarter turns to the left after that)
@@ -204,23 +206,15 @@ def write_picture(picture: Picture, path: str | Path) -> str:
     except (ValueError, OSError, cv2.error) as error:
         size = f"{pixels.shape[1]}x{pixels.shape[0]}"
         raise ImageError(f"{path}: {size} pixels cannot be written ({error})") from error
-    _write(encoded, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(encoded)
     return ", ".join(remarks)
 
 
 def write_image(image: np.ndarray, path: str | Path) -> None:
     """Write colour alone: uint8, (H, W, 3)."""
     write_picture(Picture(image), path)
-
-
-def _write(content: bytes, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _encode(pixels: np.ndarray, suffix: str, profile: bytes | None) -> bytes:

@@ -1,0 +1,1 @@
+"""What other programs call the same weights, where theirs are published, and ONNX."""

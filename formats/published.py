@@ -1,0 +1,74 @@
+"""Published generators: where they are, and their download into checkpoints/."""
+
+import http.client
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from formats.layouts import WeightsError
+
+DOWNLOADS = Path("checkpoints")
+RELEASES = "https://github.com/xinntao/Real-ESRGAN/releases/download"
+PUBLISHED = {  # name -> address, SHA-256 (or what is known of its beginning)
+    "RealESRGAN_x4plus": (
+        f"{RELEASES}/v0.1.0/RealESRGAN_x4plus.pth",
+        "4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1",
+    ),
+    "RealESRNet_x4plus": (
+        f"{RELEASES}/v0.1.1/RealESRNet_x4plus.pth",
+        "a820b9bde89a874d7599d545567308ce6c128fc8754a53208eda016d40aa81df",
+    ),
+    "ESRGAN_SRx4_DF2KOST_official-ff704c30": (
+        f"{RELEASES}/v0.1.1/ESRGAN_SRx4_DF2KOST_official-ff704c30.pth",
+        "ff704c30",
+    ),
+    "RealESRGAN_x2plus": (
+        f"{RELEASES}/v0.2.1/RealESRGAN_x2plus.pth",
+        "49fafd45f8fd7aa8d31ab2a22d14d91b536c34494a5cfe31eb5d89c2fa266abb",
+    ),
+    "RealESRGAN_x4plus_anime_6B": (
+        f"{RELEASES}/v0.2.2.4/RealESRGAN_x4plus_anime_6B.pth",
+        "f872d837d3c90ed2e05227bed711af5671a6fd1c9f7d7e91c911a61f155e99da",
+    ),
+}
+PATIENCE = 60  # seconds without a byte after which a download is given up
+
+
+def locate(path_or_name: str | Path) -> Path:
+    """The file; a published name is downloaded unless it lies in checkpoints/ already."""
+    path = Path(path_or_name)
+    name = str(path_or_name).removesuffix(".pth")
+    if path.exists() or name not in PUBLISHED:
+        return path
+    target = DOWNLOADS / f"{name}.pth"
+    if not target.exists():
+        _download(name, target)
+    return target
+
+
+def _download(name: str, target: Path) -> None:
+    url, sha256 = PUBLISHED[name]
+    remedy = f"Or fetch {url} yourself and put it at {target}"
+    print(f"Downloading {url}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _patience():
+            torch.hub.download_url_to_file(url, str(target), sha256)
+    # torch.hub tells a wrong hash by a RuntimeError; a server that hangs up is a HTTPException.
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        reason = str(error) or type(error).__name__
+        raise WeightsError(f"{name} could not be downloaded ({reason}). {remedy}") from error
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """torch.hub's helper would wait for ever for a server that says nothing."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

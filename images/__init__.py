@@ -1,0 +1,1 @@
+"""Pixels: files of every kind, MATLAB's resize, scores, labelled strips. No networks."""

@@ -1,0 +1,31 @@
+"""Pictures side by side, each under its label."""
+
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+
+def labelled_strip(pictures: dict[str, np.ndarray], side: int) -> np.ndarray:
+    """Pictures of one size side by side, each under its label.
+
+    Of larger pictures, the `side` x `side` pixels around the centre.
+    """
+    font = ImageFont.load_default(size=14)
+    gap, bar = 4, 22
+    cropped = {label: centre(picture, side) for label, picture in pictures.items()}
+    height, width = next(iter(cropped.values())).shape[:2]
+    cell = max(width, *(math.ceil(font.getlength(label)) for label in pictures))
+    strip = Image.new("RGB", ((cell + gap) * len(pictures) - gap, height + bar), "white")
+    draw = ImageDraw.Draw(strip)
+    for i, (label, picture) in enumerate(cropped.items()):
+        left = i * (cell + gap)
+        draw.text((left + cell / 2, bar / 2), label, fill="black", font=font, anchor="mm")
+        strip.paste(Image.fromarray(picture), (left + (cell - width) // 2, bar))
+    return np.array(strip)
+
+
+def centre(picture: np.ndarray, side: int) -> np.ndarray:
+    """The `side` x `side` pixels around the centre, or as many as there are."""
+    top, left = (max(0, (length - side) // 2) for length in picture.shape[:2])
+    return picture[top : top + side, left : left + side]

@@ -1,0 +1,142 @@
+"""weights.py interpolate --pictures: strips from the PSNR network to the GAN, to choose alpha."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import weights
+from images.files import read_image, write_image
+from images.resize import imresize
+from images.scores import psnr
+from images.tensors import to_image, to_tensor
+from model import RRDBNet
+from upscaling.alphas import SHOWN_SIDE
+from weights import WeightsError, save_generator
+
+
+@pytest.fixture
+def nets(tmp_path, photos, monkeypatch):
+    """The PSNR network and the GAN; their files are in the current folder, beside photos/."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("utils.has_native_bf16", lambda device: False)
+    torch.manual_seed(0)
+    nets = [RRDBNet(scale=2, features=4, blocks=1, growth=4).eval() for _ in range(2)]
+    save_generator(nets[0], "psnr.pth", "official")
+    save_generator(nets[1], "gan.safetensors")
+    return nets
+
+
+def run(monkeypatch, *args, networks=("psnr.pth", "gan.safetensors")):
+    monkeypatch.setattr(sys, "argv", ["weights.py", "interpolate", *networks, *map(str, args)])
+    return weights.main()
+
+
+def upscaled(net, path):
+    with torch.no_grad():
+        return to_image(net(to_tensor(read_image(path)))[0])
+
+
+def test_a_strip_shows_each_alpha_and_the_original(nets, monkeypatch, capsys):
+    write_image(imresize(read_image("photos/a.png"), 2), Path("hr/a.png"))
+    assert run(monkeypatch, "--pictures", "photos", "--alpha", "0", "0.5", "1", "--hr", "hr") == 0
+    written = sorted(path.as_posix() for path in Path("results").rglob("*.*"))
+    assert written == [f"results/interpolated/{name}.png" for name in ("a", "b", "c", "sub/d")]
+
+    half = RRDBNet(scale=2, features=4, blocks=1, growth=4).eval()
+    for weight, a, b in zip(*(n.parameters() for n in (half, *nets)), strict=True):
+        weight.data = (a.data + b.data) / 2
+    shown = [upscaled(each, "photos/a.png") for each in (nets[0], half, nets[1])]
+    shown.append(read_image("hr/a.png"))
+    strip, width = read_image("results/interpolated/a.png"), shown[0].shape[1]
+    # A label may be wider than its picture, which then stands in the middle of its cell.
+    cell = (strip.shape[1] + 4) // 4
+    below = np.pad(strip[-shown[0].shape[0] :], ((0, 0), (0, 4), (0, 0)))
+    for i, picture in enumerate(shown):
+        left = i * cell + (cell - 4 - width) // 2
+        assert np.abs(below[:, left : left + width].astype(int) - picture).max() <= 1
+    output = capsys.readouterr().out
+    for alpha, picture in zip(("0", "0.5", "1"), shown, strict=False):
+        expected = psnr(picture, shown[-1], 2)
+        line = next(line for line in output.splitlines() if line.startswith(f"alpha {alpha} "))
+        assert float(line.split()[2]) == pytest.approx(expected, abs=0.02)
+    assert "mean of 1 images" in output and "4 of 4 strips are in results" in output
+
+
+@pytest.mark.parametrize("with_original", [True, False])
+def test_strips_show_the_centre_of_large_images(nets, with_original, monkeypatch, random_image):
+    large = imresize(random_image(53, 70), 8)
+    write_image(large, Path("large/x.png"))
+    write_image(imresize(large, 2), Path("hr/x.png"))
+    hr = ("--hr", "hr") if with_original else ()
+    assert run(monkeypatch, "--pictures", "large", "--alpha", "1", *hr, "-o", "out") == 0
+    strip = read_image("out/x.png")
+    assert strip.shape[1] == (2 * SHOWN_SIDE + 4 if with_original else SHOWN_SIDE)
+    top, left = (2 * 424 - SHOWN_SIDE) // 2, (2 * 560 - SHOWN_SIDE) // 2
+    centre = (slice(top, top + SHOWN_SIDE), slice(left, left + SHOWN_SIDE))
+    cells = [strip[-SHOWN_SIDE:, :SHOWN_SIDE], strip[-SHOWN_SIDE:, -SHOWN_SIDE:]]
+    expected = [upscaled(nets[1], "large/x.png")[centre], read_image("hr/x.png")[centre]]
+    for cell, picture in list(zip(cells, expected, strict=True))[: 1 + with_original]:
+        assert np.abs(cell.astype(int) - picture).max() <= 1
+
+
+def test_one_photograph_and_the_default_alphas(nets, monkeypatch, capsys):
+    assert run(monkeypatch, "--pictures", "photos/a.png") == 0
+    strip, width = read_image("results/interpolated/a.png"), read_image("photos/a.png").shape[1]
+    assert strip.shape[1] >= len(weights.ALPHAS) * 2 * width
+    assert "PSNR" not in capsys.readouterr().out
+
+
+def test_a_bad_file_stops_no_other_and_no_photograph_is_overwritten(nets, monkeypatch, capsys):
+    Path("photos/text.png").write_text("no picture")
+    write_image(read_image("photos/a.png"), Path("photos/a.bmp"))
+    assert run(monkeypatch, "--pictures", "photos", "-o", "photos/out") == 1
+    captured = capsys.readouterr()
+    assert "Failed: photos/text.png: " in captured.err
+    assert "5 of 6 strips" in captured.out
+    names = {path.name for path in Path("photos/out").rglob("*.*")}
+    assert names == {"a.png", "a.png.png", "b.png", "c.png", "d.png"}  # a.bmp and a.png: two strips
+    assert run(monkeypatch, "--pictures", "photos", "-o", "photos/out") == 1
+    assert "5 of 6 strips" in capsys.readouterr().out  # strips are no input
+    before = Path("photos/a.png").read_bytes()
+    with pytest.raises(weights.UsageError, match="is an input"):
+        run(monkeypatch, "--pictures", "photos", "-o", "photos")
+    assert Path("photos/a.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--pictures", "nowhere", "--alpha", "1"], "nowhere: no such file or folder"),
+        (["--pictures", "photos", "--hr", "nowhere"], "--hr nowhere: no such folder"),
+        (["--pictures", "photos", "--alpha", "2"], "alpha is 2"),
+    ],
+)
+def test_pictures_that_cannot_be_made(args, message, nets, monkeypatch):
+    with pytest.raises((WeightsError, weights.UsageError), match=message):
+        run(monkeypatch, *args)
+    assert not list(Path("results").rglob("*.png"))
+
+
+def test_pictures_of_unlike_networks_are_refused(nets, monkeypatch):
+    save_generator(RRDBNet(scale=2, features=8, blocks=1, growth=4), "other.pth")
+    with pytest.raises(WeightsError, match="the PSNR network has features 4, not 8"):
+        run(monkeypatch, "--pictures", "photos", networks=("psnr.pth", "other.pth"))
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--alpha", "0.5"], "-o OUT is missing"),
+        (["-o", "x.pth"], "give one --alpha"),
+        (["--alpha", "0", "1", "-o", "x.pth"], "give one --alpha"),
+        (["--alpha", "1", "-o", "x.pth", "--hr", "hr"], "--hr DIR goes with --pictures"),
+        (["--pictures", "photos", "--half"], "which --pictures does not write"),
+    ],
+)
+def test_flags_that_do_not_go_together(args, words, nets, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as exit:
+        run(monkeypatch, *args)
+    assert exit.value.code == 2 and words in capsys.readouterr().err

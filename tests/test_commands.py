@@ -1,0 +1,486 @@
+"""Every command that the documentation shows works: each is run as shown, in a folder of its own.
+
+A command that says how long it takes, which data it needs or how many GPUs it wants is made small:
+small pictures, a small network, one step. What cannot be run here is in EXCEPTED, by name and with
+its reason. Without `-m "slow or not slow"` only some commands are run, but all flags are checked.
+"""
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import config
+import weights
+from images.files import write_image
+from images.resize import imresize
+from model import RRDBNet
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [
+    *(ROOT / "README.md", ROOT / "CONTRIBUTING.md"),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / "benchmarks" / "README.md", ROOT / "benchmarks" / "reference" / "README.md"),
+]
+
+EXCEPTED = {  # part of a command -> why it is not run
+    "python3 -m venv": "takes long, and .ci/run does it",
+    "bin/activate": "changes the shell that it is typed into, and .ci/run does it",
+    "pip install": "needs the network, and .ci/run does it",
+    "RealESRGAN_x4plus": "downloads 64 MB",
+    "dataset.py div2k": "downloads 4 GB",
+    "--nnodes": "needs two machines",
+    "pytest": "is this suite itself",
+    ".ci/run": "runs this suite, after downloads",
+    "kill_and_resume.py": "takes minutes; test_train.py runs it, marked slow",
+    "/usr/bin/time": "GNU time is not on every machine; `test.py PHOTO` is run without it",
+    "benchmarks/speed.py": "takes 10 minutes; test_benchmarks.py runs it small",
+    "benchmarks/growth.py": "takes minutes; test_benchmarks.py runs it small",
+    "benchmarks/ablation.py": "takes minutes; test_benchmarks.py tests its parts",
+    "tensorboard": "serves pages until it is stopped",
+    "--train-dir ...": "a sketch, with dots for folders; docs/training.md has the whole command",
+}
+
+# Not marked slow: the first command that begins like each of these, and all blocks of Python. Each
+# start of Python costs some seconds, nearly all of them for importing torch and its company.
+QUICK = ("python test.py", "python weights.py convert", "python train.py --name")
+
+NEEDS = {  # part of a command -> the documented command that comes before it
+    "compare_runs.py checkpoints/demo": "python train.py --preset demo",
+    "--weights net.safetensors": "python weights.py interpolate PSNR GAN --alpha 0.8"
+    " -o net.safetensors",
+}
+
+# For every training command: later flags win. The steps and the network are added by `shrunk`.
+TINY = [
+    *("--batch-size", "8", "--psnr.patch", "32", "--gan.patch", "32", "--workers", "0"),
+    *("--vgg-weights", "random", "--vgg-layer", "conv1_2", "--val-every", "1"),
+]
+
+# ---------------------------------------------------------------------------- out of the documents
+
+
+@dataclass
+class Command:
+    """One command, at all the places that show it.
+
+    Attributes:
+        words: as a shell would split it; of a block of Python, ("python", "-c", the block).
+        places: "README.md:25", ...
+        promises: files and folders that have to be there afterwards: what follows -o, and what the
+            comment behind the command says is in results/.
+    """
+
+    words: tuple[str, ...]
+    places: list[str] = field(default_factory=list)
+    promises: set[str] = field(default_factory=set)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+    @property
+    def id(self) -> str:
+        return f"{' '.join(self.places)} {'block of Python' if self.is_python else self.text}"
+
+    @property
+    def is_python(self) -> bool:
+        return self.words[:2] == ("python", "-c")
+
+    @property
+    def excepted(self) -> bool:
+        return any(part in self.text for part in EXCEPTED)
+
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Code in a sentence or a table, which may go on in the next line, but not in the next paragraph.
+SPAN = re.compile(r"`([^`\n]+(?:\n[^`\n]+)*)`")
+PROGRAMS = ("python", "pytest", "torchrun", "bash", "tensorboard", "/usr/bin/time")
+
+
+def documented(documents: list[Path]) -> list[Command]:
+    """All commands, in order, each once."""
+    found: dict[tuple[str, ...], Command] = {}
+
+    def add(path: Path, line: int, words: list[str], comment: str = "") -> None:
+        command = found.setdefault(tuple(words), Command(tuple(words)))
+        name = path.relative_to(ROOT) if ROOT in path.parents else path.name
+        command.places.append(f"{Path(name).as_posix()}:{line}")
+        command.promises |= set(re.findall(r"\bresults/[\w./]*\w|\bresults(?=/)", comment))
+        command.promises |= {words[i + 1] for i in range(len(words) - 1) if words[i] == "-o"}
+
+    for path in documents:
+        text = path.read_text(encoding="utf-8")
+        for fence in FENCE.finditer(text):
+            first = line_of(text, fence.start(2))
+            if fence[1] == "python":
+                add(path, first, ["python", "-c", fence[2]])
+            for line, shown in shell_lines(fence[2], first) if fence[1] == "bash" else ():
+                comment = shown.partition(" # ")[2]
+                for words in split_at_ands(shlex.split(shown, comments=True)):
+                    add(path, line, words, comment)
+        prose = FENCE.sub(lambda fence: "\n" * fence[0].count("\n"), text)
+        for span in SPAN.finditer(prose):
+            words = span[1].split()
+            if words[0] in PROGRAMS and len(words) > 1:
+                add(path, line_of(prose, span.start()), words)
+    return list(found.values())
+
+
+def line_of(text: str, position: int) -> int:
+    return text.count("\n", 0, position) + 1
+
+
+def shell_lines(block: str, first: int) -> list[tuple[int, str]]:
+    """The lines with their numbers; one that ends in a backslash is joined to the next."""
+    lines, begun = [], ""
+    for number, line in enumerate(block.splitlines(), first):
+        begun += line
+        if begun.endswith("\\"):
+            begun = begun[:-1]
+        else:
+            lines.append((number, begun))
+            begun = ""
+    return lines
+
+
+def split_at_ands(words: list[str]) -> list[list[str]]:
+    """The commands of `a && b`; none of an empty line."""
+    commands: list[list[str]] = [[]]
+    for word in words:
+        if word == "&&":
+            commands.append([])
+        else:
+            commands[-1].append(word)
+    return [command for command in commands if command]
+
+
+COMMANDS = documented(DOCUMENTS)
+RUN = [command for command in COMMANDS if not command.excepted]
+NOT_RUN = [command for command in COMMANDS if command.excepted]
+
+
+def is_quick(command: Command) -> bool:
+    firsts = [next((c for c in RUN if c.text.startswith(start)), None) for start in QUICK]
+    return command.is_python or command in firsts
+
+
+def by_name(commands: list[Command]) -> list:
+    """Parameters of a test whose names say where a command is shown."""
+    return [pytest.param(command, id=command.id) for command in commands]
+
+
+# ------------------------------------------------------------------------------- where they are run
+
+
+class Sandbox:
+    """A copy of the repository, and what the documents call PHOTOS, A, FILE and so on."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.done: set[tuple[str, ...]] = set()
+        # Copies: a program that is reached by a link would write into the true repository.
+        for name in ("benchmarks", "docs", "formats", "images", "tests", "training", "upscaling"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        for pattern in ("*.py", "*.md", "*.toml", "*.txt", "checkpoints/compact_x4_*.safetensors"):
+            for path in ROOT.glob(pattern):
+                copy = folder / path.relative_to(ROOT)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copy(path, copy)
+        self._write_pictures()
+        for seed, name in enumerate(("FILE", "PSNR", "GAN")):
+            self._write_network(name, seed)
+
+    def _write_pictures(self) -> None:
+        for name in ("A", "B", "C", "data/train", "data/valid"):
+            for i in range(2):
+                write_image(picture(64, 72, seed=i), self._new(f"{name}/{i}.png"))
+        for i, name in enumerate(("one.png", "deeper/two.jpg")):
+            write_image(picture(24, 32, seed=i), self._new(f"PHOTOS/{name}"))
+        write_image(picture(24, 32), self._new("photo.jpg"))
+        write_image(picture(80, 96), self._new("photo.png"))
+        (self.folder / "photo.png").rename(self.folder / "PHOTO")
+        for i, name in enumerate(("baby", "bird")):
+            high_res = picture(96, 128, seed=i)
+            write_image(high_res, self._new(f"Set5/HR/{name}.png"))
+            low_res = imresize(high_res, 1 / 4)
+            write_image(low_res, self._new(f"Set5/LR_bicubic/X4/{name}x4.png"))
+
+    def _write_network(self, name: str, seed: int) -> None:
+        torch.manual_seed(seed)
+        file = self.folder / f"{name}.safetensors"
+        weights.save_generator(RRDBNet(features=4, blocks=1), file)
+        file.rename(self.folder / name)
+
+    def _new(self, name: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def run(self, command: Command) -> None:
+        """The command, after what it needs.
+
+        Raises:
+            AssertionError: it failed, or what it promises is not there.
+        """
+        for part, need in NEEDS.items():
+            before = next(other for other in COMMANDS if other.text == need)
+            if part in command.text and before.words not in self.done:
+                self.run(before)
+        # What earlier commands left must not hide that this one does nothing.
+        for name in ("results", *command.promises):
+            remove(self.folder / name)
+        run_name = self._name_of_run(command)
+        if run_name:
+            remove(self.folder / "checkpoints" / run_name)
+        self.start(as_run(command.words), command.id)
+        for name in command.promises:
+            path = self.folder / name
+            empty = path.is_dir() and not any(path.iterdir())
+            assert path.exists() and not empty, f"{command.id}\ndid not write {name}"
+        if run_name:  # 170 MB, which no command needs
+            remove(self.folder / "checkpoints" / run_name / "last.pt")
+        self.done.add(command.words)
+
+    def start(self, words: list[str], title: str) -> None:
+        environment = dict(os.environ)
+        if "torch.distributed.run" in words:
+            # Two processes cannot share one GPU; on the CPU each would take all the cores.
+            environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            words,
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{title}\nwas run as {words}\n{done.stdout[-4000:]}"
+
+    @staticmethod
+    def _name_of_run(command: Command) -> str | None:
+        arguments = arguments_of("train.py", command.words)
+        trains = arguments is not None and "--help" not in arguments
+        return config.parse_args(arguments).name if trains else None
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A smooth one, uint8 (height, width, 3)."""
+    noise = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def arguments_of(program: str, words: tuple[str, ...]) -> list[str] | None:
+    """What a command, torchrun's too, gives the program; None if it is about another."""
+    return list(words[words.index(program) + 1 :]) if program in words else None
+
+
+def as_run(words: tuple[str, ...]) -> list[str]:
+    """The command as it is run here: by this Python, with two processes instead of four, small."""
+    program, *rest = words
+    if program == "python":
+        program = [sys.executable]
+    elif program == "torchrun":
+        program = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        rest = [re.sub(r"^(--nproc[_-]per[_-]node)=\d+$", r"\1=2", word) for word in rest]
+    else:
+        program = [program]
+    training = arguments_of("train.py", words)
+    if training is not None and "--help" not in training:
+        rest += shrunk(config.parse_args(training))
+    return [*program, *rest]
+
+
+def shrunk(settings: config.Config) -> list[str]:
+    """Flags that make a run tiny, but leave out no phase and keep the network of --init-from."""
+    flags = list(TINY)
+    if not settings.init_from:
+        flags += ["--features", "4", "--blocks", "1"]
+    for name in config.PHASES:
+        if getattr(settings, name).steps > 0:
+            flags += [f"--{name}.steps", "1"]
+    return flags
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sandbox")
+    yield Sandbox(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # pytest would keep those of three sessions
+
+
+# ---------------------------------------------------------------------------------- they are run
+
+
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(c, id=c.id, marks=() if is_quick(c) else pytest.mark.slow) for c in RUN],
+)
+def test_it_runs(command, sandbox):
+    sandbox.run(command)
+
+
+def program_of(name: str) -> types.ModuleType:
+    """By path: `import test` may find Python's own test package."""
+    spec = importlib.util.spec_from_file_location(f"the_program_{name}", ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look
+    spec.loader.exec_module(module)
+    return module
+
+
+PARSERS = {
+    "train.py": config.parse_args,
+    "test.py": program_of("test").parse_args,
+    "weights.py": weights.parse_args,
+}
+PARSED = [
+    command
+    for command in COMMANDS
+    if PARSERS.keys() & set(command.words) and "--help" not in command.words
+]
+
+
+@pytest.mark.parametrize("command", by_name(PARSED))
+def test_its_flags_exist(command, monkeypatch):
+    accept(command, monkeypatch)
+
+
+def accept(command: Command, monkeypatch) -> None:
+    """Parse the flags as the program itself does, which takes no time.
+
+    Raises:
+        SystemExit: it refuses them; why is on stderr, which pytest shows.
+    """
+    for program, parse_args in PARSERS.items():
+        arguments = arguments_of(program, command.words)
+        if arguments is not None:
+            monkeypatch.setattr(sys, "argv", [program, *arguments])
+            parse_args()
+
+
+# ------------------------------------------------------------------------------- they are not run
+
+
+@pytest.mark.parametrize("command", by_name(NOT_RUN))
+def test_the_files_that_it_names_exist(command):
+    named = [word for word in command.words if re.search(r"\.(py|txt)$|^\.ci/", word)]
+    assert [word for word in named if not (ROOT / word).is_file()] == []
+
+
+def beginning(command: Command) -> list[str] | None:
+    """What only looks whether a command could begin; None if there is no such thing, or no need."""
+    words = command.words
+    if "pytest" in words:
+        quietly = ("--collect-only", "-q", "-p", "no:cacheprovider")
+        return [sys.executable, "-m", "pytest", *arguments_of("pytest", words), *quietly]
+    if words[0] == "python" and not PARSERS.keys() & set(words):
+        return [sys.executable, words[1], "--help"]
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", by_name([c for c in NOT_RUN if beginning(c)]))
+def test_it_could_begin(command, sandbox):
+    """pytest finds tests that its flags select; of other programs the imports work."""
+    sandbox.start(beginning(command), command.id)
+
+
+# ----------------------------------------------------------------------- this file's own promises
+
+
+def test_the_tables_name_nothing_that_is_gone():
+    texts = [command.text for command in COMMANDS]
+    parts = [*EXCEPTED, *NEEDS, *NEEDS.values()]
+    assert [part for part in parts if not any(part in text for text in texts)] == []
+    starts = [start for start in QUICK if not any(c.text.startswith(start) for c in RUN)]
+    assert starts == []
+
+
+def test_no_block_is_left_unread():
+    texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS]
+    languages = {fence[1] for text in texts for fence in FENCE.finditer(text)}
+    assert languages >= {"bash", "python"}
+    assert languages.isdisjoint({"sh", "shell", "console", "py", "powershell"})
+
+
+DOCUMENT = """\
+Type `python a.py`, or `python`, or `pytest
+-q`.
+
+| `python a.py` | \\* |
+
+```bash
+python3 -m venv v && . v/bin/activate   # first
+python b.py X --flag \\
+    -o out   # and a page, results/index.html
+
+```
+
+```python
+print("`python c.py`")
+```
+"""
+
+
+def test_commands_are_found_wherever_a_document_shows_them(tmp_path):
+    path = tmp_path / "doc.md"
+    path.write_text(DOCUMENT)
+    found = {command.words: command for command in documented([path])}
+    assert {words: command.places for words, command in found.items()} == {
+        ("python3", "-m", "venv", "v"): ["doc.md:7"],
+        (".", "v/bin/activate"): ["doc.md:7"],
+        ("python", "b.py", "X", "--flag", "-o", "out"): ["doc.md:9"],
+        ("python", "-c", 'print("`python c.py`")\n'): ["doc.md:14"],
+        ("python", "a.py"): ["doc.md:1", "doc.md:4"],
+        ("pytest", "-q"): ["doc.md:1"],
+    }
+    wanted = {"out", "results/index.html"}
+    assert found["python", "b.py", "X", "--flag", "-o", "out"].promises == wanted
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "python train.py --name mine --train-dir A --no-such-flag 1",
+        "torchrun --nproc_per_node=4 train.py --preset no-such-preset",
+        "python test.py PHOTOS --no-such-flag",
+        "python weights.py convert FILE -o net.pth --to no-such-layout",
+    ],
+)
+def test_a_flag_that_does_not_exist_is_seen(line, tmp_path, monkeypatch):
+    (tmp_path / "doc.md").write_text(f"```bash\n{line}\n```\n")
+    (command,) = documented([tmp_path / "doc.md"])
+    with pytest.raises(SystemExit) as exit:
+        accept(command, monkeypatch)
+    assert exit.value.code == 2
+
+
+@pytest.mark.slow
+def test_a_command_that_fails_or_writes_nothing_is_seen(sandbox):
+    with pytest.raises(AssertionError, match="no such file or folder"):
+        sandbox.run(Command(("python", "test.py", "NOWHERE"), ["doc.md:1"]))
+    with pytest.raises(AssertionError, match="did not write results/compare"):
+        sandbox.run(Command(("python", "test.py", "PHOTOS"), ["doc.md:2"], {"results/compare"}))

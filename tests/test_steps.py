@@ -1,0 +1,78 @@
+"""Steps that are skipped, clipped and scaled as they should be; the EMA in float64."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from training.steps import SafeStep, make_adam, update_ema
+
+CPU = torch.device("cpu")
+
+
+def take_step(net, optimizer, safe, factor=1.0):
+    """Returns the gradient's norm of mean(net(1, 2, 3)) * factor."""
+    optimizer.zero_grad()
+    safe.backward(net(torch.tensor([[1.0, 2.0, 3.0]])).mean() * factor)
+    norm = safe.step(optimizer, optimizer.defaults["lr"])
+    safe.update()
+    return norm.item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_steps_that_are_not_finite_change_nothing(dtype):
+    torch.manual_seed(0)
+    net = nn.Linear(3, 1)
+    plain = nn.Linear(3, 1)
+    plain.load_state_dict(net.state_dict())
+    optimizer, safe = make_adam(net, (0.9, 0.999), CPU), SafeStep(CPU, dtype, clip=0)
+    reference = torch.optim.Adam(plain.parameters(), betas=(0.9, 0.999))  # torch's own, two steps
+    for factor in (1.0, math.nan, math.inf, 1.0):
+        norm = take_step(net, optimizer, safe, factor)
+        assert math.isfinite(norm) == (factor == 1)
+        if factor == 1:
+            reference.zero_grad()
+            plain(torch.tensor([[1.0, 2.0, 3.0]])).mean().backward()
+            reference.step()
+        for ours, theirs in zip(net.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    expected_scale = 2.0**14 if dtype == torch.float16 else 1.0  # halved by each of the two
+    assert safe.scaler.get_scale() == expected_scale
+
+
+def test_a_loss_that_is_not_finite_spoils_every_gradient_even_where_its_own_is_finite():
+    weight = nn.Parameter(torch.tensor([1.0]))
+    safe = SafeStep(CPU, torch.float32, clip=0)
+    safe.backward((weight + torch.tensor(math.inf)).sum())  # its derivative is 1
+    assert weight.grad.isnan().all()
+
+
+def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_returned():
+    net = nn.Linear(3, 1, bias=False)
+    optimizer, safe = torch.optim.SGD(net.parameters(), lr=1.0), SafeStep(CPU, torch.float32, 0.5)
+    before = net.weight.detach().clone()
+    assert take_step(net, optimizer, safe) == pytest.approx(math.sqrt(14))
+    assert (net.weight - before).norm().item() == pytest.approx(0.5)
+
+
+def test_the_loss_scale_of_fp16_comes_back():
+    first, second = (SafeStep(CPU, torch.float16, 0) for _ in range(2))
+    net = nn.Linear(3, 1)
+    take_step(net, make_adam(net, (0.9, 0.999), CPU), first, math.inf)
+    second.load_state_dict(first.state_dict())
+    assert second.scaler.get_scale() == first.scaler.get_scale() == 2.0**15
+    SafeStep(CPU, torch.float32, 0).load_state_dict(first.state_dict())  # another precision now
+
+
+def test_ema_moves_the_right_way_by_the_right_amount():
+    net, ema = (nn.BatchNorm1d(3).double() for _ in range(2))
+    nn.init.constant_(net.weight, 5.0)
+    nn.init.constant_(ema.weight, 1.0)
+    net.running_mean.fill_(7.0)
+    for _ in range(2):
+        update_ema(ema, net, 0.9)
+    # 1 -> 0.9 * 1 + 0.1 * 5 = 1.4 -> 0.9 * 1.4 + 0.1 * 5 = 1.76
+    torch.testing.assert_close(ema.weight.data, torch.full((3,), 1.76).double(), rtol=0, atol=1e-7)
+    assert ema.running_mean.eq(7).all()
+    assert net.weight.eq(5).all() and ema.weight.grad_fn is None

@@ -1,0 +1,234 @@
+"""What a run says of itself while it trains: losses, speed, the GAN's balance, faults in words."""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from config import Config
+from training.runs import At, RunFolder, TrainingError
+from utils import peak_memory
+
+LOSSES = ("pixel", "perceptual", "adversarial", "discriminator")  # the order they are shown in
+FP16_NOTE = " (fp16: now and then while its loss scale is being found is normal)"
+
+
+class Monitor:
+    """Watches one phase: reads the means of its steps, and tells them where people look.
+
+    All ranks have one and read together; only the first is heard, for the others' output and
+    folder are silent.
+
+    Args:
+        config: of the run.
+        at: where the phase goes on from.
+        seconds: that the phase has taken until there.
+        device: of the run.
+        run: takes the curves.
+    """
+
+    def __init__(
+        self, config: Config, at: At, seconds: float, device: torch.device, run: RunFolder
+    ):
+        self.config, self.run = config, run
+        self.means, self.balance = IntervalMeans(), Balance()
+        self.clock = Clock(config.batch_size, device, seconds)
+        self.reading: dict[str, float] = {}  # the last one
+        self.faults = Faults()
+        self.bar = tqdm(
+            desc=at.phase,
+            total=getattr(config, at.phase).steps,
+            initial=at.step,
+            unit="step",
+            disable=not run.ranks.first,
+        )
+
+    def watch(self, loader: Iterable[list[Tensor]]) -> Iterator:
+        """Batch after batch, the parts of each together; times the waiting, moves the bar."""
+        pieces = iter(loader)
+        try:
+            while True:
+                begin = time.perf_counter()
+                parts = list(itertools.islice(pieces, self.config.accumulate))
+                self.clock.waited += time.perf_counter() - begin
+                if not parts:
+                    return
+                yield parts
+                self.bar.update()
+        finally:
+            self.bar.close()
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """What a step measured; it stays on the device until it is read."""
+        self.means.add(values)
+
+    def read(self, at: At, lr: float) -> None:
+        """Take the means since the last reading; show them, and troubles in words.
+
+        Raises:
+            TrainingError: max_skipped steps in a row were not finite.
+        """
+        means, self.faults = self.means.read(self.run.ranks.mean)
+        if self.faults.longest >= self.config.max_skipped:
+            raise TrainingError(
+                f"{at}: {self.faults.longest} steps in a row were skipped ({self.faults}). "
+                f"{self.run.last} is from before. Lower --{at.phase}.lr, set "
+                f"--{at.phase}.clip-grad-norm 1, or use --precision fp32."
+            )
+        self.reading = means | {"lr": lr} | self.clock.read(self.faults.steps)
+        self.bar.set_postfix({key: f"{means[key]:.4f}" for key in LOSSES if key in means})
+        self.run.scalars(at.phase, self.reading | {"skipped": self.faults.faulty}, at)
+        if self.faults.faulty:
+            self.tell(at, f"{self.faults}{FP16_NOTE if self.config.precision == 'fp16' else ''}")
+        if "pairs right" in means:
+            self.tell(at, self.balance.judge(means["pairs right"], means["discriminator"]))
+
+    def tell(self, at: At, sentence: str) -> None:
+        if sentence:
+            self.bar.write(f"{at.phase} {at.step}: {sentence}")
+
+    def row(self, scores: dict[str, float]) -> dict:
+        """A validation's scores and the last reading, as metrics.jsonl holds them."""
+        losses = {term: self.reading[term] for term in LOSSES if term in self.reading}
+        others = {key: value for key, value in self.reading.items() if key not in losses}
+        return {"seconds": self.clock.seconds()} | scores | {"losses": losses} | others
+
+
+# ------------------------------------------------------------------------ means over an interval
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Steps of an interval in which something was not finite; such a step is skipped."""
+
+    steps: int = 0  # in all
+    faulty: int = 0
+    in_a_row: int = 0  # at the end of the interval
+    longest: int = 0  # row that reached into the interval
+    missing: dict[str, int] = field(
+        default_factory=dict
+    )  # what was not finite -> in how many steps
+
+    def __str__(self) -> str:
+        names = ", ".join(f"{name} ({times})" for name, times in self.missing.items())
+        return f"{self.faulty} of {self.steps} steps skipped, not finite: {names}"
+
+
+class IntervalMeans:
+    """Means of what the steps of an interval measured, and how many steps were not finite.
+
+    All of it stays on the device until it is read, for reading waits for a GPU.
+    """
+
+    def __init__(self):
+        self.names: list[str] = []
+        self.in_a_row = 0  # faulty steps up to now
+        self.longest = 0  # such row since the last reading
+        self._clear()
+
+    def _clear(self) -> None:
+        self.steps, self.faulty, self.sums, self.finite = 0, 0, 0, 0
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """One step's values: scalars, the same names each time."""
+        self.names = list(values)
+        stacked = torch.stack([value.float() for value in values.values()])
+        finite = stacked.isfinite()
+        self.sums = self.sums + stacked.where(finite, 0)
+        self.finite = self.finite + finite
+        faulty = ~finite.all()
+        self.faulty = self.faulty + faulty
+        self.in_a_row = (self.in_a_row + 1) * faulty
+        self.longest = self.in_a_row.clamp(min=self.longest)
+        self.steps += 1
+
+    def read(self, mean_of_ranks: Callable[[Tensor], Tensor]) -> tuple[dict[str, float], "Faults"]:
+        """Means over the finite values since the last reading, and what was not finite."""
+        count = len(self.names)
+        counters = torch.stack((self.faulty, self.in_a_row, self.longest))
+        read = mean_of_ranks(torch.cat((self.sums, self.finite, counters))).tolist()
+        sums, finite, (faulty, in_a_row, longest) = read[:count], read[count:-3], read[-3:]
+        means = {
+            name: total / times if times else math.nan
+            for name, total, times in zip(self.names, sums, finite, strict=True)
+        }
+        missing = {
+            name: math.ceil(self.steps - times)
+            for name, times in zip(self.names, finite, strict=True)
+            if times < self.steps
+        }
+        faults = Faults(self.steps, round(faulty), round(in_a_row), round(longest), missing)
+        self._clear()
+        self.longest = 0
+        return means, faults
+
+
+class Clock:
+    """How fast a phase goes, and how long it waited for data; over all its processes' lives.
+
+    Args:
+        batch_size: images of a step.
+        device: whose memory is told.
+        seconds: that the phase has taken in earlier processes.
+    """
+
+    def __init__(self, batch_size: int, device: torch.device, seconds: float):
+        self.batch_size, self.device = batch_size, device
+        self.begin = time.perf_counter() - seconds
+        self.since, self.waited = time.perf_counter(), 0.0
+
+    def seconds(self) -> float:
+        return round(time.perf_counter() - self.begin, 1)
+
+    def read(self, steps: int) -> dict[str, float]:
+        """Of the steps since the last reading: images a second, share of the time without data."""
+        elapsed = time.perf_counter() - self.since
+        speed = {"images/s": steps * self.batch_size / elapsed, "data wait": self.waited / elapsed}
+        memory = peak_memory(self.device)
+        self.since, self.waited = time.perf_counter(), 0.0
+        return speed | ({} if memory is None else {"peak GiB": memory})
+
+
+# ------------------------------------------------------------------------------ the GAN's balance
+
+
+class Balance:
+    """Says in words when one side of the GAN has not learned for a while.
+
+    A pair is a real patch and the generator's version of it; the discriminator ranks it right if
+    it finds the real one more real. 50% is guessing. Above 99% with next to no loss, what it tells
+    the generator changes hardly any more from step to step.
+    """
+
+    PATIENCE = 10  # readings of the log in a row
+
+    def __init__(self):
+        self.verdict, self.readings = "", 0
+
+    def judge(self, pairs_right: float, d_loss: float) -> str:
+        """Takes an interval's means; returns a sentence when a verdict has just become lasting.
+
+        Args:
+            pairs_right: share, from 0 to 1.
+            d_loss: the discriminator's loss; 2 ln 2 = 1.39 is guessing.
+        """
+        verdict = ""
+        if pairs_right > 0.99 and d_loss < 0.05:
+            verdict = (
+                f"the discriminator has won: it ranks {pairs_right:.0%} of pairs right and hardly "
+                "loses anything. Lower gan.lr, or give the generator more weight on the other terms"
+            )
+        elif abs(pairs_right - 0.5) < 0.05 and d_loss > 1.3:
+            verdict = (
+                f"the discriminator learns nothing: it ranks {pairs_right:.0%} of pairs right, "
+                "which is guessing. Raise gan.lr or batch_size, and look at samples/"
+            )
+        kind = verdict.partition(":")[0]
+        self.readings = self.readings + 1 if kind == self.verdict else 1
+        self.verdict = kind
+        return verdict if self.readings == self.PATIENCE else ""

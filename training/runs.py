@@ -1,0 +1,307 @@
+"""A run's folder: who may write in it, what a resume may change, checkpoints, kept generators."""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import nn
+
+from config import PHASES, Config, flat, identity, settings_of_weights
+from images.files import write_image
+from training.log import RunLog
+from utils import (
+    DeviceError,
+    Ranks,
+    UnreadableError,
+    load_tensors,
+    remove_leftovers,
+    replacing,
+)
+from weights import save_generator
+
+RUNS = Path("checkpoints")
+KEYS = {"phase", "step", "before", "seconds", "config"}  # of last.pt, beside the learner's own
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file, the cause and the remedy."""
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class At:
+    """Where a run is: "gan step 12"."""
+
+    phase: str
+    step: int  # of the phase, counted from 1; 0 is its start
+    before: int = 0  # steps of the run before this phase
+
+    @property
+    def run_step(self) -> int:
+        return self.before + self.step
+
+    def __str__(self) -> str:
+        return f"{self.phase} step {self.step}"
+
+
+class Learner(Protocol):
+    """What a checkpoint holds of train.py's Learner."""
+
+    at: At
+    ema: nn.Module
+
+    def state_dict(self) -> dict: ...
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+def by_the_first_rank(method: Callable[..., None]) -> Callable[..., None]:
+    """One process writes the folder; the method returns at once on other ranks."""
+
+    @functools.wraps(method)
+    def calling(self: "RunFolder", *args) -> None:
+        if self.ranks.first:
+            method(self, *args)
+
+    return calling
+
+
+class RunFolder(AbstractContextManager):
+    """checkpoints/NAME. While open, no other process can train in it.
+
+    Args:
+        config: of the run.
+        ranks: that share the run; the first writes.
+
+    Raises:
+        DeviceError: on entering, if another process trains in it.
+    """
+
+    def __init__(self, config: Config, ranks: Ranks):
+        self.config, self.ranks = config, ranks
+        self.folder = RUNS / config.name
+        self.last = self.folder / "last.pt"
+        self.checkpoint: dict | None = None
+        self.log: RunLog  # once it is open, on the first rank
+        self.open_files = ExitStack()
+
+    def __enter__(self) -> "RunFolder":
+        if self.ranks.first:
+            RUNS.mkdir(exist_ok=True)
+            # Beside the folder: a run that ends for want of data leaves no folder behind.
+            lock = FileLock(RUNS / f".{self.config.name}.lock", blocking=False)
+            try:
+                self.open_files.enter_context(lock)
+            except Timeout:
+                raise DeviceError(
+                    f"another process is training {self.folder} right now; "
+                    "wait for it, or choose another --name"
+                ) from None
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.open_files.close()
+
+    # ------------------------------------------------------------------------------------ resuming
+
+    def resume(self) -> None:
+        """Read last.pt, if there is one, and say what changed since.
+
+        Raises:
+            CheckpointError: it cannot be read, or is of another network.
+        """
+        if not self.last.exists():
+            return
+        checkpoint = load_checkpoint(self.last)
+        if not checkpoint.keys() >= KEYS:
+            raise CheckpointError(f"{self.last} was not written by train.py; choose another --name")
+        # A setting that a checkpoint does not know came later; its default is how things were.
+        before = flat(dataclasses.asdict(Config())) | flat(checkpoint["config"])
+        now = flat(dataclasses.asdict(self.config))
+        for field in now:
+            if now[field] == before[field]:
+                continue
+            if field in identity(self.config):
+                raise CheckpointError(
+                    f"{self.last} was trained with {field} {before[field]}, not {now[field]}: "
+                    "give that value, or choose another --name for a new run"
+                )
+            print(f"Changed since the last run: {field} was {before[field]}, is {now[field]}")
+        self.checkpoint = checkpoint
+        print(f"Going on from {self.last}: {self.at}")
+
+    @property
+    def at(self) -> At:
+        """Where the run goes on from."""
+        if self.checkpoint is None:
+            return At(PHASES[0], 0)
+        return At(*(self.checkpoint[key] for key in ("phase", "step", "before")))
+
+    def finished(self, phase: str) -> bool:
+        return PHASES.index(self.at.phase) > PHASES.index(phase)
+
+    def restore_average(self, generator: nn.Module) -> None:
+        """Load the averaged generator of the checkpoint, if there is one, whatever its phase."""
+        if self.checkpoint is not None:
+            self._fill(generator.load_state_dict, self.checkpoint.get("ema", {}))
+
+    def restore(self, learner: Learner) -> float:
+        """Load a phase's learner, if the checkpoint is of that phase.
+
+        Returns:
+            Seconds that the phase has taken until now.
+        """
+        if self.checkpoint is None or self.at.phase != learner.at.phase:
+            return 0.0
+        learner.at = self.at
+        self._fill(learner.load_state_dict, self.checkpoint)
+        return self.checkpoint["seconds"]
+
+    def _fill(self, load: Callable[[dict], object], state: dict) -> None:
+        try:
+            load(state)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.last} does not fit this configuration ({error}); "
+                "undo what changed, or choose another --name for a new run"
+            ) from error
+
+    # ------------------------------------------------------------------------------------- writing
+
+    @by_the_first_rank
+    def open_log(self) -> None:
+        """Log from where the checkpoint is; from here on the folder exists."""
+        (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.last)
+        settings = json.dumps(dataclasses.asdict(self.config), indent=2)
+        (self.folder / "config.json").write_text(f"{settings}\n")
+
+        def keep(row: dict) -> bool:
+            order = PHASES.index(row["phase"]), row["step"]
+            return order <= (PHASES.index(self.at.phase), self.at.step)
+
+        log = RunLog(self.folder, keep, self.at.run_step)
+        self.log = self.open_files.enter_context(log)
+
+    @by_the_first_rank
+    def scalars(self, group: str, values: dict[str, float], at: At) -> None:
+        """Points of TensorBoard's curves."""
+        self.log.scalars(group, values, at.run_step)
+
+    @by_the_first_rank
+    def record(self, at: At, row: dict) -> None:
+        """A line of metrics.jsonl."""
+        self.log.metric({"phase": at.phase, "step": at.step, "run_step": at.run_step} | row)
+
+    @by_the_first_rank
+    def sample(self, stem: str, picture: np.ndarray, at: At) -> None:
+        """A picture of a validation image, in samples/ and in TensorBoard."""
+        file = self.folder / "samples" / f"{stem}_{at.run_step:07d}_{at.phase}.png"
+        write_image(picture, file)
+        self.log.picture(stem, picture, at.run_step)
+
+    @by_the_first_rank
+    def keep(self, ema: nn.Module, at: At, scores: dict[str, float]) -> None:
+        """The PSNR phase's best by PSNR; of the GAN phase, whose PSNR says little, the last few."""
+        metadata = self._metadata(at) | scores
+        if at.phase == "psnr" and scores and scores["psnr"] > self.log.best(at.phase):
+            save_generator(ema, self.folder / "psnr_best.safetensors", metadata=metadata)
+        if at.phase == "gan" and self.config.keep_generators:
+            kept = self.folder / "generators"
+            kept.mkdir(exist_ok=True)
+            save_generator(ema, kept / f"gan_{at.step:07d}.safetensors", metadata=metadata)
+            for old in sorted(kept.glob("gan_*.safetensors"))[: -self.config.keep_generators]:
+                old.unlink()
+
+    def save(self, learner: Learner, seconds: float) -> None:
+        """Write last.pt: everything needed to go on.
+
+        Raises:
+            TrainingError: the weights are not finite; the older file stays.
+            OSError: it cannot be written; the older file stays.
+        """
+        self.refuse_broken(learner.ema, learner.at)
+        self._write_last(learner, seconds)
+
+    def refuse_broken(self, ema: nn.Module, at: At) -> None:
+        """Gradients are from before their update: only the weights tell what the last one did."""
+        tensors = ema.state_dict().values()  # batch norm's statistics too: no step skips them
+        if not all(tensor.isfinite().all() for tensor in tensors):
+            raise TrainingError(
+                f"the weights were no longer finite at {at}; {self.last} is older. "
+                f"Lower --{at.phase}.lr or use --precision fp32."
+            )
+
+    @by_the_first_rank
+    def _write_last(self, learner: Learner, seconds: float) -> None:
+        self.log.flush()
+        at = learner.at
+        progress = dict(phase=at.phase, step=at.step, run_step=at.run_step, before=at.before)
+        about = {"seconds": seconds, "config": dataclasses.asdict(self.config)}
+        save_checkpoint(self.last, progress | about | learner.state_dict())
+
+    @by_the_first_rank
+    def finish(self, learner: Learner) -> None:
+        """Write what a phase ends with: its averaged generator and the curves."""
+        file = self.folder / f"{learner.at.phase}.safetensors"
+        save_generator(learner.ema, file, metadata=self._metadata(learner.at))
+        self.log.draw_curves()
+
+    def _metadata(self, at: At) -> dict:
+        settings = settings_of_weights(self.config)
+        return dict(source="train.py", phase=at.phase, step=at.step, config=settings)
+
+
+# ------------------------------------------------------------------------------- checkpoint files
+
+
+def save_checkpoint(path: Path, state: dict) -> None:
+    """Write `state` whole or not at all: a kill at any moment leaves the old file or the new.
+
+    Raises:
+        OSError: it cannot be written (a full disk, say); the old file is as it was.
+    """
+    try:
+        with replacing(path) as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        # torch.save trips over the file that it could not finish, and hides why it could not.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        kept = "; the one before it is intact" if path.exists() else ""
+        raise OSError(
+            f"{path} cannot be written ({cause.strerror or cause}){kept}. "
+            "Make room, then give the same command again."
+        ) from cause
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Read what `save_checkpoint` wrote, onto the CPU, without running any code it may hold.
+
+    Raises:
+        CheckpointError: not a file that `save_checkpoint` wrote, or a damaged one.
+    """
+    try:
+        state, _ = load_tensors(path)
+    except UnreadableError as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint ({error}). "
+            "Move it away to start afresh, or choose another --name."
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} was not written by train.py; choose another --name")
+    return state

@@ -1,0 +1,68 @@
+"""Steps that cannot spoil a run: Adam, updates that are skipped where not finite, the EMA."""
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+def make_adam(net: nn.Module, betas: tuple[float, float], device: torch.device) -> torch.optim.Adam:
+    # The fused one can be told on the device to skip a step (found_inf): no waiting for a GPU.
+    return torch.optim.Adam(net.parameters(), betas=betas, fused=device.type != "mps")
+
+
+class SafeStep:
+    """Optimizer steps that are skipped, on the device, where a gradient is not finite.
+
+    That is what a GradScaler does for fp16. Here it serves every precision: for bf16 and fp32 its
+    loss scale stays at 1. (MPS has no such scaler: there nothing is skipped, only counted.)
+
+    Args:
+        device, dtype: of the run.
+        clip: largest norm of a network's gradient; 0: any.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, clip: float):
+        self.dynamic, self.clip = dtype == torch.float16, clip
+        self.scaler = torch.amp.GradScaler(
+            device.type, init_scale=2.0**16 if self.dynamic else 1.0, enabled=device.type != "mps"
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        # If the loss is not finite, this makes every gradient nan, which averaging then carries
+        # to all ranks: so all of them skip the same steps. Otherwise it is a factor of 1.
+        self.scaler.scale(loss * (1 + 0 * loss.detach())).backward()
+
+    def step(self, optimizer: torch.optim.Optimizer, lr: float) -> Tensor:
+        """Clip, step if all is finite; returns the gradient's norm before clipping."""
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        self.scaler.unscale_(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.clip > 0:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
+        self.scaler.step(optimizer)
+        return norm
+
+    def update(self) -> None:
+        """Once a training step, after all optimizers."""
+        if self.dynamic:
+            self.scaler.update()
+        elif self.scaler.is_enabled():
+            self.scaler.update(1.0)
+
+    def state_dict(self) -> dict:
+        return self.scaler.state_dict() if self.dynamic else {}
+
+    def load_state_dict(self, state: dict) -> None:
+        if self.dynamic and state:  # a run may change its precision
+            self.scaler.load_state_dict(state)
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, net: nn.Module, decay: float) -> None:
+    """ema <- decay * ema + (1 - decay) * net for every parameter; buffers are copied."""
+    get_ema_multi_avg_fn(decay)(list(ema.parameters()), list(net.parameters()), None)
+    for ema_buffer, buffer in zip(ema.buffers(), net.buffers(), strict=True):
+        ema_buffer.copy_(buffer)

@@ -1,0 +1,1 @@
+"""Any picture in, any size out: tiles, memory, partners to score against, the report page."""

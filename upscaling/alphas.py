@@ -1,0 +1,66 @@
+"""Pictures to choose alpha by: a photograph through networks from the PSNR network to the GAN."""
+
+from pathlib import Path
+
+import numpy as np
+
+from images.scores import psnr
+from images.strips import centre, labelled_strip
+from upscaling.inputs import UsageError, read_high_res
+from upscaling.upscaler import Upscaler
+
+SHOWN_SIDE = 512  # pixels around the centre of larger results
+CONTEXT = 32  # input pixels around those, so that the networks see no border there
+
+
+def strip_names(paths: list[Path], root: Path, output: Path) -> dict[Path, Path]:
+    """The strip that each photograph below `root` becomes in `output`.
+
+    Of a.jpg and a.png, which would both become a.png, the second becomes a.png.png.
+
+    Raises:
+        UsageError: a strip would overwrite a photograph.
+    """
+    sources = {path.resolve() for path in paths}
+    strips: dict[Path, Path] = {}  # strip -> photograph
+    for path in paths:
+        strip = output / path.relative_to(root).with_suffix(".png")
+        if strip in strips:
+            strip = strip.with_name(f"{path.name}.png")
+        if strip.resolve() in sources:
+            raise UsageError(f"{strip} is an input; choose another folder with -o")
+        strips[strip] = path
+    return {path: strip for strip, path in strips.items()}
+
+
+def draw_strip(
+    image: np.ndarray, partner: Path | None, upscalers: dict[float, Upscaler]
+) -> tuple[np.ndarray, dict[float, float]]:
+    """What each network makes of an image, side by side, and how close that is to the truth.
+
+    Args:
+        image: uint8, (H, W, 3).
+        partner: file of the HR image, which then ends the strip. Without it there is no PSNR, and
+            only the image's centre, which the strip shows, is upscaled.
+        upscalers: by alpha.
+
+    Returns:
+        The strip, uint8 (h, w, 3), and by alpha the PSNR of the whole image on Y in dB.
+    """
+    scale = next(iter(upscalers.values())).scale
+    pictures, scores = {}, {}
+    high_res = None
+    if partner is None:
+        image = centre(image, int(SHOWN_SIDE // scale) + 2 * CONTEXT)
+    else:
+        size = (image.shape[0] * scale, image.shape[1] * scale)
+        high_res = read_high_res(partner, size, scale)
+    for alpha, upscaler in upscalers.items():
+        picture, label = upscaler(image), f"alpha {alpha:g}"
+        if high_res is not None:
+            scores[alpha] = psnr(picture, high_res, scale)
+            label += f", {scores[alpha]:.2f} dB"
+        pictures[label] = picture
+    if high_res is not None:
+        pictures["HR"] = high_res
+    return labelled_strip(pictures, SHOWN_SIDE), scores

@@ -1,0 +1,112 @@
+"""A network over an image of any size: whole, or in tiles that overlap and are blended."""
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from images.tensors import to_image, to_tensor
+
+# An nn.Module with `.scale`: RGB in [0, 1], (N, 3, H, W) to (N, 3, scale * H, scale * W).
+Generator: TypeAlias = Any
+
+
+@torch.inference_mode()
+def upscale(
+    net: Generator, image: np.ndarray, tile: int = 0, overlap: int = 32, batch: int = 1
+) -> np.ndarray:
+    """Run a generator over an image, whole or in overlapping tiles that are blended.
+
+    Only one row of tiles is held in floating point, on the CPU; the device holds `batch` tiles.
+
+    Args:
+        net: in eval mode.
+        image: (H, W, 3).
+        tile: largest side of the tiles in input pixels; 0, or one that the image fits in: none.
+        overlap: input pixels that neighbours share at least, below `tile`.
+        batch: tiles that the network is given at once.
+
+    Returns:
+        The same dtype, (scale * H, scale * W, 3).
+
+    Raises:
+        FloatingPointError: the network's output is not finite.
+    """
+    scale = net.scale
+    height, width = image.shape[:2]
+    rows, columns = _spans(height, tile, overlap), _spans(width, tile, overlap)
+    if len(rows) == len(columns) == 1:
+        return to_image(_run(net, [image])[0], image.dtype)
+
+    row_weights = _blend_weights(rows, height, overlap, scale)
+    column_weights = _blend_weights(columns, width, overlap, scale)
+    output = np.empty((height * scale, width * scale, 3), image.dtype)
+    unfinished = torch.zeros(3, 0, width * scale)  # rows that the next row of tiles adds to
+    with tqdm(total=len(rows) * len(columns), desc="tiles", leave=False) as bar:
+        for row, (top, bottom) in enumerate(rows):
+            band = torch.zeros(3, (bottom - top) * scale, width * scale)
+            for first in range(0, len(columns), batch):
+                spans = columns[first : first + batch]
+                results = _run(net, [image[top:bottom, left:right] for left, right in spans])
+                _add_tiles(band, results, spans, column_weights[first:], scale)
+                bar.update(len(spans))
+            band *= row_weights[row][:, None]
+            band[:, : unfinished.shape[1]] += unfinished
+            end = rows[row + 1][0] if row + 1 < len(rows) else height
+            finished = (end - top) * scale
+            output[top * scale : end * scale] = to_image(band[:, :finished], image.dtype)
+            unfinished = band[:, finished:]
+    return output
+
+
+def _add_tiles(
+    band: Tensor, tiles: Tensor, spans: list[tuple[int, int]], weights: list[Tensor], scale: int
+) -> None:
+    """Add tiles (N, 3, h, w) of one row to it, (3, h, W), each weighted over its columns."""
+    for tile, (left, right), weight in zip(tiles, spans, weights, strict=False):
+        band[:, :, left * scale : right * scale] += tile * weight
+
+
+def _run(net: Generator, tiles: list[np.ndarray]) -> Tensor:
+    """Tiles of one size through the network: (N, 3, scale * h, scale * w), fp32 on the CPU."""
+    device = next(net.parameters()).device
+    results = net(torch.cat([to_tensor(tile) for tile in tiles]).to(device)).float().cpu()
+    if not results.isfinite().all():
+        raise FloatingPointError("the network's output is not finite")
+    return results
+
+
+def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+    """Where tiles of one size, at most `tile`, begin and end to cover [0, length) evenly."""
+    if tile == 0 or length <= tile:
+        return [(0, length)]
+    count = math.ceil((length - overlap) / (tile - overlap))
+    # No larger than that number needs: for 512 pixels each way, tiles of 192 instead of 256 are
+    # 44% less work.
+    tile = math.ceil((length + (count - 1) * overlap) / count)
+    starts = np.linspace(0, length - tile, count).round().astype(int).tolist()
+    return [(start, start + tile) for start in starts]
+
+
+def _blend_weights(
+    spans: list[tuple[int, int]], length: int, overlap: int, scale: int
+) -> list[Tensor]:
+    """Per tile and output pixel, ramps that add up to 1; the image's own border is no tile edge."""
+    total = torch.zeros(length * scale)
+    ramps = []
+    for start, end in spans:
+        distance = torch.arange((end - start) * scale) + 0.5
+        from_start = distance if start > 0 else torch.full_like(distance, math.inf)
+        from_end = distance.flip(0) if end < length else torch.full_like(distance, math.inf)
+        # What lies nearest to a tile's edge saw the most of its zero padding: it hardly counts.
+        ramp = torch.minimum(from_start, from_end) - overlap * scale / 4
+        ramp = ramp.clamp(1e-3, overlap * scale / 2)
+        total[start * scale : end * scale] += ramp
+        ramps.append(ramp)
+    return [
+        ramp / total[start * scale : end * scale]
+        for ramp, (start, end) in zip(ramps, spans, strict=True)
+    ]

@@ -1,0 +1,184 @@
+"""Any picture in, any size out.
+
+upscaler = Upscaler(load_generator("checkpoints/compact_x4_gan.safetensors"))
+enlarged = upscaler(image)  # uint8 or uint16, (H, W, 3)
+"""
+
+import math
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from images.files import Picture, bleed
+from images.resize import imresize
+from upscaling.tiles import Generator, upscale
+from utils import autocast, choose_device, choose_precision, place
+
+CHANNELS = (1, 3)  # that a generator may take; one of 1 gets each colour as an image of its own
+SMALLEST_TILE = 64  # twice the overlap of neighbouring tiles
+
+
+class Upscaler:
+    """A generator with what it takes to run it on any image: precision, tiles, output size.
+
+    Args:
+        net: an nn.Module in eval mode with `.scale` and `.in_channels` (1 or 3).
+        device: "auto" (CUDA, then MPS, then CPU), "cuda", "mps", "cpu", or a torch.device.
+        precision: "bf16", "fp32", or "auto": bf16 for 8-bit images where the hardware has it.
+        tile: largest side of a tile in input pixels; 0: the whole image at once; None: as large as
+            half of the free memory allows. Tiles shrink if memory runs out all the same.
+        batch: tiles that are computed at once.
+        scale: of the result, by MATLAB's bicubic from the network's own scale; None: that one.
+        ensemble: average the 8 flips and rotations; takes 8 times as long.
+
+    Raises:
+        ValueError: the network takes another number of channels.
+        DeviceError: the named device is not there.
+    """
+
+    def __init__(
+        self,
+        net: Generator,
+        device: torch.device | str = "auto",
+        precision: str = "auto",
+        tile: int | None = None,
+        batch: int = 1,
+        scale: float | None = None,
+        ensemble: bool = False,
+    ):
+        if net.in_channels not in CHANNELS:
+            raise ValueError(f"the network takes {net.in_channels} channels; images have 3")
+        if net.in_channels == 1:
+            net = PerChannel(net)
+        if ensemble:
+            net = Ensemble(net)
+        self.device = choose_device(device) if isinstance(device, str) else device
+        self.net: Generator = place(net, self.device)
+        self.dtype = choose_precision(precision, self.device)
+        self.automatic = precision == "auto"
+        self.tile = choose_tile(self.net, self.device) if tile is None else tile
+        self.batch = batch
+        self.scale = scale or self.net.scale
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3), uint8 or uint16, to (scale * H, scale * W, 3), rounded up, of that dtype.
+
+        Raises:
+            FloatingPointError: the network's output is not finite, in fp32 either.
+            RuntimeError, MemoryError: too little memory, even for the smallest tiles.
+        """
+        result = self._run(image, self.dtype_for(image))
+        if self.scale == self.net.scale:
+            return result
+        return self._cut(imresize(result, self.scale / self.net.scale), image)
+
+    def dtype_for(self, image: np.ndarray) -> torch.dtype:
+        """bf16 has 8 significant bits: in an image of 16, it would leave noise in the others."""
+        return torch.float32 if self.automatic and image.dtype == np.uint16 else self.dtype
+
+    def bicubic(self, image: np.ndarray) -> np.ndarray:
+        """The same size by MATLAB's bicubic."""
+        return self._cut(imresize(image, self.scale), image)
+
+    def tile_difference(self, image: np.ndarray) -> tuple[float, float]:
+        """How far the result in tiles is from the whole image's: at most, on average; of 255."""
+        with autocast(self.device, self.dtype_for(image)):
+            whole = upscale(self.net, image).astype(np.float64)
+            tiled = upscale(self.net, image, self.tile, batch=self.batch)
+        difference = np.abs(whole - tiled) * 255 / np.iinfo(image.dtype).max
+        return float(difference.max()), float(difference.mean())
+
+    def _cut(self, result: np.ndarray, image: np.ndarray) -> np.ndarray:
+        """To the size that belongs to `image`: 10 * 3.3 may come out as 33.000001, which is 34."""
+        height, width = (math.ceil(side * self.scale - 1e-6) for side in image.shape[:2])
+        return result[:height, :width]
+
+    def _run(self, image: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+        """At the network's own scale; tiles shrink until they fit in memory."""
+        try:
+            with autocast(self.device, dtype):
+                return upscale(self.net, image, self.tile, batch=self.batch)
+        except FloatingPointError:
+            if dtype == torch.float32:
+                raise
+            tqdm.write("not finite in half precision; once more in fp32")
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or self.tile == SMALLEST_TILE:
+                raise
+            self.tile = max(SMALLEST_TILE, (self.tile or max(image.shape[:2])) // 2)
+            self.batch = 1
+            tqdm.write(f"not enough memory; going on with tiles of {self.tile} pixels")
+            return self._run(image, dtype)
+        return self._run(image, torch.float32)
+
+
+def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
+    """Colour by the network, alpha by it too where it is neither 0 nor full."""
+    if picture.alpha is None:
+        rgb, alpha = upscaler(picture.rgb), None
+    else:
+        rgb = upscaler(bleed(picture.rgb, picture.alpha))
+        # A network changes even a flat area a little; what was fully opaque or clear stays so.
+        alpha = smooth = upscaler.bicubic(picture.alpha)
+        top = np.iinfo(alpha.dtype).max
+        if np.ptp(picture.alpha):
+            sharp = upscaler(np.stack([picture.alpha] * 3, -1))
+            sharp = (sharp.mean(-1) + 0.5).astype(alpha.dtype)
+            alpha = np.where((smooth == 0) | (smooth == top), smooth, sharp)
+    if picture.gray:
+        rgb = np.repeat((rgb.mean(-1, keepdims=True) + 0.5).astype(rgb.dtype), 3, -1)
+    return Picture(rgb, alpha, picture.gray, picture.profile)
+
+
+def choose_tile(net: Generator, device: torch.device) -> int:
+    """A tile whose activations take less than half of the memory that is free.
+
+    Counted are three maps of all features in fp32, after the last enlargement; on a CPU the
+    generator's end works in bands, and takes less.
+    """
+    free = psutil.virtual_memory().available
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+    features = max(weight.shape[0] for weight in net.parameters())
+    side = math.isqrt(free // 2 // (3 * 4 * features * net.scale**2))
+    largest = 512 if device.type == "cuda" else 256  # beyond that it gets no faster
+    return max(SMALLEST_TILE, min(side // 32 * 32, largest))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "allocate memory" in str(error)
+
+
+class PerChannel(nn.Module):
+    """A network for grayscale images, which is given each colour as one."""
+
+    def __init__(self, net: Generator):
+        super().__init__()
+        self.net = net
+        self.scale = net.scale
+
+    def forward(self, low_res: Tensor) -> Tensor:
+        """(N, 3, H, W) to (N, 3, scale * H, scale * W)."""
+        return self.net(low_res.flatten(0, 1)[:, None]).unflatten(0, low_res.shape[:2])[:, :, 0]
+
+
+class Ensemble(nn.Module):
+    """The mean of what a network makes of the 8 flips and rotations (Timofte et al., 2016)."""
+
+    def __init__(self, net: Generator):
+        super().__init__()
+        self.net = net
+        self.scale = net.scale
+
+    def forward(self, low_res: Tensor) -> Tensor:
+        """(N, 3, H, W) to (N, 3, scale * H, scale * W)."""
+        total = 0
+        for quarters in range(4):
+            turned = low_res.rot90(quarters, (2, 3))
+            both = self.net(turned) + self.net(turned.flip(3)).flip(3)
+            total = total + both.rot90(-quarters, (2, 3))
+        return total / 8
