@@ -124,6 +124,7 @@ class Pack:
         return self._view(offset, height // self.index["scale"], width // self.index["scale"])
 
     def _view(self, offset: int, height: int, width: int) -> np.ndarray:
+        assert self.pixels is not None  # an image has pixels
         return self.pixels[offset : offset + height * width * 3].reshape(height, width, 3)
 
 
@@ -144,12 +145,11 @@ def pack_folder(folder: str | Path, scale: int, lr_folder: str | Path | None = N
     Raises:
         DataError: no folder, no images, or LR partners that are missing or of a wrong size.
     """
-    folder = Path(folder)
+    folder, lr_folder = Path(folder), Path(lr_folder) if lr_folder else None
     paths = list_images(folder)
     made_from = {"format": PACK_FORMAT, "scale": scale, "high_res": fingerprint(folder, paths)}
     lr_paths = []
     if lr_folder:
-        lr_folder = Path(lr_folder)
         lr_paths = list_images(lr_folder)
         made_from["low_res"] = fingerprint(lr_folder, lr_paths)
     target = pack_path(folder, scale, lr_folder)
@@ -396,7 +396,7 @@ def batches(
     firsts = range(start * batch_size + rank * size, stop * batch_size, ranks * size)
     return DataLoader(
         stream,
-        batch_sampler=(range(first, first + size) for first in firsts),
+        batch_sampler=(list(range(first, first + size)) for first in firsts),
         num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=ignore_signals,
@@ -418,10 +418,11 @@ def write_demo_photographs(root: Path = DEMO_DIR) -> None:
         (root / split).mkdir(parents=True, exist_ok=True)
         for name in names:
             target = root / split / name
-            if not target.exists():
-                source = resources.files("skimage") / "data" / name
-                with replacing(target) as file:
-                    file.write(source.read_bytes())
+            if target.exists():
+                continue
+            source = resources.files("skimage") / "data" / name
+            with replacing(target) as file:
+                file.write(source.read_bytes())
 
 
 def fetch_div2k(root: Path, base_url: str = DIV2K_URL, archives: dict = DIV2K_ARCHIVES) -> None:

@@ -30,9 +30,11 @@ class RowsConv2d(nn.Conv2d):
         if wants_standard_layers(x):
             return super().forward(x)
         kernel = self.weight.permute(2, 0, 1, 3).flatten(0, 1).unsqueeze(2)  # rows * out channels
-        rows = F.conv2d(x, kernel, padding=(0, self.padding[1]))
-        rows = F.pad(rows, (0, 0, self.padding[0], self.padding[0])).chunk(self.kernel_size[0], 1)
+        above, left = (int(padding) for padding in self.padding)
+        padded = F.pad(F.conv2d(x, kernel, padding=(0, left)), (0, 0, above, above))
+        rows = padded.chunk(self.kernel_size[0], 1)
         moved = (row[:, :, i : i + x.shape[2]] for i, row in enumerate(rows))
+        assert self.bias is not None
         return sum(moved) + self.bias.view(-1, 1, 1)
 
 

@@ -59,10 +59,12 @@ class VGGFeatures(nn.Module):
             for module in self.features:
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, generator=generator)
-                    nn.init.zeros_(module.bias)
+                    nn.init.zeros_(module.get_parameter("bias"))
         else:
             self.features.load_state_dict(vgg19_state_dict(weights, features.state_dict()))
 
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
         self.requires_grad_(False)
@@ -185,13 +187,22 @@ def generator_loss(
     if pixel > 0:
         terms["pixel"] = pixel * distance(fake.float(), high_res)
     if perceptual > 0:
+        assert vgg is not None, "a perceptual loss needs vgg"
         with torch.no_grad():
             target = vgg(high_res)
         terms["perceptual"] = perceptual * distance(vgg(fake).float(), target.float())
-    if adversarial > 0 and relativistic:
-        with torch.no_grad():
-            d_real = net_d(high_res)
-        terms["adversarial"] = adversarial * relativistic_generator_loss(d_real, net_d(fake))
-    elif adversarial > 0:
-        terms["adversarial"] = adversarial * standard_generator_loss(net_d(fake))
+    if adversarial > 0:
+        assert net_d is not None, "an adversarial loss needs net_d"
+        terms["adversarial"] = adversarial * adversarial_loss(net_d, fake, high_res, relativistic)
     return terms
+
+
+def adversarial_loss(
+    net_d: nn.Module, fake: Tensor, high_res: Tensor, relativistic: bool
+) -> Tensor:
+    """The generator's, ESRGAN's or SRGAN's; only `fake` gets a gradient."""
+    if not relativistic:
+        return standard_generator_loss(net_d(fake))
+    with torch.no_grad():
+        d_real = net_d(high_res)
+    return relativistic_generator_loss(d_real, net_d(fake))

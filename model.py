@@ -47,7 +47,7 @@ class ResidualDenseBlock(nn.Module):
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5):
             nn.init.kaiming_normal_(conv.weight)
             conv.weight.data.mul_(SMALL_INIT)
-            nn.init.zeros_(conv.bias)
+            nn.init.zeros_(conv.get_parameter("bias"))
 
     def forward(self, x: Tensor) -> Tensor:
         x1 = self.lrelu(self.conv1(x))  # (N, growth, H, W)

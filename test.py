@@ -122,35 +122,29 @@ def work(
         jobs = [job for job in jobs if job.target not in done]
     bar = tqdm(read_ahead(jobs), total=len(jobs), unit="image", disable=not show_progress)
     with ThreadPoolExecutor(1) as writer:
-        unfinished: Future | None = None
+        last: Future = writer.submit(int)  # of writing a result; for now, of nothing
         for job, reading in bar:
             bar.set_postfix_str(job.source.name)
             with failure_noted(job, results):
                 picture = reading.result()
                 enlarged = enlarge(picture, upscaler)
-                if arguments.check_tiles:
-                    worst, mean = upscaler.tile_difference(picture.rgb)
-                    tiles = f"tiles differ from the whole by at most {worst:.3g}/255"
-                    tqdm.write(f"{job.source}: {tiles}, {mean:.2g}/255 on average")
-                if unfinished:
-                    unfinished.result()  # no more than one result waits in memory
-                unfinished = writer.submit(
+                check_tiles(job, picture, upscaler, arguments)
+                last.result()  # no more than one result waits in memory
+                last = writer.submit(
                     finish, job, picture, enlarged, upscaler, metrics, arguments, results
                 )
-        if unfinished:
-            unfinished.result()
+        last.result()
     return results
 
 
 def read_ahead(jobs: list[Job]) -> Iterator[tuple[Job, Future]]:
     """Each job with its picture, and the next one's being read."""
     with ThreadPoolExecutor(1) as reader:
-        pictures = (reader.submit(read_picture, job.source) for job in jobs)
-        reading = next(pictures, None)
-        for job in jobs:
-            following = next(pictures, None)
+        following: Future | None = None
+        for job, next_job in zip(jobs, (*jobs[1:], None), strict=True):
+            reading = following or reader.submit(read_picture, job.source)
+            following = reader.submit(read_picture, next_job.source) if next_job else None
             yield job, reading
-            reading = following
 
 
 @contextmanager
@@ -160,6 +154,15 @@ def failure_noted(job: Job, results: Results) -> Iterator[None]:
         yield
     except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
         results.failures.append(explain(job, error))
+
+
+def check_tiles(
+    job: Job, picture: Picture, upscaler: Upscaler, arguments: argparse.Namespace
+) -> None:
+    if arguments.check_tiles:
+        worst, mean = upscaler.tile_difference(picture.rgb)
+        tiles = f"tiles differ from the whole by at most {worst:.3g}/255"
+        tqdm.write(f"{job.source}: {tiles}, {mean:.2g}/255 on average")
 
 
 def finish(
@@ -357,9 +360,7 @@ def add_result_flags(group: argparse._ArgumentGroup) -> None:
         help="PNG keeps alpha and 16 bits, same is the input's",
     )
     group.add_argument("--suffix", default="", help="goes behind each name: _x4")
-    group.add_argument(
-        "--skip-existing", action="store_true", help="go on where an earlier call stopped"
-    )
+    group.add_argument("--skip-existing", action="store_true", help="go on where it stopped")
 
 
 def add_score_flags(group: argparse._ArgumentGroup) -> None:
@@ -380,9 +381,7 @@ def add_score_flags(group: argparse._ArgumentGroup) -> None:
         metavar="NAME",
         help="scores of pyiqa (pip install pyiqa) for the table: lpips dists niqe musiq ...",
     )
-    group.add_argument(
-        "--check-tiles", action="store_true", help="say how far tiles are from the whole image"
-    )
+    group.add_argument("--check-tiles", action="store_true", help="say what tiles change")
 
 
 def positive(kind: type) -> Callable[[str], float]:

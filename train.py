@@ -11,13 +11,15 @@ Everything goes to checkpoints/NAME. Ctrl-C saves; the same command again goes o
 
 import copy
 import dataclasses
+import functools
 import math
+import operator
 import os
 import sys
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from config import PHASES, Config, Phase, parse_args
@@ -46,7 +48,7 @@ from utils import (
     is_lost_connection,
     place,
 )
-from weights import WeightsError, init_generator
+from weights import Generator, WeightsError, init_generator
 
 Images = tuple[Tensor, Tensor]  # low_res, high_res: (N, 3, H / scale, W / scale), (N, 3, H, W)
 
@@ -166,7 +168,7 @@ class Learner:
         self,
         config: Config,
         name: str,
-        generator: RRDBNet | SRResNet,
+        generator: Generator,
         vgg: VGGFeatures | None,
         dtype: torch.dtype,
         ranks: Ranks,
@@ -241,7 +243,7 @@ class Learner:
                     relativistic=self.config.relativistic,
                     distance=F.mse_loss if self.config.squared_error else F.l1_loss,
                 )
-            self.safe.backward(sum(loss.values()) / len(parts))
+            self.safe.backward(total(loss.values()) / len(parts))
             fakes.append(fake.detach())
             terms.append({name: term.detach() for name, term in loss.items()})
         gradient = self.safe.step(self.opt_g, lr)
@@ -298,7 +300,11 @@ class Learner:
 
 
 def mean_values(listed: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {key: sum(values[key] for values in listed) / len(listed) for key in listed[0]}
+    return {key: total(values[key] for values in listed) / len(listed) for key in listed[0]}
+
+
+def total(values: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(operator.add, values)
 
 
 def learning_rate(phase: Phase, step: int) -> float:
@@ -314,13 +320,13 @@ def learning_rate(phase: Phase, step: int) -> float:
 # --------------------------------------------------------------------- what the run is made from
 
 
-def build_generator(config: Config) -> RRDBNet | SRResNet:
+def build_generator(config: Config) -> Generator:
     if config.generator == "srresnet":
         return SRResNet(3, 3, config.scale, config.features, config.blocks, config.batch_norm)
     return RRDBNet(3, 3, config.scale, config.features, config.blocks, config.growth)
 
 
-def start_from(generator: nn.Module, path: str) -> None:
+def start_from(generator: Generator, path: str) -> None:
     fresh, unused = init_generator(generator, path)
     print(f"Starting from {path}")
     if fresh:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import safetensors
 import torch
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-Placed = TypeVar("Placed", nn.Module, Tensor)
+Placed = TypeVar("Placed", bound=nn.Module | Tensor)
 Part = TypeVar("Part")
 
 # ----------------------------------------------------------------------------- device and precision
@@ -86,9 +86,10 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 def place(thing: Placed, device: torch.device) -> Placed:
     """A network or images (N, C, H, W), on the device, in the memory format it computes fastest."""
+    moving: Any = thing  # networks and tensors take the same arguments, whatever their types say
     if device.type == "mps":
-        return thing.to(device)
-    return thing.to(device, memory_format=torch.channels_last)
+        return moving.to(device)
+    return moving.to(device, memory_format=torch.channels_last)
 
 
 def peak_memory(device: torch.device) -> float | None:
@@ -179,7 +180,7 @@ class Ranks(AbstractContextManager):
         """The lists of all ranks, one after the other."""
         if self.count == 1:
             return own
-        everyone = [None] * self.count
+        everyone: list[list] = [[]] * self.count
         dist.all_gather_object(everyone, own)
         return [item for part in everyone for item in part]
 
@@ -268,12 +269,14 @@ def load_tensors(path: str | Path) -> tuple[object, dict[str, str]]:
     Raises:
         UnreadableError: anything else, or a damaged file.
     """
-    with open(path, "rb") as file:
-        start = file.read(512)
-    if complaint := _complaint(start):
-        raise UnreadableError(complaint)
     try:
+        with open(path, "rb") as file:
+            start = file.read(512)
+        if complaint := _complaint(start):
+            raise UnreadableError(complaint)
         return _load_safetensors(path) if start[8:9] == b"{" else (_load_pickle(path), {})
+    except UnreadableError:
+        raise
     except Exception as error:  # a damaged file fails in a dozen ways, all of them the file's
         raise UnreadableError(_reason(error)) from error
 

@@ -18,11 +18,12 @@ import math
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from formats.layouts import (
@@ -53,6 +54,7 @@ SUFFIXES = {  # what can be written -> the kinds of file it is written to
 # What a network's body begins with.
 FIRST_IN_BODY = {RRDBNet: "body.0.rdb1.conv1.weight", SRResNet: "body.0.conv1.weight"}
 
+Generator = RRDBNet | SRResNet
 ALPHAS = (0, 0.2, 0.4, 0.6, 0.8, 1)  # of --pictures
 
 # ------------------------------------------------------------------------------------- file in
@@ -60,7 +62,7 @@ ALPHAS = (0, 0.2, 0.4, 0.6, 0.8, 1)  # of --pictures
 
 def load_generator(
     path_or_name: str | Path, map_location: str = "cpu", scale: int | None = None
-) -> nn.Module:
+) -> Generator:
     """Build the generator that a file describes, in eval mode and fp32, with `.scale`.
 
     Layouts: BasicSR and Real-ESRGAN, the official ESRGAN, its older releases, ESRGAN+,
@@ -80,7 +82,7 @@ def load_generator(
     return _load(locate(path_or_name), scale)[0].to(map_location)
 
 
-def init_generator(net: nn.Module, path: str | Path) -> tuple[list[str], list[str]]:
+def init_generator(net: Generator, path: str | Path) -> tuple[list[str], list[str]]:
     """Start `net` from another generator, of the same network but perhaps at another scale.
 
     Returns:
@@ -99,7 +101,7 @@ def init_generator(net: nn.Module, path: str | Path) -> tuple[list[str], list[st
     return fresh, unused
 
 
-def interpolate(psnr_net: nn.Module, gan_net: nn.Module, alpha: float) -> nn.Module:
+def interpolate(psnr_net: Generator, gan_net: Generator, alpha: float) -> Generator:
     """Network interpolation: (1 - alpha) * PSNR + alpha * GAN for every weight (section 3.4).
 
     The running statistics of batch norm are interpolated like weights.
@@ -124,7 +126,7 @@ def interpolate(psnr_net: nn.Module, gan_net: nn.Module, alpha: float) -> nn.Mod
     return mixed
 
 
-def _differences(net: nn.Module, other: nn.Module, ignored: tuple[str, ...] = ()) -> str:
+def _differences(net: Generator, other: Generator, ignored: tuple[str, ...] = ()) -> str:
     """What `other` has that `net` has not: "features 32, not 64, ..."; empty if nothing."""
     own, others = (_description(each) for each in (net, other))
     if own["network"] != others["network"]:
@@ -136,17 +138,17 @@ def _differences(net: nn.Module, other: nn.Module, ignored: tuple[str, ...] = ()
     )
 
 
-def _description(net: nn.Module) -> dict:
+def _description(net: Generator) -> dict:
     """The kind of network, and the arguments it was built with."""
     arguments = _arguments(type(net), net.state_dict(), net.scale)
     return {"network": type(net).__name__} | arguments
 
 
-def _load(path: Path, scale: int | None = None) -> tuple[nn.Module, dict[str, str]]:
+def _load(path: Path, scale: int | None = None) -> tuple[Generator, dict[str, str]]:
     """The generator in a file, and the file's metadata."""
     content, metadata = _read(path)
     state = unwrap(path, content)
-    kind = SRResNet if "body.0.prelu.weight" in state else RRDBNet
+    kind: type[Generator] = SRResNet if "body.0.prelu.weight" in state else RRDBNet
     if kind is RRDBNet:
         state = rename(path, state)
     for name in ("conv_first.weight", FIRST_IN_BODY[kind], "conv_last.weight"):
@@ -161,7 +163,7 @@ def _load(path: Path, scale: int | None = None) -> tuple[nn.Module, dict[str, st
     if arguments["scale"] not in SCALES:
         raise WeightsError(f"{path} is x{arguments['scale']}, which no network here computes")
     with torch.device("meta"):  # shapes are compared before a byte is allocated
-        net = kind(**arguments)
+        net: Generator = kind(**arguments)
     expected = {name: t for name, t in net.state_dict().items() if not is_counter(name)}
     problems = _problems(state, expected)
     if problems:
@@ -226,12 +228,12 @@ def _read(path: Path) -> tuple[dict, dict[str, str]]:
     return content, {str(key): str(value) for key, value in metadata.items()}
 
 
-def _arguments(kind: type, state: dict[str, Tensor], scale: int | None) -> dict[str, int]:
+def _arguments(kind: type, state: dict[str, Tensor], scale: int | None) -> dict[str, Any]:
     """A network's arguments, read off names and shapes; `scale` tells an RRDBNet's x3 from x2."""
     return (_srresnet_arguments if kind is SRResNet else _rrdbnet_arguments)(state, scale)
 
 
-def _srresnet_arguments(state: dict[str, Tensor], scale: int | None) -> dict[str, int]:
+def _srresnet_arguments(state: dict[str, Tensor], scale: int | None) -> dict[str, Any]:
     features, channels = state["conv_first.weight"].shape[:2]
     factor = 1
     for name, tensor in state.items():
@@ -247,7 +249,7 @@ def _srresnet_arguments(state: dict[str, Tensor], scale: int | None) -> dict[str
     }
 
 
-def _rrdbnet_arguments(state: dict[str, Tensor], scale: int | None) -> dict[str, int]:
+def _rrdbnet_arguments(state: dict[str, Tensor], scale: int | None) -> dict[str, Any]:
     features, channels = state["conv_first.weight"].shape[:2]
     out_channels = state["conv_last.weight"].shape[0]
     blocks, stages = count(state, LAYOUTS["basicsr"])
@@ -272,7 +274,7 @@ def _rrdbnet_arguments(state: dict[str, Tensor], scale: int | None) -> dict[str,
 
 
 def save_generator(
-    net: nn.Module, path: str | Path, layout: str = "basicsr", metadata: dict | None = None
+    net: Generator, path: str | Path, layout: str = "basicsr", metadata: dict | None = None
 ) -> None:
     """Write a generator's weights in their own precision, whole or not at all.
 
@@ -372,9 +374,9 @@ def write_pictures(arguments: argparse.Namespace) -> int:
     paths, root = find_inputs(arguments.pictures, output)
     targets = strip_names(paths, root, output)
     high_res = partners_in(arguments.hr) if arguments.hr else {}
-    nets = [load_generator(name, scale=arguments.scale) for name in arguments.inputs]
+    psnr_net, gan_net = (load_generator(name, scale=arguments.scale) for name in arguments.inputs)
     alphas = arguments.alpha or ALPHAS
-    upscalers = {alpha: Upscaler(interpolate(*nets, alpha)) for alpha in alphas}
+    upscalers = {alpha: Upscaler(interpolate(psnr_net, gan_net, alpha)) for alpha in alphas}
     scores: list[dict[float, float]] = []
     failures = []
     for path in tqdm(paths, unit="image"):

@@ -81,8 +81,8 @@ def unwrap(path: Path, content: dict) -> dict[str, Tensor]:
     state = {str(name): value for name, value in inner.items() if not is_counter(str(name))}
     if any(name.startswith(("generator.", "generator_ema.")) for name in state):
         averaged = any(name.startswith("generator_ema.") for name in state)
-        others = COMPANIONS + (("generator.",) if averaged else ())
-        state = {name: value for name, value in state.items() if not name.startswith(others)}
+        companions = COMPANIONS + (("generator.",) if averaged else ())
+        state = {name: value for name, value in state.items() if not name.startswith(companions)}
     while prefix := _common_prefix(state):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:

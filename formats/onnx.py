@@ -2,14 +2,19 @@
 
 import io
 import warnings
+from typing import Any
 
 import torch
-from torch import nn
 
 from formats.layouts import WeightsError
 
 
-def onnx_program(net: nn.Module, metadata: dict[str, str]) -> bytes:
+def onnx_program(net: Any, metadata: dict[str, str]) -> bytes:
+    """A generator as an ONNX file's content: low_res, (1, channels, H, W), to high_res.
+
+    Raises:
+        WeightsError: the onnx package is not installed.
+    """
     try:
         import onnx  # optional: only whoever converts to ONNX needs it
     except ImportError:
@@ -22,7 +27,7 @@ def onnx_program(net: nn.Module, metadata: dict[str, str]) -> bytes:
         torch.onnx.export(
             net,
             (example.to(net.conv_last.weight),),
-            buffer,
+            buffer,  # type: ignore[arg-type]  # this exporter takes more than its types say
             input_names=["low_res"],
             output_names=["high_res"],
             dynamic_axes={

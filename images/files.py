@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import tifffile
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
 from utils import replacing
 
@@ -106,9 +106,9 @@ def to_8_bits(image: np.ndarray) -> np.ndarray:
 
 
 def _has_16_bits(file: Image.Image) -> bool:
-    if file.format == "TIFF":
+    if isinstance(file, TiffImagePlugin.TiffImageFile):
         return file.tag_v2.get(258, (8,))[0] == 16  # bits per sample
-    return file.format == "PNG" and "16" in str(file.tile[0].args)
+    return isinstance(file, PngImagePlugin.PngImageFile) and "16" in str(file.tile[0].args)
 
 
 def _decode_8_bits(file: Image.Image) -> Picture:
@@ -128,9 +128,11 @@ def _from_cmyk(file: Image.Image, profile: bytes | None) -> Image.Image:
     if profile:
         try:
             srgb = ImageCms.createProfile("sRGB")
-            return ImageCms.profileToProfile(file, io.BytesIO(profile), srgb, outputMode="RGB")
+            converted = ImageCms.profileToProfile(file, io.BytesIO(profile), srgb, outputMode="RGB")
         except (OSError, ImageCms.PyCMSError):  # a broken profile is as good as none
-            pass
+            converted = None
+        if converted:
+            return converted
     return file.convert("RGB")
 
 

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -127,12 +128,15 @@ class IntervalMeans:
 
     def __init__(self):
         self.names: list[str] = []
-        self.in_a_row = 0  # faulty steps up to now
-        self.longest = 0  # such row since the last reading
+        self.in_a_row: Any = 0  # faulty steps up to now
+        self.longest: Any = 0  # such row since the last reading
         self._clear()
 
     def _clear(self) -> None:
-        self.steps, self.faulty, self.sums, self.finite = 0, 0, 0, 0
+        self.steps = 0
+        self.faulty: Any = 0  # from the first step on a tensor on the device, and so the next two
+        self.sums: Any = 0
+        self.finite: Any = 0
 
     def add(self, values: dict[str, Tensor]) -> None:
         """One step's values: scalars, the same names each time."""

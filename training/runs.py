@@ -26,7 +26,7 @@ from utils import (
     remove_leftovers,
     replacing,
 )
-from weights import save_generator
+from weights import Generator, save_generator
 
 RUNS = Path("checkpoints")
 KEYS = {"phase", "step", "before", "seconds", "config"}  # of last.pt, beside the learner's own
@@ -60,7 +60,9 @@ class Learner(Protocol):
     """What a checkpoint holds of train.py's Learner."""
 
     at: At
-    ema: nn.Module
+
+    @property
+    def ema(self) -> Generator: ...
 
     def state_dict(self) -> dict: ...
     def load_state_dict(self, state: dict) -> None: ...
@@ -212,7 +214,7 @@ class RunFolder(AbstractContextManager):
         self.log.picture(stem, picture, at.run_step)
 
     @by_the_first_rank
-    def keep(self, ema: nn.Module, at: At, scores: dict[str, float]) -> None:
+    def keep(self, ema: Generator, at: At, scores: dict[str, float]) -> None:
         """The PSNR phase's best by PSNR; of the GAN phase, whose PSNR says little, the last few."""
         metadata = self._metadata(at) | scores
         if at.phase == "psnr" and scores and scores["psnr"] > self.log.best(at.phase):

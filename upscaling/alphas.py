@@ -47,11 +47,11 @@ def draw_strip(
     Returns:
         The strip, uint8 (h, w, 3), and by alpha the PSNR of the whole image on Y in dB.
     """
-    scale = next(iter(upscalers.values())).scale
+    scale: int = next(iter(upscalers.values())).net.scale
     pictures, scores = {}, {}
     high_res = None
     if partner is None:
-        image = centre(image, int(SHOWN_SIDE // scale) + 2 * CONTEXT)
+        image = centre(image, SHOWN_SIDE // scale + 2 * CONTEXT)
     else:
         size = (image.shape[0] * scale, image.shape[1] * scale)
         high_res = read_high_res(partner, size, scale)

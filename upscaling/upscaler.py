@@ -5,6 +5,7 @@ enlarged = upscaler(image)  # uint8 or uint16, (H, W, 3)
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import psutil
@@ -176,7 +177,7 @@ class Ensemble(nn.Module):
 
     def forward(self, low_res: Tensor) -> Tensor:
         """(N, 3, H, W) to (N, 3, scale * H, scale * W)."""
-        total = 0
+        total: Any = 0
         for quarters in range(4):
             turned = low_res.rot90(quarters, (2, 3))
             both = self.net(turned) + self.net(turned.flip(3)).flip(3)
