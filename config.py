@@ -324,7 +324,7 @@ def identity(config: Config) -> set[str]:
 
 
 def settings_of_weights(config: Config) -> dict:
-    """What a file of weights tells of the run that made it."""
+    """What a file of weights records of the run that made it."""
     left_out = {
         field.name
         for field in dataclasses.fields(Config)

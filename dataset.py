@@ -187,7 +187,7 @@ def fingerprint(folder: Path, paths: list[Path]) -> list:
 def open_pack(target: Path, made_from: dict) -> Pack | None:
     """The pack, if it is there, whole, and made from these files, of which some may be gone.
 
-    A run that goes on must see the same samples, whatever was tidied away since.
+    A resumed run must see the same samples, even if files were tidied away since.
     """
     try:
         pack = Pack(target)

@@ -28,7 +28,7 @@ class VGGError(ValueError):
 class VGGFeatures(nn.Module):
     """VGG19 up to one convolution: the space in which the perceptual loss compares images.
 
-    Frozen and always in eval mode, whatever is called on the module that holds it.
+    Frozen, and in eval mode even while the module that holds it trains.
 
     Args:
         weights: "imagenet" (torchvision downloads 548 MB once), "random" (seeded, He-initialised:

@@ -84,7 +84,7 @@ class RRDBNet(nn.Module):
         features: channels of the trunk.
         blocks: number of RRDBs.
         growth: channels each dense convolution adds. Tools that load ESRGAN models assume 32.
-        unshuffle: 2 or 4 folds squares of so many pixels into channels before the first
+        unshuffle: 2 or 4 folds squares of 2x2 or 4x4 pixels into channels before the first
             convolution, which saves time at scales 1 and 2 (Real-ESRGAN's x2 model, 2021).
         plus: the dense blocks are ESRGAN+'s.
 
@@ -146,7 +146,7 @@ class RRDBNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions beside a skip (SRGAN's figure 4), with or without batch norm."""
+    """Two convolutions with a skip around them (SRGAN's figure 4), batch norm or none."""
 
     def __init__(self, features: int = 64, batch_norm: bool = True):
         super().__init__()

@@ -238,7 +238,7 @@ def print_table(scores: list[dict], path: Path, scale: float) -> None:
 def sum_up(
     results: Results, jobs: list[Job], seconds: float, arguments: argparse.Namespace
 ) -> None:
-    """Whatever was left out or failed, and where the rest is."""
+    """What was left out, what failed, and where the rest is."""
     for job in jobs:
         if arguments.hr and job.high_res is None:
             print(f"No partner in {arguments.hr}: {job.source}")

@@ -1,6 +1,6 @@
 """Train ESRGAN: a PSNR phase, then a GAN phase that starts from its averaged generator.
 
-    python train.py --preset demo                   some minutes on a CPU, on photographs at hand
+    python train.py --preset demo                   minutes on a CPU, on scikit-image's photographs
     python train.py                                 the paper's settings, on data/train
     python train.py --name mine --train-dir PHOTOS --gan.steps 50000
     torchrun --nproc_per_node=4 train.py ...        one process per GPU
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def train(config: Config, ranks: Ranks, run: RunFolder) -> None:
-    """Both phases, from wherever the run is; whatever can be missing is looked for first."""
+    """Train both phases, from wherever the run is; first make sure that nothing is missing."""
     device = choose_device(config.device, ranks.local)
     dtype = choose_precision(config.precision, device)
     check_batch_size(config, ranks)
@@ -157,8 +157,8 @@ class Learner:
     Args:
         config: of the run.
         name: of the phase.
-        generator: the averaged one of whatever came before. Training starts from a copy of it; it
-            goes on as the average, `ema`, which is what is validated and kept.
+        generator: the averaged one of what came before. Training starts from a copy of it, and it
+            goes on as the average, `ema`, which is validated and kept.
         vgg: needed where the phase has a perceptual loss.
         dtype: of convolutions, under autocast.
         ranks: that share each batch.

@@ -224,8 +224,8 @@ class StopRequest(AbstractContextManager):
 
     def __exit__(self, kind, error, trace) -> None:
         signal.signal(signal.SIGINT, self.previous[signal.SIGINT])
-        # An error ends the process, but is told first: torchrun sends SIGTERM to all others as soon
-        # as one process has died.
+        # An error ends the process but is shown first, although torchrun sends SIGTERM to all
+        # others as soon as one process has died.
         if not isinstance(error, Exception):
             signal.signal(signal.SIGTERM, self.previous[signal.SIGTERM])
 
@@ -241,7 +241,7 @@ class UnreadableError(ValueError):
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path` once the block has ended without an error.
 
-    Whoever opens `path` meanwhile, or after a kill, finds the old content whole.
+    Anyone who opens `path` meanwhile, or after a kill, finds the old content whole.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

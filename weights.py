@@ -74,7 +74,7 @@ def load_generator(
         path_or_name: a .pth, .pt, .ckpt or .safetensors file, or a name of `PUBLISHED`, which is
             downloaded into checkpoints/ once.
         map_location: the device of the result.
-        scale: needed for x3 where no metadata tells it: its tensors are those of x2.
+        scale: needed for x3 where the metadata does not say it: its tensors look like x2's.
 
     Raises:
         WeightsError: no such file, no network, not an ESRGAN generator, or an incomplete one.
@@ -185,7 +185,7 @@ def _load(path: Path, scale: int | None = None) -> tuple[Generator, dict[str, st
 
 
 def _problems(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
-    """Whatever makes loading incomplete or in vain, each in words."""
+    """Everything that keeps these tensors from being that network, a phrase each."""
     problems = [f"{name} is missing" for name in expected.keys() - state.keys()]
     problems += [f"{name} is left over" for name in state.keys() - expected.keys()]
     problems += [
@@ -229,7 +229,7 @@ def _read(path: Path) -> tuple[dict, dict[str, str]]:
 
 
 def _arguments(kind: type, state: dict[str, Tensor], scale: int | None) -> dict[str, Any]:
-    """A network's arguments, read off names and shapes; `scale` tells an RRDBNet's x3 from x2."""
+    """A network's arguments, from names and shapes; only `scale` separates RRDBNet's x3 from x2."""
     return (_srresnet_arguments if kind is SRResNet else _rrdbnet_arguments)(state, scale)
 
 
@@ -254,7 +254,7 @@ def _rrdbnet_arguments(state: dict[str, Tensor], scale: int | None) -> dict[str,
     out_channels = state["conv_last.weight"].shape[0]
     blocks, stages = count(state, LAYOUTS["basicsr"])
     unshuffle = 1
-    for factor in (2, 4):  # Real-ESRGAN folds pixels into channels where there are so many more
+    for factor in (2, 4):  # Real-ESRGAN folds pixels: 4 or 16 times as many channels go in
         if channels == out_channels * factor**2:
             channels, unshuffle = out_channels, factor
     plain_x3 = scale == 3 and stages == 1 and unshuffle == 1

@@ -16,9 +16,9 @@ WRAPPERS = (
     *("params_ema", "params-ema", "params", "model", "net"),
 )
 PREFIXES = ("_orig_mod.", "module.", "netG.", "generator_ema.", "generator.")
-# Lie beside the weights; they are none.
+# Counters that are saved along with weights.
 COUNTERS = ("step_counter", "n_averaged", "num_batches_tracked")
-# What else lies in a training checkpoint of mmagic, beside the generator and its average.
+# What a training checkpoint of mmagic holds besides the generator and its average.
 COMPANIONS = ("discriminator.", "perceptual_loss.", "gan_loss.", "data_preprocessor.")
 
 OTHER_KINDS = {  # a name that gives it away -> what the file holds

@@ -38,7 +38,7 @@ PATIENCE = 60  # seconds without a byte after which a download is given up
 
 
 def locate(path_or_name: str | Path) -> Path:
-    """The file; a published name is downloaded unless it lies in checkpoints/ already."""
+    """The file; a published name is downloaded unless it is in checkpoints/ already."""
     path = Path(path_or_name)
     name = str(path_or_name).removesuffix(".pth")
     if path.exists() or name not in PUBLISHED:
@@ -57,7 +57,7 @@ def _download(name: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _patience():
             torch.hub.download_url_to_file(url, str(target), sha256)
-    # torch.hub tells a wrong hash by a RuntimeError; a server that hangs up is a HTTPException.
+    # torch.hub reports a wrong hash as a RuntimeError; a server that hangs up, an HTTPException.
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         reason = str(error) or type(error).__name__
         raise WeightsError(f"{name} could not be downloaded ({reason}). {remedy}") from error
@@ -65,7 +65,7 @@ def _download(name: str, target: Path) -> None:
 
 @contextmanager
 def _patience() -> Iterator[None]:
-    """torch.hub's helper would wait for ever for a server that says nothing."""
+    """Without it, torch.hub's helper waits forever for a server that has gone silent."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)
     try:

@@ -40,7 +40,7 @@ class Picture:
         alpha: (H, W) of the same dtype, or None for an opaque image.
         gray: the file has one channel of colour (`rgb` has it three times), and so will a copy.
         profile: its ICC profile, or None.
-        remark: what of the file is left out, in words; mostly empty.
+        remark: a phrase about what was left out of the file; mostly empty.
     """
 
     rgb: np.ndarray
@@ -72,11 +72,11 @@ def read_picture(path: str | Path) -> Picture:
     """Decode a file with all that a result should keep of it.
 
     Raises:
-        ImageError: whatever is wrong with the file.
+        ImageError: it cannot be read; the message says why.
     """
     try:
         with Image.open(path) as file:
-            deep = _has_16_bits(file)  # told before anything makes Pillow load the file
+            deep = _has_16_bits(file)  # asked before anything makes Pillow load the file
             turn = UPRIGHT.get(file.getexif().get(ORIENTATION), (False, 0))
             frames = getattr(file, "n_frames", 1) if file.format in ANIMATED else 1
             picture = _decode_16_bits(path, file) if deep else _decode_8_bits(file)
@@ -95,7 +95,7 @@ def read_image(path: str | Path) -> np.ndarray:
     """A file's colour alone, as training and metrics take it: uint8, (H, W, 3).
 
     Raises:
-        ImageError: whatever is wrong with the file.
+        ImageError: it cannot be read; the message says why.
     """
     return to_8_bits(read_picture(path).rgb)
 
@@ -158,8 +158,8 @@ def _turned(pixels: np.ndarray, mirrored: bool, quarters: int) -> np.ndarray:
 def bleed(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Give every invisible pixel the colour of the nearest visible one.
 
-    What lies under alpha 0 is arbitrary, mostly black, and a network smears it into the edges: a
-    dark halo.
+    The colour under alpha 0 is arbitrary, mostly black, and a network would smear it into the
+    edges: a dark halo.
 
     Args:
         rgb: (H, W, 3).
@@ -185,7 +185,7 @@ def write_picture(picture: Picture, path: str | Path) -> str:
     PNG and TIFF keep 16 bits and alpha, WebP keeps alpha; JPEG and BMP get a white background.
 
     Returns:
-        What the type cannot hold, in words; mostly empty.
+        A phrase about what the type cannot hold; mostly empty.
 
     Raises:
         ImageError: the type cannot hold an image of that size.

@@ -1,4 +1,4 @@
-"""How good results are: PSNR and SSIM as the papers compute them, and whatever pyiqa offers."""
+"""How good results are: PSNR and SSIM as the papers compute them, metrics of pyiqa, tables."""
 
 import csv
 import importlib

@@ -35,7 +35,7 @@ DOCUMENTS = [
 ]
 
 EXCEPTED = {  # part of a command -> why it is not run
-    "python3 -m venv": "takes long, and .ci/run does it",
+    "python3 -m venv": "makes an environment, and .ci/run does it",
     "bin/activate": "changes the shell that it is typed into, and .ci/run does it",
     "pip install": "needs the network, and .ci/run does it",
     "RealESRGAN_x4plus": "downloads 64 MB",
@@ -188,7 +188,7 @@ class Sandbox:
     """A copy of the repository, and what the documents call PHOTOS, A, FILE and so on."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder = folder.resolve()
         self.done: set[tuple[str, ...]] = set()
         # Copies: a program that is reached by a link would write into the true repository.
         for name in ("benchmarks", "docs", "formats", "images", "tests", "training", "upscaling"):
@@ -239,20 +239,32 @@ class Sandbox:
             before = next(other for other in COMMANDS if other.text == need)
             if part in command.text and before.words not in self.done:
                 self.run(before)
+        settings = settings_of(command.words)
+        written = set(command.promises)
         # What earlier commands left must not hide that this one does nothing.
-        for name in ("results", *command.promises):
-            remove(self.folder / name)
-        run_name = self._name_of_run(command)
-        if run_name:
-            remove(self.folder / "checkpoints" / run_name)
+        left = {"results", *written}
+        if settings:
+            run_folder = f"checkpoints/{settings.name}"
+            left.add(run_folder)
+            written |= {f"{run_folder}/{name}.safetensors" for name in phases_of(settings)}
+        for name in left:
+            self._remove(name)
         self.start(as_run(command.words), command.id)
-        for name in command.promises:
+        for name in written:
             path = self.folder / name
             empty = path.is_dir() and not any(path.iterdir())
             assert path.exists() and not empty, f"{command.id}\ndid not write {name}"
-        if run_name:  # 170 MB, which no command needs
-            remove(self.folder / "checkpoints" / run_name / "last.pt")
+        if settings:
+            self._remove(f"{run_folder}/last.pt")  # 170 MB, which no command needs
         self.done.add(command.words)
+
+    def _remove(self, name: str) -> None:
+        path = (self.folder / name).resolve()
+        assert self.folder in path.parents, f"{name}: nothing outside of the sandbox is removed"
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
     def start(self, words: list[str], title: str) -> None:
         environment = dict(os.environ)
@@ -272,12 +284,6 @@ class Sandbox:
         )
         assert done.returncode == 0, f"{title}\nwas run as {words}\n{done.stdout[-4000:]}"
 
-    @staticmethod
-    def _name_of_run(command: Command) -> str | None:
-        arguments = arguments_of("train.py", command.words)
-        trains = arguments is not None and "--help" not in arguments
-        return config.parse_args(arguments).name if trains else None
-
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     """A smooth one, uint8 (height, width, 3)."""
@@ -285,43 +291,40 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def arguments_of(program: str, words: tuple[str, ...]) -> list[str] | None:
     """What a command, torchrun's too, gives the program; None if it is about another."""
     return list(words[words.index(program) + 1 :]) if program in words else None
 
 
+def settings_of(words: tuple[str, ...]) -> config.Config | None:
+    """Of the run that a command starts, as it is shown; None if it starts none."""
+    arguments = arguments_of("train.py", words)
+    if arguments is None or "--help" in arguments:
+        return None
+    return config.parse_args(arguments)
+
+
+def phases_of(settings: config.Config) -> list[str]:
+    return [name for name in config.PHASES if getattr(settings, name).steps > 0]
+
+
 def as_run(words: tuple[str, ...]) -> list[str]:
     """The command as it is run here: by this Python, with two processes instead of four, small."""
-    program, *rest = words
-    if program == "python":
-        program = [sys.executable]
-    elif program == "torchrun":
-        program = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    first, rest = [words[0]], list(words[1:])
+    if first == ["python"]:
+        first = [sys.executable]
+    elif first == ["torchrun"]:
+        first = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         rest = [re.sub(r"^(--nproc[_-]per[_-]node)=\d+$", r"\1=2", word) for word in rest]
-    else:
-        program = [program]
-    training = arguments_of("train.py", words)
-    if training is not None and "--help" not in training:
-        rest += shrunk(config.parse_args(training))
-    return [*program, *rest]
+    settings = settings_of(words)
+    return [*first, *rest, *(shrunk(settings) if settings else ())]
 
 
 def shrunk(settings: config.Config) -> list[str]:
     """Flags that make a run tiny, but leave out no phase and keep the network of --init-from."""
-    flags = list(TINY)
-    if not settings.init_from:
-        flags += ["--features", "4", "--blocks", "1"]
-    for name in config.PHASES:
-        if getattr(settings, name).steps > 0:
-            flags += [f"--{name}.steps", "1"]
-    return flags
+    network = [] if settings.init_from else ["--features", "4", "--blocks", "1"]
+    steps = [flag for name in phases_of(settings) for flag in (f"--{name}.steps", "1")]
+    return [*TINY, *network, *steps]
 
 
 @pytest.fixture(scope="module")
@@ -393,10 +396,10 @@ def test_the_files_that_it_names_exist(command):
 def beginning(command: Command) -> list[str] | None:
     """What only looks whether a command could begin; None if there is no such thing, or no need."""
     words = command.words
-    if "pytest" in words:
+    if words[0] == "pytest":
         quietly = ("--collect-only", "-q", "-p", "no:cacheprovider")
-        return [sys.executable, "-m", "pytest", *arguments_of("pytest", words), *quietly]
-    if words[0] == "python" and not PARSERS.keys() & set(words):
+        return [sys.executable, "-m", *words, *quietly]
+    if words[0] == "python" and words[1].endswith(".py") and words[1] not in PARSERS:
         return [sys.executable, words[1], "--help"]
     return None
 

@@ -25,7 +25,7 @@ def uses_demo(config: Config) -> bool:
 
 
 def prepare_folders(config: Config) -> None:
-    """Write the demo's photographs if they are asked for; a newcomer without data is told more.
+    """Write the demo's photographs if this run needs them; without any data, say how to get some.
 
     Raises:
         DataError: no images where they are looked for by default.

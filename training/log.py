@@ -67,7 +67,7 @@ class RunLog(AbstractContextManager):
 
 
 def draw_curves(rows: list[dict], path: Path) -> None:
-    """PSNR and losses over the run's steps, for whoever has no TensorBoard at hand."""
+    """PSNR and losses over the run's steps, for people without TensorBoard."""
     figure = Figure(figsize=(9, 7), layout="constrained")
     quality, losses = figure.subplots(2, 1, sharex=True)
     for phase in dict.fromkeys(row["phase"] for row in rows):
@@ -92,7 +92,7 @@ def draw_curves(rows: list[dict], path: Path) -> None:
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=100)
     # Cycles that matplotlib leaves behind hold the frames of all callers: a training process would
-    # end without freeing its loader, and wait for the loader's processes for ever.
+    # end without freeing its loader, and wait forever for the loader's processes.
     gc.collect()
 
 

@@ -1,4 +1,4 @@
-"""What a run says of itself while it trains: losses, speed, the GAN's balance, faults in words."""
+"""What people see of a run while it trains: losses, speed, the GAN's balance, faults."""
 
 import itertools
 import math
@@ -20,15 +20,15 @@ FP16_NOTE = " (fp16: now and then while its loss scale is being found is normal)
 
 
 class Monitor:
-    """Watches one phase: reads the means of its steps, and tells them where people look.
+    """Watches one phase: reads the means of its steps and shows them where people look.
 
-    All ranks have one and read together; only the first is heard, for the others' output and
-    folder are silent.
+    Every rank has one, since they read together. Only the first one's is seen: the others' bars,
+    output and folders are silent.
 
     Args:
         config: of the run.
         at: where the phase goes on from.
-        seconds: that the phase has taken until there.
+        seconds: that the phase has taken so far.
         device: of the run.
         run: takes the curves.
     """
@@ -69,7 +69,7 @@ class Monitor:
         self.means.add(values)
 
     def read(self, at: At, lr: float) -> None:
-        """Take the means since the last reading; show them, and troubles in words.
+        """Take the means since the last reading; show them, and say what is wrong.
 
         Raises:
             TrainingError: max_skipped steps in a row were not finite.
@@ -177,7 +177,7 @@ class Clock:
 
     Args:
         batch_size: images of a step.
-        device: whose memory is told.
+        device: its peak memory is read, too.
         seconds: that the phase has taken in earlier processes.
     """
 
@@ -202,11 +202,11 @@ class Clock:
 
 
 class Balance:
-    """Says in words when one side of the GAN has not learned for a while.
+    """Notices when one side of the GAN has not learned for a while.
 
     A pair is a real patch and the generator's version of it; the discriminator ranks it right if
-    it finds the real one more real. 50% is guessing. Above 99% with next to no loss, what it tells
-    the generator changes hardly any more from step to step.
+    it finds the real one more real. 50% is guessing. Above 99% with next to no loss, its
+    feedback to the generator hardly changes any more from step to step.
     """
 
     PATIENCE = 10  # readings of the log in a row

@@ -29,7 +29,7 @@ from utils import (
 from weights import Generator, save_generator
 
 RUNS = Path("checkpoints")
-KEYS = {"phase", "step", "before", "seconds", "config"}  # of last.pt, beside the learner's own
+KEYS = {"phase", "step", "before", "seconds", "config"}  # of last.pt, besides the learner's own
 
 
 class CheckpointError(ValueError):

@@ -6,7 +6,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def make_adam(net: nn.Module, betas: tuple[float, float], device: torch.device) -> torch.optim.Adam:
-    # The fused one can be told on the device to skip a step (found_inf): no waiting for a GPU.
+    # A fused Adam can skip a step on the device (found_inf) without waiting for a GPU.
     return torch.optim.Adam(net.parameters(), betas=betas, fused=device.type != "mps")
 
 

@@ -101,7 +101,7 @@ def _blend_weights(
         distance = torch.arange((end - start) * scale) + 0.5
         from_start = distance if start > 0 else torch.full_like(distance, math.inf)
         from_end = distance.flip(0) if end < length else torch.full_like(distance, math.inf)
-        # What lies nearest to a tile's edge saw the most of its zero padding: it hardly counts.
+        # Pixels at a tile's edge saw the most of its zero padding, so they hardly count.
         ramp = torch.minimum(from_start, from_end) - overlap * scale / 4
         ramp = ramp.clamp(1e-3, overlap * scale / 2)
         total[start * scale : end * scale] += ramp

@@ -18,7 +18,7 @@ from images.resize import imresize
 from upscaling.tiles import Generator, upscale
 from utils import autocast, choose_device, choose_precision, place
 
-CHANNELS = (1, 3)  # that a generator may take; one of 1 gets each colour as an image of its own
+CHANNELS = (1, 3)  # that a generator may take; with 1, it gets each colour as a separate image
 SMALLEST_TILE = 64  # twice the overlap of neighbouring tiles
 
 
@@ -85,7 +85,7 @@ class Upscaler:
         return self._cut(imresize(image, self.scale), image)
 
     def tile_difference(self, image: np.ndarray) -> tuple[float, float]:
-        """How far the result in tiles is from the whole image's: at most, on average; of 255."""
+        """Between the result in tiles and the whole one: the largest and the mean, in 255ths."""
         with autocast(self.device, self.dtype_for(image)):
             whole = upscale(self.net, image).astype(np.float64)
             tiled = upscale(self.net, image, self.tile, batch=self.batch)
