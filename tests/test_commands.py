@@ -5,9 +5,12 @@ small pictures, a small network, one step. What cannot be run here is in EXCEPTE
 its reason. Without `-m "slow or not slow"` only some commands are run, but all flags are checked.
 """
 
+import contextlib
 import importlib.util
+import io
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -52,8 +55,8 @@ EXCEPTED = {  # part of a command -> why it is not run
     "--train-dir ...": "a sketch, with dots for folders; docs/training.md has the whole command",
 }
 
-# Not marked slow: the first command that begins like each of these, and all blocks of Python. Each
-# start of Python costs some seconds, nearly all of them for importing torch and its company.
+# Not marked slow, and each in a process of its own: the first command that begins like each of
+# these, and all blocks of Python. A new process takes seconds to import torch and its company.
 QUICK = ("python test.py", "python weights.py convert", "python train.py --name")
 
 NEEDS = {  # part of a command -> the documented command that comes before it
@@ -249,7 +252,10 @@ class Sandbox:
             written |= {f"{run_folder}/{name}.safetensors" for name in phases_of(settings)}
         for name in left:
             self._remove(name)
-        self.start(as_run(command.words), command.id)
+        words = as_run(command.words)
+        in_this_process = command.words[1] in PARSERS and not is_quick(command)
+        status, output = (self.run_here if in_this_process else self.start)(words)
+        assert status == 0, f"{command.id}\nwas run as {words}\n{output[-4000:]}"
         for name in written:
             path = self.folder / name
             empty = path.is_dir() and not any(path.iterdir())
@@ -266,7 +272,22 @@ class Sandbox:
         else:
             path.unlink(missing_ok=True)
 
-    def start(self, words: list[str], title: str) -> None:
+    def run_here(self, words: list[str]) -> tuple[int, str]:
+        """A program of the repository without the seconds that a new Python needs to import it."""
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(io.StringIO()) as out,
+        ):
+            patch.chdir(self.folder)
+            patch.setattr(sys, "argv", words[1:])
+            patch.setattr(sys, "stderr", out)
+            try:
+                runpy.run_path(str(ROOT / words[1]), run_name="__main__")
+            except SystemExit as exit:
+                return exit.code or 0, out.getvalue()
+            return 0, out.getvalue()
+
+    def start(self, words: list[str]) -> tuple[int, str]:
         environment = dict(os.environ)
         if "torch.distributed.run" in words:
             # Two processes cannot share one GPU; on the CPU each would take all the cores.
@@ -282,7 +303,7 @@ class Sandbox:
             errors="replace",
             timeout=300,
         )
-        assert done.returncode == 0, f"{title}\nwas run as {words}\n{done.stdout[-4000:]}"
+        return done.returncode, done.stdout
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -391,24 +412,6 @@ def accept(command: Command, monkeypatch) -> None:
 def test_the_files_that_it_names_exist(command):
     named = [word for word in command.words if re.search(r"\.(py|txt)$|^\.ci/", word)]
     assert [word for word in named if not (ROOT / word).is_file()] == []
-
-
-def beginning(command: Command) -> list[str] | None:
-    """What only looks whether a command could begin; None if there is no such thing, or no need."""
-    words = command.words
-    if words[0] == "pytest":
-        quietly = ("--collect-only", "-q", "-p", "no:cacheprovider")
-        return [sys.executable, "-m", *words, *quietly]
-    if words[0] == "python" and words[1].endswith(".py") and words[1] not in PARSERS:
-        return [sys.executable, words[1], "--help"]
-    return None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("command", by_name([c for c in NOT_RUN if beginning(c)]))
-def test_it_could_begin(command, sandbox):
-    """pytest finds tests that its flags select; of other programs the imports work."""
-    sandbox.start(beginning(command), command.id)
 
 
 # ----------------------------------------------------------------------- this file's own promises
