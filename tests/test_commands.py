@@ -55,9 +55,9 @@ EXCEPTED = {  # part of a command -> why it is not run
     "--train-dir ...": "a sketch, with dots for folders; docs/training.md has the whole command",
 }
 
-# Not marked slow, and each in a process of its own: the first command that begins like each of
-# these, and all blocks of Python. A new process takes seconds to import torch and its company.
-QUICK = ("python test.py", "python weights.py convert", "python train.py --name")
+# The first command that begins like each of these runs in a process of its own, as a user's would;
+# the others of the same program in this one, which has spent the seconds to import torch.
+STARTED = ("python test.py", "python weights.py convert", "python train.py --name")
 
 NEEDS = {  # part of a command -> the documented command that comes before it
     "compare_runs.py checkpoints/demo": "python train.py --preset demo",
@@ -169,14 +169,34 @@ def split_at_ands(words: list[str]) -> list[list[str]]:
     return [command for command in commands if command]
 
 
+def program_of(name: str) -> types.ModuleType:
+    """By path: `import test` may find Python's own test package."""
+    spec = importlib.util.spec_from_file_location(f"the_program_{name}", ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look
+    spec.loader.exec_module(module)
+    return module
+
+
+PARSERS = {
+    "train.py": config.parse_args,
+    "test.py": program_of("test").parse_args,
+    "weights.py": weights.parse_args,
+}
+
 COMMANDS = documented(DOCUMENTS)
 RUN = [command for command in COMMANDS if not command.excepted]
 NOT_RUN = [command for command in COMMANDS if command.excepted]
 
 
+def runs_here(command: Command) -> bool:
+    firsts = [next((c for c in RUN if c.text.startswith(start)), None) for start in STARTED]
+    return command.words[1] in PARSERS and command.words[0] == "python" and command not in firsts
+
+
 def is_quick(command: Command) -> bool:
-    firsts = [next((c for c in RUN if c.text.startswith(start)), None) for start in QUICK]
-    return command.is_python or command in firsts
+    """What is not marked slow: upscaling and converting in this process, and blocks of Python."""
+    return command.is_python or (runs_here(command) and command.words[1] != "train.py")
 
 
 def by_name(commands: list[Command]) -> list:
@@ -253,8 +273,7 @@ class Sandbox:
         for name in left:
             self._remove(name)
         words = as_run(command.words)
-        in_this_process = command.words[1] in PARSERS and not is_quick(command)
-        status, output = (self.run_here if in_this_process else self.start)(words)
+        status, output = (self.run_here if runs_here(command) else self.start)(words)
         assert status == 0, f"{command.id}\nwas run as {words}\n{output[-4000:]}"
         for name in written:
             path = self.folder / name
@@ -366,20 +385,6 @@ def test_it_runs(command, sandbox):
     sandbox.run(command)
 
 
-def program_of(name: str) -> types.ModuleType:
-    """By path: `import test` may find Python's own test package."""
-    spec = importlib.util.spec_from_file_location(f"the_program_{name}", ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look
-    spec.loader.exec_module(module)
-    return module
-
-
-PARSERS = {
-    "train.py": config.parse_args,
-    "test.py": program_of("test").parse_args,
-    "weights.py": weights.parse_args,
-}
 PARSED = [
     command
     for command in COMMANDS
@@ -421,7 +426,7 @@ def test_the_tables_name_nothing_that_is_gone():
     texts = [command.text for command in COMMANDS]
     parts = [*EXCEPTED, *NEEDS, *NEEDS.values()]
     assert [part for part in parts if not any(part in text for text in texts)] == []
-    starts = [start for start in QUICK if not any(c.text.startswith(start) for c in RUN)]
+    starts = [start for start in STARTED if not any(c.text.startswith(start) for c in RUN)]
     assert starts == []
 
 

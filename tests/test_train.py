@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import train
+import training.log
 import training.validation
 from config import Config, Phase
 from images.files import write_image
@@ -44,9 +45,12 @@ def workplace(tmp_path, photos, monkeypatch):
 
 @pytest.fixture
 def small_discriminator(monkeypatch):
-    """The paper's has 10 million parameters at any size: seconds per checkpoint, in every run."""
+    """The paper's has 10 million parameters at any size: seconds per checkpoint, in every run.
 
+    Curves, half a second for each phase, are not drawn either: tests/test_monitor.py looks at them.
+    """
     monkeypatch.setattr(train, "VGGDiscriminator", SmallDiscriminator)
+    monkeypatch.setattr(training.log, "draw_curves", lambda rows, path: path.touch())
 
 
 class SmallDiscriminator(nn.Sequential):
@@ -145,7 +149,9 @@ def test_the_gan_phase_starts_from_the_psnr_phases_average(
         torch.testing.assert_close(last["net_g"][name], tensor, rtol=0, atol=1e-7)
 
 
-def test_the_average_is_of_all_steps_and_is_what_is_saved(workplace, monkeypatch):
+def test_the_average_is_of_all_steps_and_is_what_is_saved(
+    workplace, small_discriminator, monkeypatch
+):
     snapshots = []
     update = train.update_ema
 
@@ -192,9 +198,9 @@ def test_without_images_nothing_is_downloaded_before_the_three_lines(workplace, 
     assert len(str(error.value).splitlines()) == 3
 
 
-def test_training_lowers_the_loss(workplace, monkeypatch):
+def test_training_lowers_the_loss(workplace, small_discriminator, monkeypatch):
     longer = ["--psnr.steps", "40", "--gan.steps", "0", "--val-every", "1", "--psnr.lr", "3e-3"]
-    run(monkeypatch, *longer)
+    run(monkeypatch, *longer, "--val-images", "1")
     losses = [row["losses"]["pixel"] for row in rows()]
     assert losses[-1] < 0.6 * losses[0]
     assert rows()[-1]["psnr"] > rows()[0]["psnr"] + 5
@@ -378,7 +384,9 @@ def test_ctrl_c_in_a_terminal_stops_a_run_with_workers(workplace):
 # ---------------------------------------------------------------------------------------- bad input
 
 
-def test_another_networks_checkpoint_is_refused_by_field(workplace, monkeypatch, capsys):
+def test_another_networks_checkpoint_is_refused_by_field(
+    workplace, small_discriminator, monkeypatch, capsys
+):
     run(monkeypatch, "--gan.steps", "0")
     before = Path("checkpoints/tiny/last.pt").read_bytes()
     for field, value in (("features", "8"), ("scale", "2"), ("seed", "1"), ("gan.patch", "64")):
@@ -390,7 +398,7 @@ def test_another_networks_checkpoint_is_refused_by_field(workplace, monkeypatch,
 
 
 def test_files_left_out_are_listed_before_the_first_step(
-    workplace, monkeypatch, capsys, random_image
+    workplace, small_discriminator, monkeypatch, capsys, random_image
 ):
     (workplace / "photos" / "text.png").write_text("no picture")
     write_image(random_image(20, 20), workplace / "photos" / "small.png")
@@ -428,7 +436,7 @@ def test_a_step_that_is_not_finite_is_skipped_named_and_counted(
 
 
 def test_too_many_skipped_steps_in_a_row_stop_the_run_and_keep_the_checkpoint(
-    workplace, monkeypatch
+    workplace, small_discriminator, monkeypatch
 ):
     run(monkeypatch, "--psnr.steps", "2", "--gan.steps", "0")
     before = Path("checkpoints/tiny/last.pt").read_bytes()
@@ -438,7 +446,9 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run_and_keep_the_checkpoint(
     assert Path("checkpoints/tiny/last.pt").read_bytes() == before
 
 
-def test_weights_that_blow_up_stop_the_run_and_keep_the_checkpoint(workplace, monkeypatch):
+def test_weights_that_blow_up_stop_the_run_and_keep_the_checkpoint(
+    workplace, small_discriminator, monkeypatch
+):
     run(monkeypatch, "--psnr.steps", "2", "--gan.steps", "0")
     before = Path("checkpoints/tiny/last.pt").read_bytes()
     with pytest.raises(train.TrainingError, match=r"not finite|no longer finite"):
@@ -482,7 +492,9 @@ def test_a_run_goes_on_when_packed_images_vanish(uninterrupted, monkeypatch, cap
 # --------------------------------------------------------------- memory, precision, fine-tuning
 
 
-def test_accumulated_parts_train_as_the_whole_batch_does(workplace, monkeypatch):
+def test_accumulated_parts_train_as_the_whole_batch_does(
+    workplace, small_discriminator, monkeypatch
+):
     for parts in (1, 2, 4):
         flags = ["--name", f"in{parts}", "--accumulate", str(parts), "--batch-size", "4"]
         run(monkeypatch, *flags, "--gan.steps", "0")
@@ -494,7 +506,7 @@ def test_accumulated_parts_train_as_the_whole_batch_does(workplace, monkeypatch)
         torch.testing.assert_close(other, whole, rtol=0, atol=2e-6)
 
 
-def test_recomputing_blocks_changes_memory_not_weights(workplace, monkeypatch):
+def test_recomputing_blocks_changes_memory_not_weights(workplace, small_discriminator, monkeypatch):
     run(monkeypatch, "--gan.steps", "0")
     run(monkeypatch, "--gan.steps", "0", "--name", "again", "--recompute", "true")
     plain, again = (
@@ -512,7 +524,9 @@ def test_both_phases_run_in_half_precision(precision, workplace, small_discrimin
     assert ("scale" in scaler) == (precision == "fp16")
 
 
-def test_a_run_starts_from_a_file_and_lists_what_does_not_fit(workplace, monkeypatch, capsys):
+def test_a_run_starts_from_a_file_and_lists_what_does_not_fit(
+    workplace, small_discriminator, monkeypatch, capsys
+):
     torch.manual_seed(5)
     given = RRDBNet(scale=2, features=4, blocks=1, growth=4)
     save_generator(given, "x2.safetensors")
