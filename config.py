@@ -23,6 +23,7 @@ def setting(default, help: str, **about):
     choices: the values it can have.
     identity: another value is another run, so a resume with one is refused. Of a phase: because the
         discriminator is built to it, so only in a phase that has one.
+    term: the weight of a term of the loss, which has the field's name.
     shapes_weights: False where the weights do not depend on it, so their files leave it out.
     """
     return dataclasses.field(default=default, metadata={"help": help} | about)
@@ -46,14 +47,18 @@ class Phase:
     clip_grad_norm: float = setting(
         0.0, "largest norm of a network's gradient; 0: no clipping", low=0
     )
-    pixel: float = setting(1.0, "weight of the L1 loss on RGB in [0, 1]", low=0)
-    perceptual: float = setting(0.0, "weight of the L1 loss on VGG19 features", low=0)
+    pixel: float = setting(1.0, "weight of the L1 loss on RGB in [0, 1]", low=0, term=True)
+    perceptual: float = setting(0.0, "weight of the L1 loss on VGG19 features", low=0, term=True)
     adversarial: float = setting(
         0.0,
         "weight of the relativistic average loss as the paper writes it, the sum over real and "
         "fake (BasicSR takes half of that sum); 0: no discriminator is built",
         low=0,
+        term=True,
     )
+
+
+TERMS = tuple(field.name for field in dataclasses.fields(Phase) if "term" in field.metadata)
 
 
 @dataclass(frozen=True)
@@ -244,24 +249,23 @@ def check_fields(settings: Config | Phase, prefix: str) -> None:
 
 
 def within(number, about: typing.Mapping) -> bool:
-    """Written so that nan and infinity are outside of any bounds."""
-    if not about.keys() & {"low", "above", "below"}:
-        return True
-    return (
-        math.isfinite(number)
-        and number >= about.get("low", -math.inf)
+    """Whether a number is in its bounds, outside of which nan and infinity always are."""
+    bounded = about.keys() & {"low", "above", "below"}
+    return not bounded or (
+        about.get("low", -math.inf) <= number < about.get("below", math.inf)
         and number > about.get("above", -math.inf)
-        and number < about.get("below", math.inf)
     )
 
 
 def describe_bounds(about: typing.Mapping) -> str:
-    bounds = [
-        f"{word} {'2**64' if about[key] == 2**64 else about[key]}"
-        for key, word in (("low", "at least"), ("above", "above"), ("below", "below"))
-        if key in about
-    ]
-    return f"it has to be {' and '.join(bounds)}"
+    words = {"low": "at least", "above": "above", "below": "below"}
+    bounds = [f"{word} {shown(about[key])}" for key, word in words.items() if key in about]
+    return f"it has to be {' and '.join(bounds)}{'' if 'below' in about else ', and finite'}"
+
+
+def shown(bound: float) -> str:
+    """2**64 rather than its twenty digits."""
+    return "2**64" if bound == 2**64 else str(bound)
 
 
 def check_phase(name: str, config: Config) -> None:
@@ -280,10 +284,10 @@ def check_phase(name: str, config: Config) -> None:
         f"{needed_by} a multiple of {unit}: {max(unit, round(phase.patch / unit) * unit)} is one",
     )
     require(
-        phase.pixel + phase.perceptual + phase.adversarial > 0,
-        f"{name}.pixel",
-        phase.pixel,
-        "at least one of pixel, perceptual and adversarial has to be above 0",
+        any(getattr(phase, term) > 0 for term in TERMS),
+        f"{name}.{TERMS[0]}",
+        getattr(phase, TERMS[0]),
+        f"at least one of {', '.join(TERMS)} has to be above 0",
     )
     require(
         all(a < b for a, b in itertools.pairwise(phase.milestones)),

@@ -254,7 +254,7 @@ def build_pack(
     target: Path, folder: Path, paths: list[Path], partners: dict[Path, Path], made_from: dict
 ) -> None:
     """Decode every image and write the pack, whole or not at all."""
-    remove_leftovers(target)
+    remove_leftovers(target.parent, target.name)
     images, unreadable, fatal, offset = [], [], [], 0
     with replacing(target) as file:
         decoded = decode_all(paths, partners, made_from["scale"])

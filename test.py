@@ -14,7 +14,6 @@ Exit status: 0 all upscaled, 1 some failed (the rest is done), 2 wrong usage.
 
 import argparse
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,9 +30,16 @@ from tqdm import tqdm
 from images.files import Picture, read_picture, to_8_bits, write_image, write_picture
 from images.scores import Metric, MetricError, as_text, load_metrics, rate, save_table
 from images.strips import labelled_strip
-from upscaling.inputs import UsageError, find_inputs, find_partner, partners_in, read_high_res
+from upscaling.inputs import (
+    UsageError,
+    find_inputs,
+    find_partner,
+    make_output,
+    partners_in,
+    read_high_res,
+)
 from upscaling.report import add_to_page, write_page
-from upscaling.upscaler import CHANNELS, SMALLEST_TILE, Upscaler, enlarge, is_out_of_memory
+from upscaling.upscaler import CHANNELS, SMALLEST_TILE, Upscaler, enlarge, explain
 from utils import DeviceError, Ranks, choose_device
 from weights import WeightsError, load_generator
 
@@ -122,7 +128,8 @@ def work(
         jobs = [job for job in jobs if job.target not in done]
     bar = tqdm(read_ahead(jobs), total=len(jobs), unit="image", disable=not show_progress)
     with ThreadPoolExecutor(1) as writer:
-        last: Future = writer.submit(int)  # of writing a result; for now, of nothing
+        last: Future = Future()  # the result that is being written; at first there is none
+        last.set_result(None)
         for job, reading in bar:
             bar.set_postfix_str(job.source.name)
             with failure_noted(job, results):
@@ -140,10 +147,10 @@ def work(
 def read_ahead(jobs: list[Job]) -> Iterator[tuple[Job, Future]]:
     """Each job with its picture, and the next one's being read."""
     with ThreadPoolExecutor(1) as reader:
-        following: Future | None = None
-        for job, next_job in zip(jobs, (*jobs[1:], None), strict=True):
-            reading = following or reader.submit(read_picture, job.source)
-            following = reader.submit(read_picture, next_job.source) if next_job else None
+        ahead: Future | None = None
+        for i, job in enumerate(jobs):
+            reading = ahead or reader.submit(read_picture, job.source)
+            ahead = reader.submit(read_picture, jobs[i + 1].source) if jobs[i + 1 :] else None
             yield job, reading
 
 
@@ -153,7 +160,7 @@ def failure_noted(job: Job, results: Results) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
-        results.failures.append(explain(job, error))
+        results.failures.append(explain(job.source, error))
 
 
 def check_tiles(
@@ -197,13 +204,6 @@ def finish(
                 strip = labelled_strip({"input": np.asarray(given)} | pictures, COMPARED_SIDE)
                 write_image(strip, job.comparison)
         results.pixels.append(enlarged.rgb.shape[0] * enlarged.rgb.shape[1])
-
-
-def explain(job: Job, error: Exception) -> str:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if is_out_of_memory(error):
-        reason = f"not enough memory, even for tiles of {SMALLEST_TILE} pixels ({reason})"
-    return reason if str(job.source) in reason else f"{job.source}: {reason}"
 
 
 def show_scores(
@@ -270,12 +270,7 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
         strip = output / "compare" / name.with_suffix(".png") if arguments.compare else None
         jobs.append(Job(path, output / name, strip, find_partner(relative, high_res)))
     refuse_overwriting(jobs)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"the output folder {output} cannot be made: {error.strerror}") from error
-    if not os.access(output, os.W_OK):
-        raise UsageError(f"the output folder {output} is not writable; choose another with -o")
+    make_output(output)
     return jobs
 
 

@@ -58,11 +58,12 @@ def main() -> None:
     with Ranks.of_torchrun() as ranks, RunFolder(config, ranks) as run:
         if not ranks.first:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
-        train(config, ranks, run)
+        train(run)
 
 
-def train(config: Config, ranks: Ranks, run: RunFolder) -> None:
+def train(run: RunFolder) -> None:
     """Train both phases, from wherever the run is; first make sure that nothing is missing."""
+    config, ranks = run.config, run.ranks
     device = choose_device(config.device, ranks.local)
     dtype = choose_precision(config.precision, device)
     check_batch_size(config, ranks)
@@ -70,7 +71,7 @@ def train(config: Config, ranks: Ranks, run: RunFolder) -> None:
     prepare_folders(config)
     vgg = load_vgg(config, device)
     streams, valid = load_data(config)
-    validation = Validation(valid, config.val_images, device, dtype, run) if valid else None
+    validation = Validation(valid, device, dtype, run) if valid else None
     run.open_log()
 
     torch.manual_seed(config.seed)
@@ -91,7 +92,7 @@ def train(config: Config, ranks: Ranks, run: RunFolder) -> None:
                 continue
             learner = Learner(config, name, generator, vgg, dtype, ranks)
             seconds = run.restore(learner)
-            monitor = Monitor(config, learner.at, seconds, device, run)
+            monitor = Monitor(learner.at, seconds, device, run)
             loader = batches(
                 streams[name],
                 learner.at.run_step,
@@ -104,19 +105,20 @@ def train(config: Config, ranks: Ranks, run: RunFolder) -> None:
                 ranks=ranks.count,
             )
             train_phase(learner, loader, monitor, validation, run, stop)
+            if learner.at.step >= learner.phase.steps:
+                run.finish(learner)
             if number := ranks.largest(stop.signal or 0):
                 print(f"Stopped and saved in {run.last}. The same command goes on.")
                 sys.exit(128 + number)
-            run.finish(learner)
     print(f"Done. Generators, curves.png and pictures (samples/) are in {run.folder}.")
     print("Upscale a folder with them:  python test.py FOLDER")
     if uses_demo(config):
-        print(f"Beside recorded runs:        python benchmarks/compare_runs.py {run.folder}")
+        print(f"Compare with recorded runs:  python benchmarks/compare_runs.py {run.folder}")
 
 
 def train_phase(
     learner: "Learner",
-    loader: Iterable[list[Tensor]],
+    loader: Iterable[Images],
     monitor: Monitor,
     validation: Validation | None,
     run: RunFolder,
@@ -294,9 +296,16 @@ class Learner:
         return {key: part.state_dict() for key, part in self._saved().items()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Keys that this phase does not have are left alone."""
+        """Take this phase's keys of `state`.
+
+        Raises:
+            ValueError: one is missing or does not fit; the message names it.
+        """
         for key, part in self._saved().items():
-            part.load_state_dict(state[key])
+            try:
+                part.load_state_dict(state[key])
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise ValueError(f"its {key}: {error}") from error
 
 
 def mean_values(listed: list[dict[str, Tensor]]) -> dict[str, Tensor]:

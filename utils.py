@@ -252,9 +252,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Delete what killed processes left of a new `path`; nobody may be writing it now."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Delete the halves of files, in depth, that killed processes left of `replacing` them.
+
+    Nobody may be writing there now.
+    """
+    for leftover in folder.rglob(f".{name}.*.tmp"):
         leftover.unlink(missing_ok=True)
 
 

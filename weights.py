@@ -20,29 +20,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from formats.layouts import (
     COUNTERS,
     LAYOUTS,
     WeightsError,
-    count,
+    blocks_and_stages,
     is_counter,
-    names,
+    names_in,
     rename,
     unwrap,
 )
 from formats.onnx import onnx_program
 from formats.published import PUBLISHED, locate
-from images.files import read_image, write_image
 from model import SCALES, RRDBNet, SRResNet
-from upscaling.alphas import draw_strip, strip_names
-from upscaling.inputs import UsageError, find_inputs, find_partner, partners_in
-from upscaling.upscaler import Upscaler
+from upscaling.alphas import write_strips
+from upscaling.inputs import UsageError
+from upscaling.upscaler import CHANNELS, Upscaler
 from utils import DeviceError, UnreadableError, load_tensors, replacing
 
 SUFFIXES = {  # what can be written -> the kinds of file it is written to
@@ -252,7 +249,7 @@ def _srresnet_arguments(state: dict[str, Tensor], scale: int | None) -> dict[str
 def _rrdbnet_arguments(state: dict[str, Tensor], scale: int | None) -> dict[str, Any]:
     features, channels = state["conv_first.weight"].shape[:2]
     out_channels = state["conv_last.weight"].shape[0]
-    blocks, stages = count(state, LAYOUTS["basicsr"])
+    blocks, stages = blocks_and_stages(state, LAYOUTS["basicsr"])
     unshuffle = 1
     for factor in (2, 4):  # Real-ESRGAN folds pixels: 4 or 16 times as many channels go in
         if channels == out_channels * factor**2:
@@ -308,7 +305,7 @@ def save_generator(
     if layout == "onnx":
         content = onnx_program(net, strings)
     else:
-        theirs = names(LAYOUTS[layout], len(net.body), len(net.stages))
+        theirs = names_in(LAYOUTS[layout], len(net.body), len(net.stages))
         split = ((name.rpartition("."), tensor) for name, tensor in net.state_dict().items())
         state = {
             f"{theirs.get(layer, layer)}.{kind}": tensor.contiguous().cpu()
@@ -343,7 +340,7 @@ def _in_order(content: bytes) -> bytes:
 def main() -> int:
     arguments = parse_args()
     if arguments.command == "interpolate" and arguments.pictures:
-        return write_pictures(arguments)
+        return show_alphas(arguments)
     inputs = [locate(name) for name in arguments.inputs]
     if any(path.exists() and path.resolve() == arguments.output.resolve() for path in inputs):
         raise WeightsError(f"{arguments.output} is an input; choose another name with -o")
@@ -368,31 +365,19 @@ def main() -> int:
     return 0
 
 
-def write_pictures(arguments: argparse.Namespace) -> int:
-    """A strip per photograph, from the PSNR network to the GAN; returns the exit status."""
-    output = arguments.output or Path("results/interpolated")
-    paths, root = find_inputs(arguments.pictures, output)
-    targets = strip_names(paths, root, output)
-    high_res = partners_in(arguments.hr) if arguments.hr else {}
+def show_alphas(arguments: argparse.Namespace) -> int:
+    """Strips of photographs from the PSNR network to the GAN; returns the exit status."""
     psnr_net, gan_net = (load_generator(name, scale=arguments.scale) for name in arguments.inputs)
-    alphas = arguments.alpha or ALPHAS
-    upscalers = {alpha: Upscaler(interpolate(psnr_net, gan_net, alpha)) for alpha in alphas}
-    scores: list[dict[float, float]] = []
-    failures = []
-    for path in tqdm(paths, unit="image"):
-        try:
-            true = find_partner(path.relative_to(root), high_res)
-            strip, score = draw_strip(read_image(path), true, upscalers)
-            write_image(strip, targets[path])
-            scores += [score] if score else []
-        except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
-            failures.append(str(error) if str(path) in str(error) else f"{path}: {error}")
-    for alpha in alphas if scores else ():
-        mean = np.mean([score[alpha] for score in scores])
-        print(f"alpha {alpha:<4g} {mean:.2f} dB PSNR on Y, mean of {len(scores)} images")
+    if gan_net.in_channels not in CHANNELS:
+        raise WeightsError(f"these networks take {gan_net.in_channels} channels; images have 3")
+    upscalers = {
+        alpha: Upscaler(interpolate(psnr_net, gan_net, alpha), arguments.device)
+        for alpha in arguments.alpha or ALPHAS
+    }
+    output = arguments.output or Path("results/interpolated")
+    failures = write_strips(arguments.pictures, output, arguments.hr, upscalers)
     for failure in failures:
         print(f"Failed: {failure}", file=sys.stderr)
-    print(f"{len(paths) - len(failures)} of {len(paths)} strips are in {output}")
     return 1 if failures else 0
 
 
@@ -421,6 +406,7 @@ def parse_args() -> argparse.Namespace:
     mix.add_argument(
         "--hr", type=Path, metavar="DIR", help="true HR images of PHOTOS: PSNR beside each alpha"
     )
+    mix.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     for command in (convert, mix):
         command.add_argument("-o", "--output", type=Path, metavar="OUT", help="the file to write")
         command.add_argument("--to", choices=SUFFIXES, default="basicsr")
@@ -446,3 +432,5 @@ if __name__ == "__main__":
     except (WeightsError, UsageError, DeviceError) as error:
         print(f"weights.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit("weights.py: interrupted; what was done is kept")

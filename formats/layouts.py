@@ -104,8 +104,8 @@ def _other_kind(state: dict[str, Tensor]) -> str | None:
 def rename(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors under the names of model.py; names that no layout has stay as they are."""
     for layout in LAYOUTS.values():
-        blocks, stages = count(state, layout)
-        theirs = names(layout, blocks, stages)
+        blocks, stages = blocks_and_stages(state, layout)
+        theirs = names_in(layout, blocks, stages)
         if blocks and f"{theirs['conv_first']}.weight" in state:
             ours = {their_name: name for name, their_name in theirs.items()}
             split = ((name.rpartition("."), tensor) for name, tensor in state.items())
@@ -117,7 +117,7 @@ def rename(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
     raise WeightsError(f"{path} is not an ESRGAN generator: it holds {what}")
 
 
-def count(state: dict[str, Tensor], layout: Layout) -> tuple[int, int]:
+def blocks_and_stages(state: dict[str, Tensor], layout: Layout) -> tuple[int, int]:
     """Number of blocks and of upsampling stages."""
     blocks = stages = 0
     while layout.dense.format(i=blocks, j=1, k=1, j0=0, k0=0) + ".weight" in state:
@@ -127,7 +127,7 @@ def count(state: dict[str, Tensor], layout: Layout) -> tuple[int, int]:
     return blocks, stages
 
 
-def names(layout: Layout, blocks: int, stages: int) -> dict[str, str]:
+def names_in(layout: Layout, blocks: int, stages: int) -> dict[str, str]:
     """Each convolution's name here -> its name in `layout`."""
     ours = LAYOUTS["basicsr"]
     names = {

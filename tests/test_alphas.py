@@ -82,6 +82,28 @@ def test_strips_show_the_centre_of_large_images(nets, with_original, monkeypatch
         assert np.abs(cell.astype(int) - picture).max() <= 1
 
 
+def test_photographs_without_an_original_are_named(nets, monkeypatch, capsys):
+    write_image(imresize(read_image("photos/a.png"), 2), Path("hr/a.png"))
+    assert run(monkeypatch, "--pictures", "photos", "--alpha", "1", "--hr", "hr") == 0
+    output = capsys.readouterr().out
+    for name in ("b.png", "c.bmp", "sub/d.png"):
+        assert f"No partner in hr: photos/{name}" in output
+    assert "photos/a.png" not in output
+
+
+def test_networks_that_take_no_colours_are_refused(nets, monkeypatch):
+    rgba = RRDBNet(in_channels=4, scale=2, features=4, blocks=1, growth=4)
+    save_generator(rgba, "rgba.pth")
+    with pytest.raises(WeightsError, match="take 4 channels; images have 3"):
+        run(monkeypatch, "--pictures", "photos", networks=("rgba.pth", "rgba.pth"))
+
+
+def test_an_output_that_cannot_be_made_is_refused_at_once(nets, monkeypatch):
+    Path("file").write_text("in the way")
+    with pytest.raises(weights.UsageError, match="file/out cannot be made"):
+        run(monkeypatch, "--pictures", "photos", "-o", "file/out")
+
+
 def test_one_photograph_and_the_default_alphas(nets, monkeypatch, capsys):
     assert run(monkeypatch, "--pictures", "photos/a.png") == 0
     strip, width = read_image("results/interpolated/a.png"), read_image("photos/a.png").shape[1]

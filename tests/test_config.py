@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from config import PRESETS, Config, Phase, parse_args
+from config import PRESETS, Config, Phase, identity, parse_args, settings_of_weights
 
 
 def test_defaults_are_the_papers():
@@ -39,6 +39,20 @@ def test_every_flag_reaches_its_field():
     assert config.psnr.milestones == ()
 
 
+def test_what_is_another_run_and_what_weights_do_not_depend_on():
+    """Both follow from the fields; new ones belong to neither unless they say so."""
+    network = {"scale", "generator", "features", "blocks", "growth", "batch_norm"}
+    assert identity(Config()) == network | {"betas", "seed", "gan.patch"}
+    without_d = parse_args(["--gan.adversarial", "0"])
+    assert identity(without_d) == network | {"betas", "seed"}
+    told = settings_of_weights(Config()).keys()
+    assert {"psnr", "gan", "seed", "precision"} <= told
+    assert dataclasses.asdict(Config()).keys() - told == {
+        *("name", "train_dir", "valid_dir", "lr_dir", "valid_lr_dir", "workers"),
+        *("log_every", "val_every", "val_images", "save_every", "keep_generators"),
+    }
+
+
 def test_every_preset_is_valid_and_every_field_explained():
     for name in PRESETS:
         parse_args(["--preset", name])
@@ -54,7 +68,14 @@ def test_every_preset_is_valid_and_every_field_explained():
         (["--batch", "1"], ["--batch"]),  # no guessing at abbreviations
         (["--psnr.lr", "abc"], ["psnr.lr", "abc"]),
         (["--psnr.lr", "nan"], ["psnr.lr", "nan"]),
-        (["--psnr.lr", "inf"], ["psnr.lr", "inf"]),
+        (["--psnr.lr", "inf"], ["psnr.lr", "inf", "finite"]),
+        (["--seed", str(10**400)], ["seed", "2**64"]),
+        (["--seed", "-1"], ["seed", "at least 0"]),
+        (["--betas", "0.9", "nan"], ["betas", "nan"]),
+        (["--psnr.clip-grad-norm", "-1"], ["psnr.clip_grad_norm", "-1"]),
+        (["--keep-generators", "-1"], ["keep_generators"]),
+        (["--val-every", "0"], ["val_every", "at least 1"]),
+        (["--accumulate", "3"], ["accumulate", "16"]),
         (["--seed", str(2**64)], ["seed", "2**64"]),
         (["--gan.patch", "32", "--batch-size", "1"], ["batch_size"]),
         (["--psnr.lr", "0"], ["psnr.lr"]),

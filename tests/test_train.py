@@ -17,6 +17,7 @@ from torch import nn
 
 import train
 import training.log
+import training.runs
 import training.validation
 from config import Config, Phase
 from images.files import write_image
@@ -263,6 +264,34 @@ def test_a_stopped_run_saves_says_so_and_goes_on(count, number, uninterrupted, m
     assert "The same command goes on" in capsys.readouterr().out
     run(monkeypatch)
     assert results() == uninterrupted[0]
+
+
+def test_a_stop_after_the_last_step_leaves_the_finished_generator(uninterrupted, monkeypatch):
+    """The signal comes while the last checkpoint of the PSNR phase is written."""
+    save = training.runs.save_checkpoint
+
+    def interrupted(path, state):
+        if (state["phase"], state["step"]) == ("psnr", 5):
+            os.kill(os.getpid(), signal.SIGINT)
+        save(path, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.runs, "save_checkpoint", interrupted)
+        with pytest.raises(SystemExit) as exit:
+            run(patch)
+    assert exit.value.code == 128 + signal.SIGINT
+    assert Path("checkpoints/tiny/psnr.safetensors").read_bytes() == uninterrupted[0][0]
+    run(monkeypatch)
+    assert results() == uninterrupted[0]
+
+
+def test_what_does_not_fit_in_a_checkpoint_is_named(workplace, small_discriminator, monkeypatch):
+    run(monkeypatch, "--psnr.steps", "2", "--gan.steps", "0")
+    state = torch.load("checkpoints/tiny/last.pt", weights_only=True)
+    state["opt_g"]["param_groups"][0]["params"].pop()
+    torch.save(state, "checkpoints/tiny/last.pt")
+    with pytest.raises(train.CheckpointError, match=r"last\.pt does not fit .*its opt_g: "):
+        run(monkeypatch)
 
 
 SRGAN = [

@@ -259,6 +259,17 @@ def test_skip_existing_goes_on_where_it_stopped(workplace, monkeypatch, capsys):
     assert "3 images had a result already" in output and "1 of 1 images upscaled" in output
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert Path("results/c.png").exists()
+    assert run(monkeypatch, "photos", "--skip-existing") == 0  # nothing is left to do
+    output = capsys.readouterr().out
+    assert "4 images had a result already" in output and "0 of 0 images upscaled" in output
+
+
+def test_a_process_without_an_image_waits_for_the_others(workplace, monkeypatch):
+    """As the fourth of four processes does that share three images."""
+    monkeypatch.setattr(command.Ranks, "gather", lambda self, own: own)
+    monkeypatch.setattr(sys, "argv", ["test.py", "photos/a.png", "--device", "cpu"])
+    assert command.main(command.Ranks(rank=3, count=4)) == 0
+    assert not list(Path("results").rglob("*.png"))
 
 
 ODD = {  # what Pillow can write of each mode

@@ -48,8 +48,10 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     kept = [".lock", ".y.1.tmp", "x", "x.tmp"]
     for name in (*kept, ".x.123.tmp"):
         (tmp_path / name).touch()
-    remove_leftovers(tmp_path / "x")
+    remove_leftovers(tmp_path, "x")
     assert sorted(os.listdir(tmp_path)) == kept
+    remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".lock", "x", "x.tmp"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

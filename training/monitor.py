@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from config import Config
+from config import TERMS
 from training.runs import At, RunFolder, TrainingError
-from utils import peak_memory
+from utils import Part, peak_memory
 
-LOSSES = ("pixel", "perceptual", "adversarial", "discriminator")  # the order they are shown in
+LOSSES = (*TERMS, "discriminator")  # the order they are shown in
 FP16_NOTE = " (fp16: now and then while its loss scale is being found is normal)"
 
 
@@ -26,31 +26,28 @@ class Monitor:
     output and folders are silent.
 
     Args:
-        config: of the run.
         at: where the phase goes on from.
         seconds: that the phase has taken so far.
         device: of the run.
-        run: takes the curves.
+        run: has the settings and the ranks, and takes the curves.
     """
 
-    def __init__(
-        self, config: Config, at: At, seconds: float, device: torch.device, run: RunFolder
-    ):
-        self.config, self.run = config, run
+    def __init__(self, at: At, seconds: float, device: torch.device, run: RunFolder):
+        self.config, self.run = run.config, run
         self.means, self.balance = IntervalMeans(), Balance()
-        self.clock = Clock(config.batch_size, device, seconds)
+        self.clock = Clock(self.config.batch_size, device, seconds)
         self.reading: dict[str, float] = {}  # the last one
         self.faults = Faults()
         self.bar = tqdm(
             desc=at.phase,
-            total=getattr(config, at.phase).steps,
+            total=getattr(self.config, at.phase).steps,
             initial=at.step,
             unit="step",
             disable=not run.ranks.first,
         )
 
-    def watch(self, loader: Iterable[list[Tensor]]) -> Iterator:
-        """Batch after batch, the parts of each together; times the waiting, moves the bar."""
+    def watch(self, loader: Iterable[Part]) -> Iterator[list[Part]]:
+        """The loader's batches, each as the list of its parts; meanwhile the bar moves."""
         pieces = iter(loader)
         try:
             while True:

@@ -29,7 +29,13 @@ from utils import (
 from weights import Generator, save_generator
 
 RUNS = Path("checkpoints")
-KEYS = {"phase", "step", "before", "seconds", "config"}  # of last.pt, besides the learner's own
+KEYS = {
+    "phase",
+    "step",
+    "before",
+    "seconds",
+    "config",
+}  # of last.pt, besides the learner's
 
 
 class CheckpointError(ValueError):
@@ -56,8 +62,8 @@ class At:
         return f"{self.phase} step {self.step}"
 
 
-class Learner(Protocol):
-    """What a checkpoint holds of train.py's Learner."""
+class Stateful(Protocol):
+    """What is saved and restored: train.py's Learner."""
 
     at: At
 
@@ -158,7 +164,7 @@ class RunFolder(AbstractContextManager):
         if self.checkpoint is not None:
             self._fill(generator.load_state_dict, self.checkpoint.get("ema", {}))
 
-    def restore(self, learner: Learner) -> float:
+    def restore(self, learner: Stateful) -> float:
         """Load a phase's learner, if the checkpoint is of that phase.
 
         Returns:
@@ -185,7 +191,7 @@ class RunFolder(AbstractContextManager):
     def open_log(self) -> None:
         """Log from where the checkpoint is; from here on the folder exists."""
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.last)
+        remove_leftovers(self.folder)
         settings = json.dumps(dataclasses.asdict(self.config), indent=2)
         (self.folder / "config.json").write_text(f"{settings}\n")
 
@@ -226,7 +232,7 @@ class RunFolder(AbstractContextManager):
             for old in sorted(kept.glob("gan_*.safetensors"))[: -self.config.keep_generators]:
                 old.unlink()
 
-    def save(self, learner: Learner, seconds: float) -> None:
+    def save(self, learner: Stateful, seconds: float) -> None:
         """Write last.pt: everything needed to go on.
 
         Raises:
@@ -246,7 +252,7 @@ class RunFolder(AbstractContextManager):
             )
 
     @by_the_first_rank
-    def _write_last(self, learner: Learner, seconds: float) -> None:
+    def _write_last(self, learner: Stateful, seconds: float) -> None:
         self.log.flush()
         at = learner.at
         progress = dict(phase=at.phase, step=at.step, run_step=at.run_step, before=at.before)
@@ -254,7 +260,7 @@ class RunFolder(AbstractContextManager):
         save_checkpoint(self.last, progress | about | learner.state_dict())
 
     @by_the_first_rank
-    def finish(self, learner: Learner) -> None:
+    def finish(self, learner: Stateful) -> None:
         """Write what a phase ends with: its averaged generator and the curves."""
         file = self.folder / f"{learner.at.phase}.safetensors"
         save_generator(learner.ema, file, metadata=self._metadata(learner.at))

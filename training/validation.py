@@ -27,17 +27,14 @@ class Validation:
 
     Args:
         pack: HR and LR images.
-        count: of them that are validated on, the first that are large enough.
         device, dtype: of the run.
-        run: takes the strips; its ranks share the images.
+        run: has the settings and the ranks, which share the images, and takes the strips.
     """
 
-    def __init__(
-        self, pack: Pack, count: int, device: torch.device, dtype: torch.dtype, run: RunFolder
-    ):
+    def __init__(self, pack: Pack, device: torch.device, dtype: torch.dtype, run: RunFolder):
         self.pack, self.device, self.dtype, self.run = pack, device, dtype, run
         self.scale: int = pack.index["scale"]
-        self.own = share_of(chosen(pack, count), run.ranks.rank, run.ranks.count)
+        self.own = share_of(chosen(pack, run.config.val_images), run.ranks.rank, run.ranks.count)
         scores = self._mean_scores("scoring bicubic", self._score_bicubic)
         self.bicubic = {f"bicubic_{key}": value for key, value in scores.items()}
 

@@ -3,14 +3,65 @@
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
+from images.files import read_image, write_image
 from images.scores import psnr
 from images.strips import centre, labelled_strip
-from upscaling.inputs import UsageError, read_high_res
-from upscaling.upscaler import Upscaler
+from upscaling.inputs import (
+    UsageError,
+    find_inputs,
+    find_partner,
+    make_output,
+    partners_in,
+    read_high_res,
+)
+from upscaling.upscaler import Upscaler, explain
 
 SHOWN_SIDE = 512  # pixels around the centre of larger results
 CONTEXT = 32  # input pixels around those, so that the networks see no border there
+
+
+def write_strips(
+    source: Path, output: Path, hr: Path | None, upscalers: dict[float, Upscaler]
+) -> list[str]:
+    """A strip for each photograph; says where they are, and the mean PSNR of each alpha.
+
+    Args:
+        source: a photograph, or a folder that is searched in depth.
+        output: folder of the strips.
+        hr: folder of HR images, paired with the photographs by name.
+        upscalers: by alpha.
+
+    Returns:
+        Why photographs failed, a line for each of those.
+
+    Raises:
+        UsageError: no photographs, or no place for the strips.
+    """
+    paths, root = find_inputs(source, output)
+    strips = strip_names(paths, root, output)
+    high_res = partners_in(hr) if hr else {}
+    make_output(output)
+    scores: list[dict[float, float]] = []
+    failures = []
+    for path in tqdm(paths, unit="image"):
+        partner = find_partner(path.relative_to(root), high_res)
+        try:
+            strip, score = draw_strip(read_image(path), partner, upscalers)
+            write_image(strip, strips[path])
+        except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
+            failures.append(explain(path, error))
+            continue
+        if score:
+            scores.append(score)
+        elif hr:
+            tqdm.write(f"No partner in {hr}: {path}")
+    for alpha in upscalers if scores else ():
+        mean = np.mean([score[alpha] for score in scores])
+        print(f"alpha {alpha:<4g} {mean:.2f} dB PSNR on Y, mean of {len(scores)} images")
+    print(f"{len(paths) - len(failures)} of {len(paths)} strips are in {output}")
+    return failures
 
 
 def strip_names(paths: list[Path], root: Path, output: Path) -> dict[Path, Path]:

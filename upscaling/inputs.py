@@ -1,5 +1,6 @@
-"""What is upscaled, and which HR image belongs to it by the names that benchmarks use."""
+"""What is upscaled, where results go, and which HR image belongs to an LR image by its name."""
 
+import os
 import re
 from pathlib import Path
 
@@ -31,6 +32,20 @@ def find_inputs(source: Path, output: Path) -> tuple[list[Path], Path]:
     if not paths:
         raise UsageError(f"{source} holds no PNG, JPEG, WebP, BMP, TIFF or GIF image, at any depth")
     return paths, source
+
+
+def make_output(folder: Path) -> None:
+    """Make the folder for results.
+
+    Raises:
+        UsageError: it cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the output folder {folder} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"the output folder {folder} is not writable; choose another with -o")
 
 
 def partners_in(hr: Path) -> dict[Path, list[Path]]:

@@ -11,12 +11,12 @@ from tqdm import tqdm
 from images.tensors import to_image, to_tensor
 
 # An nn.Module with `.scale`: RGB in [0, 1], (N, 3, H, W) to (N, 3, scale * H, scale * W).
-Generator: TypeAlias = Any
+Network: TypeAlias = Any
 
 
 @torch.inference_mode()
 def upscale(
-    net: Generator, image: np.ndarray, tile: int = 0, overlap: int = 32, batch: int = 1
+    net: Network, image: np.ndarray, tile: int = 0, overlap: int = 32, batch: int = 1
 ) -> np.ndarray:
     """Run a generator over an image, whole or in overlapping tiles that are blended.
 
@@ -70,7 +70,7 @@ def _add_tiles(
         band[:, :, left * scale : right * scale] += tile * weight
 
 
-def _run(net: Generator, tiles: list[np.ndarray]) -> Tensor:
+def _run(net: Network, tiles: list[np.ndarray]) -> Tensor:
     """Tiles of one size through the network: (N, 3, scale * h, scale * w), fp32 on the CPU."""
     device = next(net.parameters()).device
     results = net(torch.cat([to_tensor(tile) for tile in tiles]).to(device)).float().cpu()

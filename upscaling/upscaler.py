@@ -5,6 +5,7 @@ enlarged = upscaler(image)  # uint8 or uint16, (H, W, 3)
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from images.files import Picture, bleed
 from images.resize import imresize
-from upscaling.tiles import Generator, upscale
+from upscaling.tiles import Network, upscale
 from utils import autocast, choose_device, choose_precision, place
 
 CHANNELS = (1, 3)  # that a generator may take; with 1, it gets each colour as a separate image
@@ -42,7 +43,7 @@ class Upscaler:
 
     def __init__(
         self,
-        net: Generator,
+        net: Network,
         device: torch.device | str = "auto",
         precision: str = "auto",
         tile: int | None = None,
@@ -57,7 +58,7 @@ class Upscaler:
         if ensemble:
             net = Ensemble(net)
         self.device = choose_device(device) if isinstance(device, str) else device
-        self.net: Generator = place(net, self.device)
+        self.net: Network = place(net, self.device)
         self.dtype = choose_precision(precision, self.device)
         self.automatic = precision == "auto"
         self.tile = choose_tile(self.net, self.device) if tile is None else tile
@@ -134,7 +135,7 @@ def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
     return Picture(rgb, alpha, picture.gray, picture.profile)
 
 
-def choose_tile(net: Generator, device: torch.device) -> int:
+def choose_tile(net: Network, device: torch.device) -> int:
     """A tile whose activations take less than half of the memory that is free.
 
     Counted are three maps of all features in fp32, after the last enlargement; on a CPU the
@@ -154,10 +155,18 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, kinds) or "allocate memory" in str(error)
 
 
+def explain(source: Path, error: Exception) -> str:
+    """Why an image could not be upscaled, in a line that names it."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if is_out_of_memory(error):
+        reason = f"not enough memory, even for tiles of {SMALLEST_TILE} pixels ({reason})"
+    return reason if str(source) in reason else f"{source}: {reason}"
+
+
 class PerChannel(nn.Module):
     """A network for grayscale images, which is given each colour as one."""
 
-    def __init__(self, net: Generator):
+    def __init__(self, net: Network):
         super().__init__()
         self.net = net
         self.scale = net.scale
@@ -170,7 +179,7 @@ class PerChannel(nn.Module):
 class Ensemble(nn.Module):
     """The mean of what a network makes of the 8 flips and rotations (Timofte et al., 2016)."""
 
-    def __init__(self, net: Generator):
+    def __init__(self, net: Network):
         super().__init__()
         self.net = net
         self.scale = net.scale
