@@ -13,7 +13,9 @@ from images.resize import imresize
 from images.scores import psnr
 from images.tensors import to_image, to_tensor
 from model import RRDBNet
+from upscaling import alphas
 from upscaling.alphas import SHOWN_SIDE
+from upscaling.upscaler import Upscaler
 from weights import WeightsError, save_generator
 
 
@@ -63,6 +65,18 @@ def test_a_strip_shows_each_alpha_and_the_original(nets, monkeypatch, capsys):
         line = next(line for line in output.splitlines() if line.startswith(f"alpha {alpha} "))
         assert float(line.split()[2]) == pytest.approx(expected, abs=0.02)
     assert "mean of 1 images" in output and "4 of 4 strips are in results" in output
+
+
+def test_labels_say_alpha_and_psnr(nets, monkeypatch):
+    image = read_image("photos/a.png")
+    write_image(imresize(image, 2), Path("a.png"))
+    drawn = []
+    monkeypatch.setattr(alphas, "labelled_strip", lambda pictures, side: drawn.append(pictures))
+    upscalers = {alpha: Upscaler(net, "cpu") for alpha, net in zip((0, 0.25), nets, strict=True)}
+    _, scores = alphas.draw_strip(image, Path("a.png"), upscalers)
+    assert list(drawn[0]) == [f"alpha {a:g}, {scores[a]:.2f} dB" for a in (0, 0.25)] + ["HR"]
+    alphas.draw_strip(image, None, upscalers)
+    assert list(drawn[1]) == ["alpha 0", "alpha 0.25"]
 
 
 @pytest.mark.parametrize("with_original", [True, False])
