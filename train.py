@@ -313,6 +313,7 @@ def mean_values(listed: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def total(values: Iterable[Tensor]) -> Tensor:
+    """`sum`, which to a type checker may be the number 0 instead of a tensor."""
     return functools.reduce(operator.add, values)
 
 
