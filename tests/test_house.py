@@ -5,6 +5,7 @@ count too.
 """
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -141,6 +142,16 @@ def test_nobody_uses_a_name_with_an_underscore_of_another_file():
             if isinstance(node, ast.ImportFrom) and home(node.module) in ALLOWED:
                 private = [name.name for name in node.names if name.name.startswith("_")]
                 assert not private, f"{path} imports {private} of {node.module}"
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    patterns = {
+        "pyproject.toml": r'^version = "(.+)"$',
+        "CHANGELOG.md": r"^## ([\d.]+), \d{4}-\d\d-\d\d$",  # the first is the newest
+        "CITATION.cff": r"^version: (.+)$",
+    }
+    found = {re.search(p, (ROOT / f).read_text(), re.MULTILINE)[1] for f, p in patterns.items()}
+    assert len(found) == 1, found
 
 
 def test_our_names_hide_no_module_of_python():
