@@ -39,7 +39,7 @@ from upscaling.inputs import (
     read_high_res,
 )
 from upscaling.report import add_to_page, write_page
-from upscaling.upscaler import CHANNELS, SMALLEST_TILE, Upscaler, enlarge, explain
+from upscaling.upscaler import SMALLEST_TILE, Upscaler, check_channels, enlarge, explain
 from utils import DeviceError, Ranks, choose_device
 from weights import WeightsError, load_generator
 
@@ -100,8 +100,7 @@ def main(ranks: Ranks) -> int:
 
 def load(weights: str | Path, arguments: argparse.Namespace, device: torch.device) -> Upscaler:
     net = load_generator(weights, scale=arguments.scale)
-    if net.in_channels not in CHANNELS:
-        raise UsageError(f"{weights} takes {net.in_channels} channels; images have 3")
+    check_channels(net, str(weights))
     return Upscaler(
         net,
         device,

@@ -39,7 +39,7 @@ from formats.published import PUBLISHED, locate
 from model import SCALES, RRDBNet, SRResNet
 from upscaling.alphas import write_strips
 from upscaling.inputs import UsageError
-from upscaling.upscaler import CHANNELS, Upscaler
+from upscaling.upscaler import Upscaler, check_channels
 from utils import DeviceError, UnreadableError, load_tensors, replacing
 
 SUFFIXES = {  # what can be written -> the kinds of file it is written to
@@ -368,8 +368,7 @@ def main() -> int:
 def show_alphas(arguments: argparse.Namespace) -> int:
     """Strips of photographs from the PSNR network to the GAN; returns the exit status."""
     psnr_net, gan_net = (load_generator(name, scale=arguments.scale) for name in arguments.inputs)
-    if gan_net.in_channels not in CHANNELS:
-        raise WeightsError(f"these networks take {gan_net.in_channels} channels; images have 3")
+    check_channels(gan_net, arguments.inputs[1])
     upscalers = {
         alpha: Upscaler(interpolate(psnr_net, gan_net, alpha), arguments.device)
         for alpha in arguments.alpha or ALPHAS

@@ -108,7 +108,7 @@ def test_photographs_without_an_original_are_named(nets, monkeypatch, capsys):
 def test_networks_that_take_no_colours_are_refused(nets, monkeypatch):
     rgba = RRDBNet(in_channels=4, scale=2, features=4, blocks=1, growth=4)
     save_generator(rgba, "rgba.pth")
-    with pytest.raises(WeightsError, match="take 4 channels; images have 3"):
+    with pytest.raises(weights.UsageError, match=r"^rgba\.pth takes 4 channels; images have 3$"):
         run(monkeypatch, "--pictures", "photos", networks=("rgba.pth", "rgba.pth"))
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from images.files import Picture, bleed
 from images.resize import imresize
+from upscaling.inputs import UsageError
 from upscaling.tiles import Network, upscale
 from utils import autocast, choose_device, choose_precision, place
 
@@ -37,7 +38,7 @@ class Upscaler:
         ensemble: average the 8 flips and rotations; takes 8 times as long.
 
     Raises:
-        ValueError: the network takes another number of channels.
+        UsageError: the network takes another number of channels.
         DeviceError: the named device is not there.
     """
 
@@ -51,8 +52,7 @@ class Upscaler:
         scale: float | None = None,
         ensemble: bool = False,
     ):
-        if net.in_channels not in CHANNELS:
-            raise ValueError(f"the network takes {net.in_channels} channels; images have 3")
+        check_channels(net, "the network")
         if net.in_channels == 1:
             net = PerChannel(net)
         if ensemble:
@@ -115,6 +115,12 @@ class Upscaler:
             tqdm.write(f"not enough memory; going on with tiles of {self.tile} pixels")
             return self._run(image, dtype)
         return self._run(image, torch.float32)
+
+
+def check_channels(net: Network, name: str) -> None:
+    """Refuse a network that has no use for colours, by the name that people know it by."""
+    if net.in_channels not in CHANNELS:
+        raise UsageError(f"{name} takes {net.in_channels} channels; images have 3")
 
 
 def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
