@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +31,7 @@ from tqdm import tqdm
 
 from images.files import ImageError, find_images, read_image
 from images.resize import imresize
-from utils import remove_leftovers, replacing
+from utils import remove_leftovers, replacing, worker_init
 
 PACK_FORMAT = 1  # counts up when the layout of a pack changes, so that old ones are rebuilt
 
@@ -399,14 +398,8 @@ def batches(
         batch_sampler=(list(range(first, first + size)) for first in firsts),
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=worker_init() if workers else None,
     )
-
-
-def ignore_signals(worker: int) -> None:
-    """Ctrl-C reaches a whole process group, as SIGTERM may; the training process answers alone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 # ------------------------------------------------------------------------------ getting images

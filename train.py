@@ -46,6 +46,7 @@ from utils import (
     choose_device,
     choose_precision,
     is_lost_connection,
+    is_out_of_memory,
     place,
 )
 from weights import Generator, WeightsError, init_generator
@@ -86,7 +87,7 @@ def train(run: RunFolder) -> None:
         f"{type(generator).__name__} x{config.scale}, {size:,} parameters, on {device} in "
         f"{str(dtype).removeprefix('torch.')}; everything goes to {run.folder}"
     )
-    with StopRequest() as stop:
+    with StopRequest(speaks=ranks.first) as stop:
         for name in PHASES:
             if getattr(config, name).steps == 0 or run.finished(name):
                 continue
@@ -361,6 +362,26 @@ def check_batch_size(config: Config, ranks: Ranks) -> None:
         )
 
 
+def remedy_for(error: Exception) -> str | None:
+    """What happened and what to do, for errors of the machine; None for those of the program."""
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    if is_out_of_memory(error):
+        return (
+            f"memory ran out ({reason}). Less memory: --recompute true, a larger --accumulate, "
+            "fewer --workers, a smaller --psnr.patch or, before its first step, --gan.patch."
+        )
+    if "DataLoader worker (pid" in reason:
+        return (
+            f"a process that cuts crops died: {reason} "
+            "Most often memory ran out: give fewer --workers."
+        )
+    if Ranks.of_torchrun().count > 1 and is_lost_connection(error):
+        return (
+            "another process of this run ended; what ended it is in its own message or torchrun's."
+        )
+    return None
+
+
 def run_as_program() -> None:
     """`main`, whose foreseeable errors end the process with a line and a status."""
     try:
@@ -368,22 +389,11 @@ def run_as_program() -> None:
     except (DataError, DeviceError, VGGError, CheckpointError, WeightsError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
-    except torch.OutOfMemoryError as error:
-        print(f"train.py: {str(error).splitlines()[0]}", file=sys.stderr)
-        sys.exit("Less memory: --recompute true, a larger --accumulate, a smaller --gan.patch.")
     except (TrainingError, OSError) as error:
         sys.exit(f"train.py: {error}")
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error):
-            sys.exit(
-                f"train.py: a process that cuts crops died: {str(error).splitlines()[0]} "
-                "Most often memory ran out: give fewer --workers. The same command goes on."
-            )
-        if Ranks.of_torchrun().count > 1 and is_lost_connection(error):
-            sys.exit(
-                "train.py: another process of this run ended; what ended it is in its own message "
-                "or torchrun's. The same command goes on from the last checkpoint."
-            )
+    except (RuntimeError, MemoryError) as error:
+        if remedy := remedy_for(error):
+            sys.exit(f"train.py: {remedy} The same command goes on from the last checkpoint.")
         raise
     except KeyboardInterrupt:
         sys.exit("train.py: interrupted")

@@ -1,14 +1,18 @@
 """What every command needs: device and precision, ranks, stopping, files that are whole."""
 
+import atexit
+import functools
+import multiprocessing
 import os
 import pickle
 import platform
 import re
 import signal
 import sys
+import threading
 import zipfile
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -109,6 +113,15 @@ def peak_memory(device: torch.device) -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is what Python, NumPy, a CPU's or a GPU's allocator raise when it is full."""
+    signs = ("allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc", "bad allocation")
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    )
+
+
 # -------------------------------------------------------------------------------------------- ranks
 
 
@@ -185,7 +198,7 @@ class Ranks(AbstractContextManager):
         return [item for part in everyone for item in part]
 
 
-def is_lost_connection(error: RuntimeError) -> bool:
+def is_lost_connection(error: Exception) -> bool:
     """Whether this is what gloo or NCCL raise when another rank is gone."""
     text = str(error)
     return isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
@@ -203,31 +216,72 @@ def accumulated(parts: Iterable[Part], net: nn.Module) -> Iterator[Part]:
 # ----------------------------------------------------------------------------------------- stopping
 
 
-class StopRequest(AbstractContextManager):
-    """While open, Ctrl-C or SIGTERM only asks; the loop looks at `.signal` and ends its step first.
+# What asks a program to end: Ctrl-C, `kill`, a terminal that is closed (POSIX only).
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
-    A second Ctrl-C interrupts at once, as usual.
+
+class StopRequest(AbstractContextManager):
+    """While open, a signal of `STOPS` only asks; the loop looks at `.signal` and saves first.
+
+    It is answered at once in words, for a step or a validation can take a while. People press
+    Ctrl-C again when nothing seems to happen, so only the third interrupts.
+
+    Args:
+        speaks: False on ranks whose answer would repeat the first one's.
     """
 
-    def __init__(self):
+    def __init__(self, speaks: bool = True):
+        self.speaks = speaks
         self.signal: int | None = None
+        self.presses = 0
 
     def __enter__(self) -> "StopRequest":
-        self.previous = {
-            number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        # nohup's children begin with SIGHUP ignored, and should outlive the terminal.
+        nohup = [n for n in STOPS[2:] if signal.getsignal(n) == signal.SIG_IGN]
+        heard = [number for number in STOPS if number not in nohup]
+        self.previous = {number: signal.signal(number, self._ask) for number in heard}
         return self
 
     def _ask(self, number: int, frame) -> None:
-        self.signal = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.signal = self.signal or number
+        self.presses += number == signal.SIGINT
+        if self.presses == 3:
+            raise KeyboardInterrupt
+        if self.speaks:
+            more = "Ctrl-C once more" if self.presses == 2 else "A third Ctrl-C"
+            answer = f"\nStopping: this step ends first, then all is saved. {more} would lose it.\n"
+            # Unbuffered: the signal may have come in the midst of a print.
+            with suppress(OSError):  # a closed terminal
+                os.write(2, answer.encode())
 
     def __exit__(self, kind, error, trace) -> None:
-        signal.signal(signal.SIGINT, self.previous[signal.SIGINT])
-        # An error ends the process but is shown first, although torchrun sends SIGTERM to all
-        # others as soon as one process has died.
-        if not isinstance(error, Exception):
-            signal.signal(signal.SIGTERM, self.previous[signal.SIGTERM])
+        for number, handler in self.previous.items():
+            # An error ends the process but is shown first, although torchrun sends SIGTERM to all
+            # others as soon as one process has died.
+            if number == signal.SIGINT or not isinstance(error, Exception):
+                signal.signal(number, handler)
+
+
+def worker_init() -> Callable[[int], None]:
+    """For a DataLoader: its workers leave signals to this process, and end when it does."""
+    ending = multiprocessing.RawValue("b", 0)
+    atexit.register(setattr, ending, "value", 1)  # before multiprocessing's own last act
+    return functools.partial(_follow_parent, ending)
+
+
+def _follow_parent(ending: Any, worker: int) -> None:
+    # A terminal sends Ctrl-C, and a batch system SIGTERM, to all processes of a run.
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    # When Python ends, multiprocessing ends what is left by SIGTERM, and waits for it.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 # -------------------------------------------------------------------------------------------- files

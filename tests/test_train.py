@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import safetensors.torch
 import torch
@@ -22,7 +23,7 @@ import training.validation
 from config import Config, Phase
 from images.files import write_image
 from model import RRDBNet, SRResNet
-from training.runs import At, RunFolder
+from training.runs import At, RunFolder, load_checkpoint
 from utils import Ranks
 from weights import load_generator, save_generator
 
@@ -254,7 +255,7 @@ def test_a_killed_run_ends_with_the_same_weights(count, uninterrupted, monkeypat
     assert [untimed(row) for row in rows()] == metrics
 
 
-@pytest.mark.parametrize("count, number", [(1, 2), (5, 15), (7, 2), (9, 15)])
+@pytest.mark.parametrize("count, number", [(1, 2), (5, 15), (7, 2), (9, 1)])
 def test_a_stopped_run_saves_says_so_and_goes_on(count, number, uninterrupted, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         stop_at(patch, count, lambda: os.kill(os.getpid(), number))
@@ -338,6 +339,23 @@ def test_a_run_killed_while_saving_goes_on(uninterrupted, monkeypatch):
     assert [untimed(row) for row in rows()] == uninterrupted[1]
 
 
+def test_a_second_ctrl_c_during_the_saving_loses_nothing(
+    workplace, small_discriminator, monkeypatch
+):
+    stop_at(monkeypatch, 1, lambda: signal.raise_signal(signal.SIGINT))
+    save = training.runs.save_checkpoint
+
+    def pressed_again(*args):
+        signal.raise_signal(signal.SIGINT)
+        save(*args)
+
+    monkeypatch.setattr(training.runs, "save_checkpoint", pressed_again)
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch)
+    assert stopped.value.code == 128 + signal.SIGINT
+    assert load_checkpoint(Path("checkpoints/tiny/last.pt"))["step"] == 1
+
+
 def test_a_finished_run_does_nothing_more_and_can_be_made_longer(uninterrupted, monkeypatch):
     Path("checkpoints/whole").rename("checkpoints/tiny")
     run(monkeypatch)
@@ -384,6 +402,58 @@ def test_a_run_with_workers_ends_and_so_do_they(workplace):
     assert "Upscale a folder" in done.stdout
 
 
+FAULTY = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import train, training.log, training.monitor, training.runs, training.validation
+def fault(*arguments, **others):
+    print("FAULT", file=sys.stderr, flush=True)
+    raise LookupError("of no kind that train.py knows")
+if __name__ == "__main__":
+    owner, name = sys.argv.pop(1).rsplit(".", 1)
+    setattr(eval(owner), name, fault)
+    train.run_as_program()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "place",
+    [
+        "train.Learner.update_generator",
+        "training.validation.labelled_strip",
+        "training.monitor.Monitor.read",
+        "training.log.RunLog.metric",
+        "training.log.draw_curves",  # after matplotlib, whose cycles hold the frames of its callers
+        "training.runs.save_checkpoint",
+    ],
+)
+def test_any_error_ends_a_run_with_workers_within_seconds(place, workplace):
+    (workplace / "faulty.py").write_text(FAULTY)
+    data = ["--train-dir", "photos", "--valid-dir", "photos", "--workers", "2"]
+    command = [sys.executable, "faulty.py", place, *TINY, *data]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if "FAULT" in line:
+            break
+    errors = process.communicate(timeout=15)[1]
+    assert process.returncode == 1
+    assert "Traceback" in errors and "LookupError: of no kind that train.py knows" in errors
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="reads Linux's /proc")
+def test_sigkill_of_a_run_leaves_no_worker(workplace):
+    process = train_until_the_first_checkpoint(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    children = psutil.Process(process.pid).children()
+    assert len(children) == 2
+    process.kill()
+    alive = psutil.wait_procs(children, timeout=15)[1]
+    assert not alive and process.wait() == -signal.SIGKILL
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
 def test_a_worker_that_dies_is_reported_with_its_cause(workplace):
@@ -407,8 +477,10 @@ def test_ctrl_c_in_a_terminal_stops_a_run_with_workers(workplace):
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
     os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # an impatient second time
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + signal.SIGINT, output
+    assert "all is saved" in output
     assert "Stopped and saved" in output and "Traceback" not in output
 
 

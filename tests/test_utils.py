@@ -1,8 +1,11 @@
 """Devices and precisions, files that are written whole, stopping."""
 
+import multiprocessing
 import os
 import signal
+import time
 
+import psutil
 import pytest
 import torch
 
@@ -12,9 +15,13 @@ from utils import (
     StopRequest,
     choose_device,
     choose_precision,
+    is_out_of_memory,
     remove_leftovers,
     replacing,
+    worker_init,
 )
+
+FORK = multiprocessing.get_context("fork") if os.name != "nt" else multiprocessing
 
 
 def test_devices_and_precisions(monkeypatch):
@@ -54,15 +61,47 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [".lock", "x", "x.tmp"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_interrupts(number):
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_the_first_signal_asks_at_once_in_words_and_the_third_ctrl_c_interrupts(name, capfd):
+    if not hasattr(signal, name):
+        pytest.skip(f"no {name} on this system")
+    before, number = signal.getsignal(signal.SIGINT), getattr(signal, name)
     with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
         assert stop.signal is None
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert stop.signal == number
-        os.kill(os.getpid(), signal.SIGINT)
+        assert "Stopping: this step ends first, then all is saved" in capfd.readouterr().err
+        for _ in range(2 - (number == signal.SIGINT)):
+            signal.raise_signal(signal.SIGINT)
+        assert "Ctrl-C once more would lose it" in capfd.readouterr().err
+        signal.raise_signal(signal.SIGINT)
+    assert stop.signal == number
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_other_ranks_ask_in_silence_and_a_closed_terminal_is_no_error(capfd, monkeypatch):
+    with StopRequest(speaks=False) as stop:
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.signal == signal.SIGTERM and capfd.readouterr().err == ""
+
+    def closed(file, content):
+        raise OSError(5, "Input/output error")
+
+    with StopRequest() as stop:
+        monkeypatch.setattr(os, "write", closed)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+
+
+@pytest.mark.skipif(os.name == "nt", reason="nohup is POSIX")
+def test_a_run_under_nohup_outlives_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.signal is None and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_sigterm_leaves_an_error_the_time_to_be_told():
@@ -78,3 +117,74 @@ def test_sigterm_leaves_an_error_the_time_to_be_told():
     with StopRequest():
         pass
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def follow_and_wait(init, ready):
+    init(0)
+    ready.set()
+    while True:
+        time.sleep(0.01)
+
+
+def start_and_wait(init, ready, pids):
+    worker = FORK.Process(target=follow_and_wait, args=(init, ready), daemon=True)
+    worker.start()
+    pids.put(worker.pid)
+    time.sleep(60)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+def test_workers_leave_signals_to_their_parent_and_end_by_its_word():
+    init, ready = worker_init(), FORK.Event()
+    worker = FORK.Process(target=follow_and_wait, args=(init, ready), daemon=True)
+    worker.start()
+    assert ready.wait(10)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    worker.join(0.2)
+    assert worker.is_alive()
+    (ending,) = init.args
+    ending.value = 1  # as when the parent's Python ends
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+def test_workers_end_with_a_parent_that_is_killed():
+    ready, pids = FORK.Event(), FORK.SimpleQueue()
+    parent = FORK.Process(target=start_and_wait, args=(worker_init(), ready, pids))
+    parent.start()
+    assert ready.wait(10)
+    worker = psutil.Process(pids.get())
+    parent.kill()
+    parent.join()
+    deadline = time.monotonic() + 10
+    while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the worker outlives its parent"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: "
+            "can't allocate memory: you tried to allocate 4398046511104 bytes."
+        ),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GiB)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_every_allocators_error_is_known(error):
+    assert is_out_of_memory(error)
+
+
+def test_a_real_allocators_error_is_known_and_others_are_not():
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        torch.empty(2**60)
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("size mismatch"))
+    assert not is_out_of_memory(ValueError("cannot allocate memory to a name"))

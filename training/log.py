@@ -1,6 +1,5 @@
 """What a run logs: metrics.jsonl, TensorBoard events, curves.png."""
 
-import gc
 import json
 import math
 from collections.abc import Callable
@@ -91,9 +90,6 @@ def draw_curves(rows: list[dict], path: Path) -> None:
     for axes in (quality, losses):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=100)
-    # Cycles that matplotlib leaves behind hold the frames of all callers: a training process would
-    # end without freeing its loader, and wait forever for the loader's processes.
-    gc.collect()
 
 
 def as_json(value):

@@ -18,7 +18,7 @@ from images.files import Picture, bleed
 from images.resize import imresize
 from upscaling.inputs import UsageError
 from upscaling.tiles import Network, upscale
-from utils import autocast, choose_device, choose_precision, place
+from utils import autocast, choose_device, choose_precision, is_out_of_memory, place
 
 CHANNELS = (1, 3)  # that a generator may take; with 1, it gets each colour as a separate image
 SMALLEST_TILE = 64  # twice the overlap of neighbouring tiles
@@ -154,11 +154,6 @@ def choose_tile(net: Network, device: torch.device) -> int:
     side = math.isqrt(free // 2 // (3 * 4 * features * net.scale**2))
     largest = 512 if device.type == "cuda" else 256  # beyond that it gets no faster
     return max(SMALLEST_TILE, min(side // 32 * 32, largest))
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "allocate memory" in str(error)
 
 
 def explain(source: Path, error: Exception) -> str:
