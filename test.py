@@ -84,7 +84,7 @@ def main(ranks: Ranks) -> int:
         precision = str(upscaler.dtype).removeprefix("torch.")
         print(f"{weights}{generator.part} (x{upscaler.net.scale}) on {device} in {precision}")
         if note := CHANNELS[upscaler.channels]:
-            print(f"Of colours: {note}.")
+            print(note)
         if weights == IN_THE_BOX:
             print("These are the weights in the box; --weights names others (docs/weights.md).")
 

@@ -53,7 +53,7 @@ FIRST_IN_BODY = {RRDBNet: "body.0.rdb1.conv1.weight", SRResNet: "body.0.conv1.we
 Generator = RRDBNet | SRResNet
 ALPHAS = (0, 0.2, 0.4, 0.6, 0.8, 1)  # of --pictures
 # What train.py can be told of a network -> the flag and, where it has other words, its value.
-FLAGS = {
+FLAGS: dict[str, tuple[str, dict[Any, str]]] = {
     "network": ("--generator", {"RRDBNet": "rrdb", "SRResNet": "srresnet"}),
     "features": ("--features", {}),
     "blocks": ("--blocks", {}),
@@ -348,10 +348,10 @@ def main() -> int:
         raise WeightsError(f"{arguments.output} is an input; choose another name with -o")
     if not arguments.output.parent.is_dir():
         raise WeightsError(f"{arguments.output.parent}: no such folder")
-    loaded = [read_generator(path, arguments.scale) for path in inputs]
+    loaded = read_inputs(arguments)
     net, metadata, _ = loaded[-1]
-    names = [f"{path.name}{each.part}" for each, path in zip(loaded, inputs, strict=True)]
-    metadata |= {"source": " + ".join(names)}
+    sources = [f"{path.name}{each.part}" for path, each in zip(inputs, loaded, strict=True)]
+    metadata |= {"source": " + ".join(sources)}
     if arguments.command == "interpolate":
         net = interpolate(loaded[0].net, net, arguments.alpha[0])
         metadata |= {"alpha": str(arguments.alpha[0])}
@@ -368,9 +368,18 @@ def main() -> int:
     return 0
 
 
+def read_inputs(arguments: argparse.Namespace) -> list[Loaded]:
+    """The generators that were named; says which one it took of several in a file."""
+    loaded = [read_generator(name, arguments.scale) for name in arguments.inputs]
+    for name, each in zip(arguments.inputs, loaded, strict=True):
+        if each.part:
+            print(f"{name}{each.part}")
+    return loaded
+
+
 def show_alphas(arguments: argparse.Namespace) -> int:
     """Strips of photographs from the PSNR network to the GAN; returns the exit status."""
-    psnr_net, gan_net = (load_generator(name, scale=arguments.scale) for name in arguments.inputs)
+    psnr_net, gan_net = (each.net for each in read_inputs(arguments))
     check_channels(gan_net, arguments.inputs[1])
     upscalers = {
         alpha: Upscaler(interpolate(psnr_net, gan_net, alpha), arguments.device)

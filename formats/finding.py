@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from formats.layouts import BODY, WeightsError, is_counter
+from formats.layouts import BODY, WRAPPER, WeightsError, is_counter
 from formats.others import QUANTISED, STORED_OTHERWISE, TRAINING_STATE, what_instead
 
 AVERAGED = {"swa", "avg", "average", "averaged", "averaging", "shadow", "polyak"}  # and ...ema
-NOT_AVERAGED = {"raw", "current", "online", "backup"}  # what programs call the other of the two
+NOT_AVERAGED = {"raw", "current", "online", "backup", "collected"}  # the other of the two
 GENERATOR = {"g", "gen", "generator", "netg", "gnet"}
 SCALE_KEYS = {"scale", "sf", "upscale", "upscaling", "upscale_factor", "scale_factor"}
 
@@ -44,8 +44,10 @@ class Found(NamedTuple):
 
     @property
     def place(self) -> str:
-        parts = [*map(str, self.keys), *filter(None, self.prefix.split("."))]
-        return ".".join(parts) or "top level"
+        """What its user calls it: state_dict.net_g."""
+        modules = self.prefix.split(".")[:-1]
+        names = [module for module in modules if not re.fullmatch(WRAPPER, module)]
+        return ".".join((*map(str, self.keys), *names)) or "top level"
 
     @property
     def rank(self) -> tuple[int, bool, int]:
@@ -67,6 +69,7 @@ def find_generator(path: Path, content: object) -> tuple[dict[str, Tensor], str]
     """
     groups = list(_groups(content))
     found = [generator for group in groups for generator in _generators(group)]
+    found += [copy for generator in found for copy in _nameless_copies(generator, groups)]
     if not found:
         raise WeightsError(f"{path} is not an ESRGAN generator: it {what_instead(content, groups)}")
     best = max(found, key=lambda each: each.rank)
@@ -118,42 +121,49 @@ def _nodes(content: object) -> Iterator[tuple[tuple[Any, ...], dict]]:
 
 def _generators(group: Group) -> Iterator[Found]:
     """Each prefix behind which a body of known names begins, with all the tensors behind it."""
-    if TRAINING_STATE.search(".".join(map(str, group.keys))):
-        return
-    tensors = _without_wrappers(group.tensors)
-    bodies = (BODY.search(name) for name in tensors)
-    prefixes = sorted({body.string[: body.start(1)] for body in bodies if body}, key=len)[::-1]
-    owners = {name: next(filter(name.startswith, prefixes), None) for name in tensors}
-    for prefix in prefixes:
-        if TRAINING_STATE.search(prefix):
-            continue
-        state = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in tensors.items()
-            if owners[name] == prefix and not is_counter(name)
-        }
-        yield Found(group.keys, prefix, _averaged(group, prefix), state)
+    bodies = filter(None, map(BODY.search, group.tensors))
+    prefixes = dict.fromkeys(body.string[: body.start(1)] for body in bodies)
+    behind: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in prefixes}
+    for name, tensor in group.tensors.items():
+        prefix = max(filter(name.startswith, prefixes), key=len, default=None)
+        if prefix is not None and not is_counter(name):
+            behind[prefix][name.removeprefix(prefix)] = tensor
+    for prefix, state in behind.items():
+        if not TRAINING_STATE.search(".".join((*map(str, group.keys), prefix))):
+            yield Found(group.keys, prefix, _averaged(group, prefix), _without_wrappers(state))
 
 
-def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names without what DataParallel, torch.compile, FSDP and their like put in anywhere."""
-    plain = {}
-    for name, tensor in tensors.items():
-        *modules, last = name.split(".")
-        kept = [module for module in modules if module != "module" and not module.startswith("_")]
-        plain[".".join((*kept, last))] = tensor
-    return plain if len(plain) == len(tensors) else tensors
+def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    plain = {re.sub(rf"(?<![^.]){WRAPPER}\.", "", name): state[name] for name in state}
+    return plain if len(plain) == len(state) else state
+
+
+def _nameless_copies(found: Found, groups: list[Group]) -> Iterator[Found]:
+    """Averages of it by programs that keep no names (torch_ema), or none of their dots (LitEma)."""
+    names, shapes = list(found.state), [tensor.shape for tensor in found.state.values()]
+    plain = [name.replace(".", "") for name in names]
+    for group in groups:
+        tensors = group.tensors
+        if all(map(str.isdecimal, tensors)) and [t.shape for t in tensors.values()] == shapes:
+            state = dict(zip(names, tensors.values(), strict=True))
+            yield Found(group.keys, "", _averaged(group, ""), state)
+        starts = [name.removesuffix(plain[0]) for name in tensors if name.endswith(plain[0])]
+        for prefix in starts:
+            if all(prefix + name in tensors for name in plain):
+                state = {n: tensors[prefix + p] for n, p in zip(names, plain, strict=True)}
+                yield Found(group.keys, prefix, _averaged(group, prefix), state)
 
 
 def _averaged(group: Group, prefix: str) -> int:
     if group.keys[-1:] == ("ema_state_dict",) and "steps" in group.tensors:
         return -1  # mmengine's EMAHook saves the average as state_dict, and here what it is of
     words = _words(".".join((*map(str, group.keys), prefix)))
+    if words & NOT_AVERAGED:
+        return -1
     if any(word in AVERAGED or word.endswith("ema") for word in words):
         return 1
-    if f"{prefix}n_averaged" in group.tensors:  # torch's AveragedModel
-        return 1
-    return -1 if words & NOT_AVERAGED else 0
+    # torch's AveragedModel counts beside its module.
+    return int(any(f"{prefix[:end]}n_averaged" in group.tensors for end in range(len(prefix))))
 
 
 def _words(text: str) -> set[str]:
@@ -175,7 +185,7 @@ def _expression(found: Found) -> str:
     inner = "d" + "".join(f"[{key!r}]" for key in found.keys)
     if not found.prefix:
         return inner
-    return f"{{k: v for k, v in {inner}.items() if {found.prefix!r} in k}}"
+    return f"{{k: v for k, v in {inner}.items() if k.startswith({found.prefix!r})}}"
 
 
 def _refuse_other_storage(source: str, state: dict[str, Tensor]) -> None:

@@ -55,9 +55,12 @@ LAYOUTS = {
         *("upsampling{m}.0", "conv3.0", "conv4"),
     ),
 }
-_DENSE = [re.sub(r"\\{\w+\\}", r"\\d+", re.escape(layout.dense)) for layout in LAYOUTS.values()]
+# What DataParallel, torch.compile, FSDP and their like put into names, around any module.
+WRAPPER = r"(?:module|_\w+)"
+_BODIES = [re.sub(r"{\w+}", "#", layout.dense) for layout in LAYOUTS.values()] + ["body.#.prelu"]
+_PATTERNS = "|".join(rf"\.(?:{WRAPPER}\.)*".join(body.split(".")) for body in _BODIES)
 # Finds a generator by a name of its body; group 1 begins where the layout's own name does.
-BODY = re.compile(rf"(?:^|\.)((?:{'|'.join(_DENSE)}|body\.\d+\.prelu)\.)")
+BODY = re.compile(rf"(?:^|\.)((?:{_PATTERNS})\.)".replace("#", r"\d+"))
 
 
 def rename(source: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

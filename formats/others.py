@@ -22,7 +22,6 @@ STORED_OTHERWISE = {  # among a generator's names -> what the file does
     r"^de_net\.": f"holds MM-RealSR's network, {ELSEWHERE}",
 }
 NETWORKS = {  # a name that tells another generator -> its name
-    r"body\.1\.weight$": "SRVGGNetCompact",
     r"block_\d\.c1_r\.": "SPAN",
     r"before_RG\.": "DAT or RGT",
     r"attn_atd\.": "ATD",
@@ -39,7 +38,7 @@ NETWORKS = {  # a name that tells another generator -> its name
     r"feats\.\d+\.lk\.": "PLKSR",
     r"gblocks\.": "MoSR",
     r"in_to_dim\.": "MoESR",
-    r"\.local_block\.": "SeemoRe",
+    r"local_block\.": "SeemoRe",
     r"cnn\.depthwise\.": "Swift-SRGAN",
     r"conv_du\.": "RCAN",
     r"blocks\.0\.inter\.": "FDAT",
@@ -47,7 +46,7 @@ NETWORKS = {  # a name that tells another generator -> its name
     r"mid_attn\.": "AuraSR",
     r"stylegan_decoder\.": "GFPGAN",
     r"quantize\.embedding\.": "RestoreFormer",
-    r"\.bn_l\.": "LaMa",
+    r"bn_l\.": "LaMa",
     r"qf_pred\.": "FBCNN",
     r"m_down1\.\d+\.res\.": "DRUNet",
     r"m_tail\.0\.": "SCUNet",
@@ -58,6 +57,7 @@ NETWORKS = {  # a name that tells another generator -> its name
     r"denoiser\.": "RetinexFormer",
     r"HVE_block": "HVI-CIDNet",
     r"patch_split1\.": "MixDehazeNet",
+    r"body\.1\.weight$": "SRVGGNetCompact",  # the last, because others have parts named so
 }
 OTHER_KINDS = {  # of what spandrel does not know either
     r"lora_|hada_|lokr_": LORA,

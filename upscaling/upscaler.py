@@ -20,11 +20,11 @@ from upscaling.inputs import UsageError
 from upscaling.tiles import Network, upscale
 from utils import autocast, choose_device, choose_precision, place
 
-CHANNELS = {  # that a generator may take and give -> what that does to a picture
+CHANNELS = {  # that a generator may take and give -> what its user should know of that
     (3, 3): "",
     (1, 1): "",  # it gets each colour as a separate image
-    (1, 3): "it takes gray (of a picture in colour, the luma of BT.601) and gives colour",
-    (3, 1): "it gives gray",
+    (1, 3): "The network takes gray, of a picture in colour its luma (BT.601), and gives colour.",
+    (3, 1): "The network gives gray.",
 }
 LUMA = (0.299, 0.587, 0.114)  # of R, G and B (ITU-R BT.601, section 2.5.1)
 SMALLEST_TILE = 64  # twice the overlap of neighbouring tiles
@@ -34,8 +34,8 @@ class Upscaler:
     """A generator with what it takes to run it on any image: precision, tiles, output size.
 
     Args:
-        net: an nn.Module in eval mode with `.scale`, `.in_channels` and `.out_channels`, each of
-            these 1 or 3.
+        net: an nn.Module in eval mode with `.scale`, `.in_channels` (1 or 3) and, where it gives
+            another number, `.out_channels` (1 or 3).
         device: "auto" (CUDA, then MPS, then CPU), "cuda", "mps", "cpu", or a torch.device.
         precision: "bf16", "fp32", or "auto": bf16 for 8-bit images where the hardware has it.
         tile: largest side of a tile in input pixels; 0: the whole image at once; None: as large as
@@ -63,7 +63,7 @@ class Upscaler:
         ensemble: bool = False,
     ):
         check_channels(net, "the network")
-        self.channels = (net.in_channels, net.out_channels)
+        self.channels = channels_of(net)
         if self.channels == (1, 1):
             net = PerChannel(net)
         elif self.channels != (3, 3):
@@ -130,13 +130,17 @@ class Upscaler:
         return self._run(image, torch.float32)
 
 
+def channels_of(net: Network) -> tuple[int, int]:
+    """That it takes, and that it gives."""
+    return net.in_channels, getattr(net, "out_channels", net.in_channels)
+
+
 def check_channels(net: Network, name: str) -> None:
     """Refuse a network that has no use for colours, by the name that people know it by."""
-    if (net.in_channels, net.out_channels) not in CHANNELS:
-        raise UsageError(
-            f"{name} takes {net.in_channels} channels and gives {net.out_channels}; "
-            "it can be 3, for RGB, or 1, for gray (alpha is enlarged by the same network)"
-        )
+    taken, given = channels_of(net)
+    if (taken, given) not in CHANNELS:
+        what = f"gives {given}" if taken in (1, 3) else f"takes {taken}"
+        raise UsageError(f"{name} {what} channels; images have 3")
 
 
 def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
