@@ -43,17 +43,20 @@ class Found(NamedTuple):
     state: dict[str, Tensor]
 
     @property
-    def place(self) -> str:
-        """What its user calls it: state_dict.net_g."""
+    def parts(self) -> list[str]:
+        """Keys and modules that lead there, without wrappers."""
         modules = self.prefix.split(".")[:-1]
-        names = [module for module in modules if not re.fullmatch(WRAPPER, module)]
-        return ".".join((*map(str, self.keys), *names)) or "top level"
+        named = [module for module in modules if not re.fullmatch(WRAPPER, module)]
+        return [*map(str, self.keys), *named]
+
+    @property
+    def place(self) -> str:
+        return ".".join(self.parts) or "top level"
 
     @property
     def rank(self) -> tuple[int, bool, int]:
         """Largest first: an average, then what is called a generator, then the shallowest."""
-        depth = len(self.keys) + self.prefix.count(".")
-        return self.averaged, bool(_words(self.place) & GENERATOR), -depth
+        return self.averaged, bool(_words(self.place) & GENERATOR), -len(self.parts)
 
 
 def find_generator(path: Path, content: object) -> tuple[dict[str, Tensor], str]:
@@ -68,8 +71,9 @@ def find_generator(path: Path, content: object) -> tuple[dict[str, Tensor], str]
             plain weights.
     """
     groups = list(_groups(content))
-    found = [generator for group in groups for generator in _generators(group)]
-    found += [copy for generator in found for copy in _nameless_copies(generator, groups)]
+    weights = [group for group in groups if not TRAINING_STATE.search(_dotted(group.keys))]
+    found = [generator for group in weights for generator in _generators(group)]
+    found += [copy for generator in found for copy in _nameless_averages(generator, weights)]
     if not found:
         raise WeightsError(f"{path} is not an ESRGAN generator: it {what_instead(content, groups)}")
     best = max(found, key=lambda each: each.rank)
@@ -77,7 +81,7 @@ def find_generator(path: Path, content: object) -> tuple[dict[str, Tensor], str]
     if rivals := [each for each in others if each.rank == best.rank]:
         raise WeightsError(
             f"{path} holds generators that differ: {', '.join(r.place for r in (best, *rivals))}; "
-            f"with d = torch.load(...), save one alone, as {_expression(best)}"
+            f"save one of them alone: if d is what torch.load gives, the first is {_picked(best)}"
         )
     part = f": its {best.place}" if others else ""
     _refuse_other_storage(f"{path}{part}", best.state)
@@ -91,7 +95,9 @@ def told_scale(path: Path, *contents: object) -> int | None:
     """
     told = {value for content in contents for value in _scales(content)}
     if not told:
-        marks = re.findall(r"(?<![a-z\d])(?:sr)?(?:x(\d)|(\d)x)(?![a-z\d])", path.stem.lower())
+        marks = re.findall(
+            r"(?<![a-z\d])(?:sr)?(?:x(\d)|(\d)x)(?:plus)?(?![a-z\d])", path.stem.lower()
+        )
         told = {"".join(mark) for mark in marks}
     return 3 if told == {"3"} else None
 
@@ -129,7 +135,7 @@ def _generators(group: Group) -> Iterator[Found]:
         if prefix is not None and not is_counter(name):
             behind[prefix][name.removeprefix(prefix)] = tensor
     for prefix, state in behind.items():
-        if not TRAINING_STATE.search(".".join((*map(str, group.keys), prefix))):
+        if not TRAINING_STATE.search(prefix):
             yield Found(group.keys, prefix, _averaged(group, prefix), _without_wrappers(state))
 
 
@@ -138,32 +144,39 @@ def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return plain if len(plain) == len(state) else state
 
 
-def _nameless_copies(found: Found, groups: list[Group]) -> Iterator[Found]:
+def _nameless_averages(found: Found, groups: list[Group]) -> Iterator[Found]:
     """Averages of it by programs that keep no names (torch_ema), or none of their dots (LitEma)."""
-    names, shapes = list(found.state), [tensor.shape for tensor in found.state.values()]
-    plain = [name.replace(".", "") for name in names]
+    shapes = [tensor.shape for tensor in found.state.values()]
+    plain = {name: name.replace(".", "") for name in found.state}
+    first = next(iter(plain.values()))
     for group in groups:
         tensors = group.tensors
-        if all(map(str.isdecimal, tensors)) and [t.shape for t in tensors.values()] == shapes:
-            state = dict(zip(names, tensors.values(), strict=True))
-            yield Found(group.keys, "", _averaged(group, ""), state)
-        starts = [name.removesuffix(plain[0]) for name in tensors if name.endswith(plain[0])]
-        for prefix in starts:
-            if all(prefix + name in tensors for name in plain):
-                state = {n: tensors[prefix + p] for n, p in zip(names, plain, strict=True)}
-                yield Found(group.keys, prefix, _averaged(group, prefix), state)
+        listed = all(map(str.isdecimal, tensors))
+        if listed and [tensor.shape for tensor in tensors.values()] == shapes:
+            prefix, state = "", dict(zip(plain, tensors.values(), strict=True))
+        else:
+            starts = (name.removesuffix(first) for name in tensors if name.endswith(first))
+            whole = (s for s in starts if all(s + name in tensors for name in plain.values()))
+            prefix = next(whole, "")
+            state = {name: tensors[prefix + p] for name, p in plain.items()} if prefix else {}
+        if state and _averaged(group, prefix) > 0:
+            yield Found(group.keys, prefix, 1, state)
 
 
 def _averaged(group: Group, prefix: str) -> int:
     if group.keys[-1:] == ("ema_state_dict",) and "steps" in group.tensors:
         return -1  # mmengine's EMAHook saves the average as state_dict, and here what it is of
-    words = _words(".".join((*map(str, group.keys), prefix)))
+    words = _words(_dotted(group.keys, prefix))
     if words & NOT_AVERAGED:
         return -1
     if any(word in AVERAGED or word.endswith("ema") for word in words):
         return 1
     # torch's AveragedModel counts beside its module.
     return int(any(f"{prefix[:end]}n_averaged" in group.tensors for end in range(len(prefix))))
+
+
+def _dotted(keys: tuple[Any, ...], name: str = "") -> str:
+    return ".".join((*map(str, keys), name))
 
 
 def _words(text: str) -> set[str]:
@@ -180,7 +193,7 @@ def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a is b or (a.keys() == b.keys() and all(same(a[name], b[name]) for name in a))
 
 
-def _expression(found: Found) -> str:
+def _picked(found: Found) -> str:
     """Python that picks it out of d."""
     inner = "d" + "".join(f"[{key!r}]" for key in found.keys)
     if not found.prefix:

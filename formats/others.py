@@ -67,7 +67,8 @@ OTHER_KINDS = {  # of what spandrel does not know either
     r"classifier\.6\.": "holds an image classifier such as VGG19",
 }
 DISCRIMINATORS = (
-    r"conv0_0\.|linear1\.|conv\d\.(weight_orig|parametrizations)|classifier\.\d|blocks\.\d\.cnn\."
+    r"conv0_0\.|linear1\.|conv9\.|conv\d\.(weight_orig|parametrizations)|classifier\.\d|"
+    r"blocks\.\d\.cnn\."
 )
 DNCNN = r"model\.(3\.running_mean|14\.weight)$"  # a patch discriminator's names begin like it
 

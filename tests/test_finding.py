@@ -199,6 +199,11 @@ ONLY = {  # files with one generator, or with one that is more likely: RAW
     "the shallower": {"params": RAW, "history": {"first": OTHER}},
     "the same twice": {"params": RAW, "model": clone(RAW), "deeper": {"x": clone(RAW)}},
     "beside numbers": RAW | {"epoch": 3, "best_psnr": 30.5, "name": "x"},
+    "lists of other things": {
+        "model": RAW,
+        "velocity": [*OTHER.values()],
+        "optimizer": {"exp_avg": [*OTHER.values()]},
+    },
     "a ring": {"params": RAW},
 }
 ONLY["a ring"]["self"] = ONLY["a ring"]
@@ -267,6 +272,7 @@ def test_what_spandrel_finds_is_what_is_found_here(tmp_path):
     "content, places",
     [
         ({"model": RAW, "net": AVERAGE}, "model, net"),
+        ({"model": under("module._orig_mod.", RAW), "net": AVERAGE}, "model, net"),
         ({"G_A": RAW, "G_B": AVERAGE, "D_A": DISCRIMINATOR}, "G_A, G_B"),
         ({"best": {"ema": RAW}, "last": {"ema": AVERAGE}}, "best.ema, last.ema"),
         ({"state_dict": under("student.", RAW) | under("teacher.", AVERAGE)}, "state_dict.student"),
@@ -278,7 +284,7 @@ def test_two_that_are_as_likely_are_named_and_can_be_saved_alone(content, places
     torch.save(content, tmp_path / "net.pth")
     with pytest.raises(WeightsError, match=f"net.pth holds generators that differ: {places}") as e:
         load_generator(tmp_path / "net.pth")
-    advice = re.search(r"d = torch.load\(...\), save one alone, as (.*)$", str(e.value))[1]
+    advice = re.search(r"if d is what torch.load gives, the first is (.*)$", str(e.value))[1]
     chosen = eval(advice, {"d": torch.load(tmp_path / "net.pth")})
     torch.save(chosen, tmp_path / "alone.pth")
     assert_holds(load_generator(tmp_path / "alone.pth"), RAW)
@@ -383,7 +389,7 @@ def test_a_whole_module_is_refused_with_the_way_out(tmp_path):
         ("net_x3.pth", {"params": RAW}, 3),
         ("3x-Photo_100k.pth", RAW, 3),
         ("ESRGAN_SRx3_DF2K.pth", RAW, 3),
-        ("x3plus.pth", RAW, 2),
+        ("RealESRGAN_x3plus.pth", RAW, 3),
         ("x2_and_x3.pth", RAW, 2),
         ("box3.pth", RAW, 2),
         ("net_x13.pth", RAW, 2),
