@@ -1,7 +1,6 @@
 """What a file holds that is no generator of ours, or not as plain weights, and what to do then."""
 
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -66,6 +65,8 @@ OTHER_KINDS = {  # of what spandrel does not know either
     r"body\.\d+\.conv1\.weight$": "holds an MSRResNet; BasicSR runs it",
     r"classifier\.6\.": "holds an image classifier such as VGG19",
 }
+# Keys and modules that discriminators go by, and names in those of known ones.
+CALLED_DISCRIMINATOR = re.compile(r"(?:^|[._])(?:net_?d|d|disc|discriminator|critic)[._]", re.I)
 DISCRIMINATORS = (
     r"conv0_0\.|linear1\.|conv9\.|conv\d\.(weight_orig|parametrizations)|classifier\.\d|"
     r"blocks\.\d\.cnn\."
@@ -73,16 +74,26 @@ DISCRIMINATORS = (
 DNCNN = r"model\.(3\.running_mean|14\.weight)$"  # a patch discriminator's names begin like it
 
 
-def what_instead(content: object, groups: Iterable[Any]) -> str:
+def what_instead(content: object, groups: list[Any]) -> str:
     """What to say of a file without a generator: "FILE is not an ESRGAN generator: it ...".
 
     Args:
         content: all that it holds.
         groups: its dicts of tensors; each with `.keys`, those that lead there, and `.tensors`.
     """
-    dicts = {".".join(map(str, group.keys)): group.tensors for group in groups}
-    weights = {keys: tensors for keys, tensors in dicts.items() if not TRAINING_STATE.search(keys)}
-    names = [f"{keys}.{name}" if keys else name for keys in weights for name in weights[keys]]
+    states = [
+        {f"{prefix}.{name}" if prefix else name: group.tensors[name] for name in group.tensors}
+        for group in groups
+        if not TRAINING_STATE.search(prefix := ".".join(map(str, group.keys)))
+    ]
+    discriminator = "holds a discriminator; the generator is what is needed"
+    others = [
+        {name: state[name] for name in state if not CALLED_DISCRIMINATOR.search(name)}
+        for state in states
+    ]
+    names = [name for state in others for name in state]
+    if any(states) and not names:
+        return discriminator
 
     def any_is(sign: str) -> bool:
         return any(re.search(rf"(?:^|\.)(?:{sign})", name) for name in names)
@@ -91,13 +102,13 @@ def what_instead(content: object, groups: Iterable[Any]) -> str:
         return f"holds a network of {network}, {ELSEWHERE}"
     if kind := next((kind for sign, kind in OTHER_KINDS.items() if any_is(sign)), None):
         return kind
-    if any_is(DISCRIMINATORS) or any(_judges(tensors) for tensors in weights.values()):
-        return "holds a discriminator; the generator is what is needed"
+    if any_is(DISCRIMINATORS) or any(map(_judges, others)):
+        return discriminator
     if any_is(DNCNN):
         return f"holds a network of DnCNN, {ELSEWHERE}"
     if names:
         return f"holds {', '.join([*names[:3], '...'])}"
-    return _without_tensors(content, bool(dicts))
+    return _without_tensors(content, bool(groups))
 
 
 def _judges(tensors: dict[str, Tensor]) -> bool:

@@ -48,6 +48,10 @@ def clone(state):
     return {name: tensor.clone() for name, tensor in state.items()}
 
 
+def kernels(**shapes):
+    return {name.replace("__", "."): torch.zeros(shape) for name, shape in shapes.items()}
+
+
 AVERAGES = {  # a file -> where its average is, if the raw generator is in it as well
     "BasicSR": ({"params": RAW, "params_ema": AVERAGE}, "params_ema"),
     "ema_model": ({"ema_model": AVERAGE, "model": RAW, "optimizer": ADAM}, "ema_model"),
@@ -408,10 +412,6 @@ def test_the_scale_that_a_file_or_its_name_tells(name, content, scale, tmp_path)
 # ------------------------------------------------------------------------------ what it is instead
 
 
-def kernels(**shapes):
-    return {name.replace("__", "."): torch.zeros(shape) for name, shape in shapes.items()}
-
-
 DISCRIMINATORS = {
     "ours": VGGDiscriminator(32).state_dict(),
     "BasicSR's VGG": kernels(conv0_0__weight=(8, 3, 3, 3), linear2__weight=(1, 9)),
@@ -421,6 +421,8 @@ DISCRIMINATORS = {
     "PatchGAN": kernels(
         model__0__weight=(8, 3, 4, 4), model__3__running_mean=(8,), model__11__weight=(1, 8, 4, 4)
     ),
+    "called so": kernels(net_d__a__weight=(8, 3, 3, 3), net_d__b__weight=(8, 8, 3, 3)),
+    "a U-Net": kernels(conv0__weight=(8, 3, 3, 3), conv9__weight=(1, 8, 3, 3)),
     "any that judges": kernels(a__weight=(8, 3, 3, 3), head__weight=(1, 8)),
 }
 
@@ -478,6 +480,7 @@ def test_a_network_that_only_others_compute_is_named_with_them(architecture, tmp
         ({"x.body.0.body.0.weight": torch.zeros(8, 8, 3, 3)}, "an EDSR network"),
         ({"body.0.conv1.weight": torch.zeros(8, 8, 3, 3)}, "an MSRResNet"),
         ({"model.diffusion_model.out.2.weight": torch.zeros(8)}, "a diffusion model"),
+        ({"G": kernels(a__weight=(8, 3, 3, 3)), "D": VGG}, "holds G.a.weight, ..."),
         ((1, 2), "holds a tuple"),
     ],
 )
