@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import spandrel
 import torch
@@ -222,3 +223,25 @@ def test_other_numbers_of_channels_are_named(taken, given, says, pictures, monke
     with pytest.raises(command.UsageError, match=f"^net.safetensors {says} channels; images have"):
         run(monkeypatch, "in", "--weights", "net.safetensors")
     assert not Path("results/colour.png").exists()
+
+
+def test_the_first_line_names_the_part_of_a_file_that_was_taken(pictures, monkeypatch, capsys):
+    raw, average = network(3, 3), network(3, 3)
+    with torch.no_grad():
+        average.conv_last.bias.add_(0.1)
+    parts = {"params": raw.state_dict(), "params_ema": average.state_dict()}
+    torch.save(parts, "net.pth")
+    assert run(monkeypatch, "in/colour.png", "--weights", "net.pth") == 0
+    assert capsys.readouterr().out.startswith("net.pth: its params_ema (x2) on cpu in float32\n")
+    expected = direct(average, pictures["colour.png"].rgb)
+    assert np.abs(read_picture("results/colour.png").rgb - expected).max() <= 0.51
+
+
+def test_gray_to_colour_in_onnxruntime(tmp_path):
+    net = network(1, 3)
+    save_generator(net, tmp_path / "net.onnx", "onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    image = torch.rand(1, 1, 7, 9)
+    (result,) = session.run(None, {"low_res": image.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(result), net(image), rtol=0, atol=1e-5)

@@ -26,7 +26,7 @@ CHANNELS = {  # that a generator may take and give -> what its user should know 
     (1, 3): "The network takes gray, of a picture in colour its luma (BT.601), and gives colour.",
     (3, 1): "The network gives gray.",
 }
-LUMA = (0.299, 0.587, 0.114)  # of R, G and B (ITU-R BT.601, section 2.5.1)
+RED, BLUE = 0.299, 0.114  # shares in luma; green has the rest (ITU-R BT.601, section 2.5.1)
 SMALLEST_TILE = 64  # twice the overlap of neighbouring tiles
 
 
@@ -163,10 +163,10 @@ def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
     if gray:
         rgb = np.repeat((rgb.mean(-1, keepdims=True) + 0.5).astype(rgb.dtype), 3, -1)
     if gray == picture.gray:
-        return Picture(rgb, alpha, gray, picture.profile, picture.remark)
+        return Picture(rgb, alpha, gray, picture.profile, remark=picture.remark)
     dropped = "without its profile, which is for another number of channels"
     remarks = [picture.remark, dropped if picture.profile else ""]
-    return Picture(rgb, alpha, gray, None, ", ".join(filter(None, remarks)))
+    return Picture(rgb, alpha, gray, remark=", ".join(filter(None, remarks)))
 
 
 def choose_tile(net: Network, device: torch.device) -> int:
@@ -223,7 +223,7 @@ class Recoloured(nn.Module):
         if self.net.in_channels == 1:
             red, green, blue = low_res.split(1, 1)
             # In this form the luma of gray is that gray to the last bit.
-            low_res = green + LUMA[0] * (red - green) + LUMA[2] * (blue - green)
+            low_res = green + RED * (red - green) + BLUE * (blue - green)
         high_res = self.net(low_res)
         return high_res.expand(-1, 3, -1, -1)
 
