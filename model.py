@@ -105,7 +105,7 @@ class RRDBNet(nn.Module):
     ):
         super().__init__()
         check_scale(scale)
-        self.in_channels = in_channels
+        self.in_channels, self.out_channels = in_channels, out_channels
         self.scale = scale
         self.unshuffle = unshuffle
         self.recompute = False  # blocks run again in the backward pass: less memory, more time
@@ -186,7 +186,7 @@ class SRResNet(nn.Module):
     ):
         super().__init__()
         check_scale(scale)
-        self.in_channels = in_channels
+        self.in_channels, self.out_channels = in_channels, out_channels
         self.scale = scale
         self.stages = upsampling_stages(scale)
 

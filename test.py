@@ -39,9 +39,9 @@ from upscaling.inputs import (
     read_high_res,
 )
 from upscaling.report import add_to_page, write_page
-from upscaling.upscaler import SMALLEST_TILE, Upscaler, check_channels, enlarge, explain
+from upscaling.upscaler import CHANNELS, SMALLEST_TILE, Upscaler, check_channels, enlarge, explain
 from utils import DeviceError, Ranks, choose_device
-from weights import WeightsError, load_generator
+from weights import Generator, WeightsError, read_generator
 
 RUNS = Path("checkpoints")
 IN_THE_BOX = Path(__file__).resolve().parent / "checkpoints" / "compact_x4_gan.safetensors"
@@ -77,11 +77,14 @@ def main(ranks: Ranks) -> int:
     weights = arguments.weights or newest_generator() or IN_THE_BOX
     jobs = plan(arguments)
     device = choose_device(arguments.device, ranks.local)
-    upscaler = load(weights, arguments, device)
+    generator = read_generator(weights, arguments.scale)
+    upscaler = build(generator.net, weights, arguments, device)
     metrics = load_metrics(arguments.metrics, device, arguments.hr is not None)
     if ranks.first:
         precision = str(upscaler.dtype).removeprefix("torch.")
-        print(f"{weights} (x{upscaler.net.scale}) on {device} in {precision}")
+        print(f"{weights}{generator.part} (x{upscaler.net.scale}) on {device} in {precision}")
+        if note := CHANNELS[upscaler.channels]:
+            print(note)
         if weights == IN_THE_BOX:
             print("These are the weights in the box; --weights names others (docs/weights.md).")
 
@@ -98,8 +101,9 @@ def main(ranks: Ranks) -> int:
     return 1 if results.failures else 0
 
 
-def load(weights: str | Path, arguments: argparse.Namespace, device: torch.device) -> Upscaler:
-    net = load_generator(weights, scale=arguments.scale)
+def build(
+    net: Generator, weights: str | Path, arguments: argparse.Namespace, device: torch.device
+) -> Upscaler:
     check_channels(net, str(weights))
     return Upscaler(
         net,
@@ -182,7 +186,7 @@ def finish(
 ) -> None:
     """Write, score, show."""
     with failure_noted(job, results):
-        for remark in filter(None, (picture.remark, write_picture(enlarged, job.target))):
+        for remark in filter(None, (enlarged.remark, write_picture(enlarged, job.target))):
             tqdm.write(f"{job.source}: {remark}")
         # Without --hr, the metrics that need no true image judge every result.
         scored = job.high_res or (metrics and not arguments.hr)

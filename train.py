@@ -338,8 +338,8 @@ def build_generator(config: Config) -> Generator:
 
 
 def start_from(generator: Generator, path: str) -> None:
-    fresh, unused = init_generator(generator, path)
-    print(f"Starting from {path}")
+    source, fresh, unused = init_generator(generator, path)
+    print(f"Starting from {source}")
     if fresh:
         print(f"  not in it, so starting at random: {', '.join(fresh)}")
     if unused:

@@ -368,8 +368,10 @@ def _reason(error: Exception) -> str:
         return "it is a TorchScript program, which can carry code; save its state_dict instead"
     if isinstance(error, pickle.UnpicklingError):
         wanted = re.search(r"GLOBAL (\S+)", text)  # a function or class that the file wants called
-        code = f"it asks to run code ({wanted[1]}), which is refused" if wanted else None
-        return code or "torch.save did not write it"
+        if wanted:
+            refusal = f"it asks to run code ({wanted[1]}), which is refused"
+            return f"{refusal}; save the network's state_dict() instead, which needs none"
+        return "torch.save did not write it"
     if "legacy .tar" in text:
         return "torch.save has not written such files since 2017"
     cut_short = (

@@ -14,25 +14,24 @@ import argparse
 import copy
 import io
 import json
-import math
-import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from formats.finding import find_generator, told_scale
 from formats.layouts import (
     COUNTERS,
     LAYOUTS,
     WeightsError,
-    blocks_and_stages,
     is_counter,
     names_in,
     rename,
-    unwrap,
+    rrdbnet_arguments,
+    srresnet_arguments,
 )
 from formats.onnx import onnx_program
 from formats.published import PUBLISHED, locate
@@ -53,6 +52,27 @@ FIRST_IN_BODY = {RRDBNet: "body.0.rdb1.conv1.weight", SRResNet: "body.0.conv1.we
 
 Generator = RRDBNet | SRResNet
 ALPHAS = (0, 0.2, 0.4, 0.6, 0.8, 1)  # of --pictures
+# What train.py can be told of a network -> the flag and, where it has other words, its value.
+FLAGS: dict[str, tuple[str, dict[Any, str]]] = {
+    "network": ("--generator", {"RRDBNet": "rrdb", "SRResNet": "srresnet"}),
+    "features": ("--features", {}),
+    "blocks": ("--blocks", {}),
+    "growth": ("--growth", {}),
+    "batch_norm": ("--batch-norm", {True: "true", False: "false"}),
+}
+
+
+class Loaded(NamedTuple):
+    """A generator from a file.
+
+    metadata: what the file says of it; part: words to put behind the file's name, which tell where
+    it was if the file holds another generator, too (": its params_ema"), otherwise "".
+    """
+
+    net: Generator
+    metadata: dict[str, str]
+    part: str
+
 
 # ------------------------------------------------------------------------------------- file in
 
@@ -64,38 +84,54 @@ def load_generator(
 
     Layouts: BasicSR and Real-ESRGAN, the official ESRGAN, its older releases, ESRGAN+,
     aladdinpersson, Lornatang. Features, blocks, growth, channels and scale are found in the file.
-    A `last.pt` of train.py gives its EMA generator, and SRResNet is read as train.py writes it.
+    Of a training program's file it is the averaged generator, or else the generator, whatever they
+    are called and saved with. SRResNet is read as train.py writes it.
     Pickles are read with weights_only: one that would run code is refused.
 
     Args:
         path_or_name: a .pth, .pt, .ckpt or .safetensors file, or a name of `PUBLISHED`, which is
             downloaded into checkpoints/ once.
         map_location: the device of the result.
-        scale: needed for x3 where the metadata does not say it: its tensors look like x2's.
+        scale: needed for x3 where neither the file nor its name says it: its tensors look like
+            x2's.
 
     Raises:
-        WeightsError: no such file, no network, not an ESRGAN generator, or an incomplete one.
+        WeightsError: no such file, no network, not an ESRGAN generator, or an incomplete one;
+            several that differ, with nothing to choose by.
     """
-    return _load(locate(path_or_name), scale)[0].to(map_location)
+    return read_generator(path_or_name, scale).net.to(map_location)
 
 
-def init_generator(net: Generator, path: str | Path) -> tuple[list[str], list[str]]:
+def read_generator(path_or_name: str | Path, scale: int | None = None) -> Loaded:
+    """What `load_generator` builds, on the CPU, and what the file says of it."""
+    path = locate(path_or_name)
+    content, metadata = _read(path)
+    state, part = find_generator(path, content)
+    net = _build(f"{path}{part}", state, scale or told_scale(path, content, metadata))
+    if scale and net.scale != scale:
+        raise WeightsError(f"{path}{part} is x{net.scale}, not x{scale}")
+    return Loaded(net, metadata, part)
+
+
+def init_generator(net: Generator, path: str | Path) -> tuple[str, list[str], list[str]]:
     """Start `net` from another generator, of the same network but perhaps at another scale.
 
     Returns:
-        The tensors of `net` that stay as they were, and those of the file that were not taken.
+        The file, with the part of it that was taken, the tensors of `net` that stay as they were,
+        and those of the file that were not taken.
 
     Raises:
         WeightsError: the file is no generator, or another network (its scale may differ).
     """
-    other = load_generator(path)
+    other, _, part = read_generator(path)
     if differing := _differences(net, other, ignored=("scale",)):
-        raise WeightsError(f"{path} is another network: it has {differing}; set the same here")
+        advice = _advice(net, other)
+        raise WeightsError(f"{path}{part} is another network: it has {differing}; {advice}")
     own, given = net.state_dict(), other.state_dict()
     fits = {name for name in own.keys() & given.keys() if own[name].shape == given[name].shape}
     fresh, unused = sorted(own.keys() - fits), sorted(given.keys() - fits)
     net.load_state_dict({name: given[name] if name in fits else own[name] for name in own})
-    return fresh, unused
+    return f"{path}{part}", fresh, unused
 
 
 def interpolate(psnr_net: Generator, gan_net: Generator, alpha: float) -> Generator:
@@ -135,50 +171,56 @@ def _differences(net: Generator, other: Generator, ignored: tuple[str, ...] = ()
     )
 
 
-def _description(net: Generator) -> dict:
+def _advice(net: Generator, other: Generator) -> str:
+    """What to tell train.py, so that its network `net` is like `other`; or that it cannot be."""
+    ordinary = {"unshuffle": 1, "plus": False}  # SRResNet's, which has no such arguments
+    own, given = ordinary | _description(net), _description(other)
+    wanted = {key: v for key, v in given.items() if key != "scale" and own.get(key) != v}
+    if fixed := [key for key in wanted if key not in FLAGS]:
+        return f"train.py has no setting for {' and '.join(fixed)}, so give another file"
+    flags = ((*FLAGS[key], value) for key, value in wanted.items())
+    return "add " + " ".join(f"{flag} {words.get(value, value)}" for flag, words, value in flags)
+
+
+def _description(net: Generator) -> dict[str, Any]:
     """The kind of network, and the arguments it was built with."""
     arguments = _arguments(type(net), net.state_dict(), net.scale)
     return {"network": type(net).__name__} | arguments
 
 
-def _load(path: Path, scale: int | None = None) -> tuple[Generator, dict[str, str]]:
-    """The generator in a file, and the file's metadata."""
-    content, metadata = _read(path)
-    state = unwrap(path, content)
+def _build(source: str, state: dict[str, Tensor], scale: int | None) -> Generator:
+    """The generator that these tensors of a file are; with `scale` 3, x3 if it can be."""
     kind: type[Generator] = SRResNet if "body.0.prelu.weight" in state else RRDBNet
     if kind is RRDBNet:
-        state = rename(path, state)
+        state = rename(source, state)
     for name in ("conv_first.weight", FIRST_IN_BODY[kind], "conv_last.weight"):
         if name not in state or state[name].ndim != 4 or state[name].numel() == 0:
             raise WeightsError(
-                f"{path} is no complete {kind.__name__}: {name} is missing or no kernel"
+                f"{source} is no complete {kind.__name__}: {name} is missing or no kernel"
             )
-    told = scale or (3 if metadata.get("scale") == "3" else None)
-    arguments = _arguments(kind, state, told)
-    if scale and arguments["scale"] != scale:
-        raise WeightsError(f"{path} is x{arguments['scale']}, not x{scale}")
+    arguments = _arguments(kind, state, scale)
     if arguments["scale"] not in SCALES:
-        raise WeightsError(f"{path} is x{arguments['scale']}, which no network here computes")
+        raise WeightsError(f"{source} is x{arguments['scale']}, which no network here computes")
     with torch.device("meta"):  # shapes are compared before a byte is allocated
         net: Generator = kind(**arguments)
     expected = {name: t for name, t in net.state_dict().items() if not is_counter(name)}
-    problems = _problems(state, expected)
-    if problems:
-        shown = [*sorted(problems)[:8], *(["..."] if len(problems) > 8 else [])]
+    if problems := sorted(_problems(state, expected)):
+        shown = [*problems[:8], *(["..."] if len(problems) > 8 else [])]
         raise WeightsError(
-            f"{path} is no complete {kind.__name__} ({len(problems)} problems): {'; '.join(shown)}"
+            f"{source} is no complete {kind.__name__} ({len(problems)} problems): "
+            + "; ".join(shown)
         )
     try:
         weights = {name: state[name].to(torch.float32, copy=True).contiguous() for name in expected}
     except RuntimeError as error:
         raise WeightsError(
-            f"{path} does not fit in memory ({str(error).splitlines()[0]})"
+            f"{source} does not fit in memory ({str(error).splitlines()[0]})"
         ) from error
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
-        raise WeightsError(f"{path}: {broken[0]} holds numbers that are not finite")
+        raise WeightsError(f"{source}: {broken[0]} holds numbers that are not finite")
     counters = {name: torch.tensor(0) for name in net.state_dict() if is_counter(name)}
     net.load_state_dict(weights | counters, assign=True)
-    return net.eval(), metadata
+    return net.eval()
 
 
 def _problems(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
@@ -200,8 +242,8 @@ def _problems(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str
     return problems
 
 
-def _read(path: Path) -> tuple[dict, dict[str, str]]:
-    """The dict in a file, and its metadata; of train.py's last.pt, the averaged generator."""
+def _read(path: Path) -> tuple[object, dict[str, str]]:
+    """What a file holds, and what it says of its generator."""
     if path.is_dir():
         raise WeightsError(f"{path} is a folder; name a file in it")
     if not path.is_file():
@@ -214,57 +256,17 @@ def _read(path: Path) -> tuple[dict, dict[str, str]]:
         content, metadata = load_tensors(path)
     except UnreadableError as error:
         raise WeightsError(f"{path} cannot be read as weights: {error}") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not a generator's weights")
-    ema, config = content.get("ema"), content.get("config")
-    if isinstance(ema, dict) and isinstance(config, dict):
-        told = {key: content[key] for key in ("phase", "step") if key in content}
-        content, metadata = ema, told | {"scale": config.get("scale")}
-    elif isinstance(content.get("metadata"), dict):  # as save_generator leaves it in a .pth
-        metadata = content["metadata"]
+    if isinstance(content, dict):
+        config, told = content.get("config"), content.get("metadata")
+        if isinstance(told, dict):  # as save_generator leaves it in a .pth
+            metadata = told
+        elif isinstance(config, dict):  # a last.pt
+            metadata = {key: content[key] for key in ("phase", "step") if key in content}
     return content, {str(key): str(value) for key, value in metadata.items()}
 
 
 def _arguments(kind: type, state: dict[str, Tensor], scale: int | None) -> dict[str, Any]:
-    """A network's arguments, from names and shapes; only `scale` separates RRDBNet's x3 from x2."""
-    return (_srresnet_arguments if kind is SRResNet else _rrdbnet_arguments)(state, scale)
-
-
-def _srresnet_arguments(state: dict[str, Tensor], scale: int | None) -> dict[str, Any]:
-    features, channels = state["conv_first.weight"].shape[:2]
-    factor = 1
-    for name, tensor in state.items():
-        if re.fullmatch(r"conv_up\d+\.weight", name) and tensor.ndim == 4:
-            factor *= math.isqrt(tensor.shape[0] // features)
-    return {
-        "in_channels": channels,
-        "out_channels": state["conv_last.weight"].shape[0],
-        "scale": factor,
-        "features": features,
-        "blocks": sum(bool(re.fullmatch(r"body\.\d+\.conv1\.weight", name)) for name in state),
-        "batch_norm": "bn_body.weight" in state,
-    }
-
-
-def _rrdbnet_arguments(state: dict[str, Tensor], scale: int | None) -> dict[str, Any]:
-    features, channels = state["conv_first.weight"].shape[:2]
-    out_channels = state["conv_last.weight"].shape[0]
-    blocks, stages = blocks_and_stages(state, LAYOUTS["basicsr"])
-    unshuffle = 1
-    for factor in (2, 4):  # Real-ESRGAN folds pixels: 4 or 16 times as many channels go in
-        if channels == out_channels * factor**2:
-            channels, unshuffle = out_channels, factor
-    plain_x3 = scale == 3 and stages == 1 and unshuffle == 1
-    return {
-        "in_channels": channels,
-        "out_channels": out_channels,
-        "scale": 3 if plain_x3 else 2**stages // unshuffle,
-        "features": features,
-        "blocks": blocks,
-        "growth": state["body.0.rdb1.conv1.weight"].shape[0],
-        "unshuffle": unshuffle,
-        "plus": "body.0.rdb1.conv1x1.weight" in state,
-    }
+    return srresnet_arguments(state) if kind is SRResNet else rrdbnet_arguments(state, scale)
 
 
 # ------------------------------------------------------------------------------------ file out
@@ -346,11 +348,12 @@ def main() -> int:
         raise WeightsError(f"{arguments.output} is an input; choose another name with -o")
     if not arguments.output.parent.is_dir():
         raise WeightsError(f"{arguments.output.parent}: no such folder")
-    loaded = [_load(path, arguments.scale) for path in inputs]
-    net, metadata = loaded[-1]
-    metadata |= {"source": " + ".join(path.name for path in inputs)}
+    loaded = read_inputs(arguments)
+    net, metadata, _ = loaded[-1]
+    sources = [f"{path.name}{each.part}" for path, each in zip(inputs, loaded, strict=True)]
+    metadata |= {"source": " + ".join(sources)}
     if arguments.command == "interpolate":
-        net = interpolate(loaded[0][0], net, arguments.alpha[0])
+        net = interpolate(loaded[0].net, net, arguments.alpha[0])
         metadata |= {"alpha": str(arguments.alpha[0])}
     if arguments.half:
         net.half()
@@ -365,9 +368,18 @@ def main() -> int:
     return 0
 
 
+def read_inputs(arguments: argparse.Namespace) -> list[Loaded]:
+    """The generators that were named; says which one it took of several in a file."""
+    loaded = [read_generator(name, arguments.scale) for name in arguments.inputs]
+    for name, each in zip(arguments.inputs, loaded, strict=True):
+        if each.part:
+            print(f"{name}{each.part}")
+    return loaded
+
+
 def show_alphas(arguments: argparse.Namespace) -> int:
     """Strips of photographs from the PSNR network to the GAN; returns the exit status."""
-    psnr_net, gan_net = (load_generator(name, scale=arguments.scale) for name in arguments.inputs)
+    psnr_net, gan_net = (each.net for each in read_inputs(arguments))
     check_channels(gan_net, arguments.inputs[1])
     upscalers = {
         alpha: Upscaler(interpolate(psnr_net, gan_net, alpha), arguments.device)

@@ -1,32 +1,17 @@
-"""The layouts of ESRGAN generators: what each program calls its tensors, and what it wraps them in.
+"""The layouts of ESRGAN generators: what each program calls its tensors, and what those tell.
 
-`unwrap` and `rename` turn any of them into the names of model.py, which are BasicSR's.
+`rename` turns any of them into the names of model.py, which are BasicSR's.
 """
 
 import itertools
+import math
 import re
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-# Training programs put the weights into a dict, under the first of these, and prefixes on names.
-WRAPPERS = (
-    *("model_state_dict", "state_dict", "ema_state_dict"),
-    *("params_ema", "params-ema", "params", "model", "net"),
-)
-PREFIXES = ("_orig_mod.", "module.", "netG.", "generator_ema.", "generator.")
-# Counters that are saved along with weights.
-COUNTERS = ("step_counter", "n_averaged", "num_batches_tracked")
-# What a training checkpoint of mmagic holds besides the generator and its average.
-COMPANIONS = ("discriminator.", "perceptual_loss.", "gan_loss.", "data_preprocessor.")
-
-OTHER_KINDS = {  # a name that gives it away -> what the file holds
-    r"classifier\.6\.": "an image classifier such as VGG19",
-    r"conv0_0\.|linear1\.|conv\d\.weight_orig|classifier\.": "a discriminator",
-    r"body\.1\.weight": "an SRVGGNetCompact network, which has no RRDBs",
-    r"optimizer|schedulers|opt_g": "a training state without the network",
-}
+# Saved along with weights.
+COUNTERS = ("step_counter", "n_averaged", "num_batches_tracked", "steps")
 
 
 class WeightsError(ValueError):
@@ -70,38 +55,15 @@ LAYOUTS = {
         *("upsampling{m}.0", "conv3.0", "conv4"),
     ),
 }
+# What DataParallel, torch.compile, FSDP and their like put into names, around any module.
+WRAPPER = r"(?:module|_\w+)"
+_BODIES = [re.sub(r"{\w+}", "#", layout.dense) for layout in LAYOUTS.values()] + ["body.#.prelu"]
+_PATTERNS = "|".join(rf"\.(?:{WRAPPER}\.)*".join(body.split(".")) for body in _BODIES)
+# Finds a generator by a name of its body; group 1 begins where the layout's own name does.
+BODY = re.compile(rf"(?:^|\.)((?:{_PATTERNS})\.)".replace("#", r"\d+"))
 
 
-def unwrap(path: Path, content: dict) -> dict[str, Tensor]:
-    """The generator's tensors, without the dicts and prefixes that training programs add."""
-    wrapped = next((w for w in WRAPPERS if isinstance(content.get(w), dict)), None)
-    inner = content[wrapped] if wrapped else content
-    if len(inner) == 1 and isinstance(next(iter(inner.values())), dict):
-        inner = next(iter(inner.values()))
-    state = {str(name): value for name, value in inner.items() if not is_counter(str(name))}
-    if any(name.startswith(("generator.", "generator_ema.")) for name in state):
-        averaged = any(name.startswith("generator_ema.") for name in state)
-        companions = COMPANIONS + (("generator.",) if averaged else ())
-        state = {name: value for name, value in state.items() if not name.startswith(companions)}
-    while prefix := _common_prefix(state):
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-    if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
-        what = _other_kind(state) or f"{others[0]}, which is no tensor"
-        raise WeightsError(f"{path} is not an ESRGAN generator: it holds {what}")
-    return state
-
-
-def _common_prefix(state: dict[str, Tensor]) -> str | None:
-    shared = (prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in state))
-    return next(shared, None) if state else None
-
-
-def _other_kind(state: dict[str, Tensor]) -> str | None:
-    kinds = (k for sign, k in OTHER_KINDS.items() if any(re.match(sign, name) for name in state))
-    return next(kinds, None)
-
-
-def rename(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def rename(source: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors under the names of model.py; names that no layout has stay as they are."""
     for layout in LAYOUTS.values():
         blocks, stages = blocks_and_stages(state, layout)
@@ -111,10 +73,9 @@ def rename(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
             split = ((name.rpartition("."), tensor) for name, tensor in state.items())
             renamed = {f"{ours.get(conv, conv)}.{kind}": t for (conv, _, kind), t in split}
             if len(renamed) < len(state):
-                raise WeightsError(f"{path} mixes the names of two layouts; save one of the two")
+                raise WeightsError(f"{source} mixes the names of two layouts; save one of the two")
             return renamed
-    what = _other_kind(state) or ", ".join([*list(state)[:3], "..."] if state else ["nothing"])
-    raise WeightsError(f"{path} is not an ESRGAN generator: it holds {what}")
+    return state
 
 
 def blocks_and_stages(state: dict[str, Tensor], layout: Layout) -> tuple[int, int]:
@@ -145,6 +106,45 @@ def names_in(layout: Layout, blocks: int, stages: int) -> dict[str, str]:
         for i, j in itertools.product(range(blocks), range(1, 4)):
             names[f"body.{i}.rdb{j}.conv1x1"] = f"model.1.sub.{i}.RDB{j}.conv1x1"
     return names
+
+
+def srresnet_arguments(state: dict[str, Tensor]) -> dict[str, Any]:
+    """What SRResNet was built with, from names and shapes."""
+    features, channels = state["conv_first.weight"].shape[:2]
+    factor = 1
+    for name, tensor in state.items():
+        if re.fullmatch(r"conv_up\d+\.weight", name) and tensor.ndim == 4:
+            factor *= math.isqrt(tensor.shape[0] // features)
+    return {
+        "in_channels": channels,
+        "out_channels": state["conv_last.weight"].shape[0],
+        "scale": factor,
+        "features": features,
+        "blocks": sum(bool(re.fullmatch(r"body\.\d+\.conv1\.weight", name)) for name in state),
+        "batch_norm": "bn_body.weight" in state,
+    }
+
+
+def rrdbnet_arguments(state: dict[str, Tensor], scale: int | None) -> dict[str, Any]:
+    """What RRDBNet was built with, from names and shapes; only `scale` separates x3 from x2."""
+    features, channels = state["conv_first.weight"].shape[:2]
+    out_channels = state["conv_last.weight"].shape[0]
+    blocks, stages = blocks_and_stages(state, LAYOUTS["basicsr"])
+    unshuffle = 1
+    for factor in (2, 4):  # Real-ESRGAN folds pixels: 4 or 16 times as many channels go in
+        if channels == out_channels * factor**2:
+            channels, unshuffle = out_channels, factor
+    plain_x3 = scale == 3 and stages == 1 and unshuffle == 1
+    return {
+        "in_channels": channels,
+        "out_channels": out_channels,
+        "scale": 3 if plain_x3 else 2**stages // unshuffle,
+        "features": features,
+        "blocks": blocks,
+        "growth": state["body.0.rdb1.conv1.weight"].shape[0],
+        "unshuffle": unshuffle,
+        "plus": "body.0.rdb1.conv1x1.weight" in state,
+    }
 
 
 def is_counter(name: str) -> bool:

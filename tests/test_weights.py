@@ -448,7 +448,7 @@ def bad_contents():
         ),
         "a block short": (
             {n: t for n, t in state.items() if not n.startswith("body.0")},
-            "not an ESRGAN generator: it holds conv_first.weight",
+            "no complete RRDBNet: body.0.rdb1.conv1.weight is missing",
         ),
         "a gap": (
             {n.replace("body.1", "body.7"): t for n, t in state.items()},

@@ -20,7 +20,13 @@ from upscaling.inputs import UsageError
 from upscaling.tiles import Network, upscale
 from utils import autocast, choose_device, choose_precision, is_out_of_memory, place
 
-CHANNELS = (1, 3)  # that a generator may take; with 1, it gets each colour as a separate image
+CHANNELS = {  # that a generator may take and give -> what its user should know of that
+    (3, 3): "",
+    (1, 1): "",  # it gets each colour as a separate image
+    (1, 3): "The network takes gray, of a picture in colour its luma (BT.601), and gives colour.",
+    (3, 1): "The network gives gray.",
+}
+RED, BLUE = 0.299, 0.114  # shares in luma; green has the rest (ITU-R BT.601, section 2.5.1)
 SMALLEST_TILE = 64  # twice the overlap of neighbouring tiles
 
 
@@ -28,7 +34,8 @@ class Upscaler:
     """A generator with what it takes to run it on any image: precision, tiles, output size.
 
     Args:
-        net: an nn.Module in eval mode with `.scale` and `.in_channels` (1 or 3).
+        net: an nn.Module in eval mode with `.scale`, `.in_channels` (1 or 3) and, where it gives
+            another number, `.out_channels` (1 or 3).
         device: "auto" (CUDA, then MPS, then CPU), "cuda", "mps", "cpu", or a torch.device.
         precision: "bf16", "fp32", or "auto": bf16 for 8-bit images where the hardware has it.
         tile: largest side of a tile in input pixels; 0: the whole image at once; None: as large as
@@ -37,8 +44,11 @@ class Upscaler:
         scale: of the result, by MATLAB's bicubic from the network's own scale; None: that one.
         ensemble: average the 8 flips and rotations; takes 8 times as long.
 
+    Attributes:
+        channels: what the network takes and gives.
+
     Raises:
-        UsageError: the network takes another number of channels.
+        UsageError: the network takes or gives another number of channels.
         DeviceError: the named device is not there.
     """
 
@@ -53,8 +63,11 @@ class Upscaler:
         ensemble: bool = False,
     ):
         check_channels(net, "the network")
-        if net.in_channels == 1:
+        self.channels = channels_of(net)
+        if self.channels == (1, 1):
             net = PerChannel(net)
+        elif self.channels != (3, 3):
+            net = Recoloured(net)
         if ensemble:
             net = Ensemble(net)
         self.device = choose_device(device) if isinstance(device, str) else device
@@ -117,14 +130,24 @@ class Upscaler:
         return self._run(image, torch.float32)
 
 
+def channels_of(net: Network) -> tuple[int, int]:
+    """That it takes, and that it gives."""
+    return net.in_channels, getattr(net, "out_channels", net.in_channels)
+
+
 def check_channels(net: Network, name: str) -> None:
     """Refuse a network that has no use for colours, by the name that people know it by."""
-    if net.in_channels not in CHANNELS:
-        raise UsageError(f"{name} takes {net.in_channels} channels; images have 3")
+    taken, given = channels_of(net)
+    if (taken, given) not in CHANNELS:
+        what = f"gives {given}" if taken in (1, 3) else f"takes {taken}"
+        raise UsageError(f"{name} {what} channels; images have 3")
 
 
 def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
-    """Colour by the network, alpha by it too where it is neither 0 nor full."""
+    """Colour by the network, alpha by it too where it is neither 0 nor full.
+
+    A network that gives colour for gray says nothing about alpha, which then is bicubic.
+    """
     if picture.alpha is None:
         rgb, alpha = upscaler(picture.rgb), None
     else:
@@ -132,13 +155,18 @@ def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
         # A network changes even a flat area a little; what was fully opaque or clear stays so.
         alpha = smooth = upscaler.bicubic(picture.alpha)
         top = np.iinfo(alpha.dtype).max
-        if np.ptp(picture.alpha):
+        if np.ptp(picture.alpha) and upscaler.channels != (1, 3):
             sharp = upscaler(np.stack([picture.alpha] * 3, -1))
             sharp = (sharp.mean(-1) + 0.5).astype(alpha.dtype)
             alpha = np.where((smooth == 0) | (smooth == top), smooth, sharp)
-    if picture.gray:
+    gray = {(1, 3): False, (3, 1): True}.get(upscaler.channels, picture.gray)
+    if gray:
         rgb = np.repeat((rgb.mean(-1, keepdims=True) + 0.5).astype(rgb.dtype), 3, -1)
-    return Picture(rgb, alpha, picture.gray, picture.profile)
+    if gray == picture.gray:
+        return Picture(rgb, alpha, gray, picture.profile, remark=picture.remark)
+    dropped = "without its profile, which is for another number of channels"
+    remarks = [picture.remark, dropped if picture.profile else ""]
+    return Picture(rgb, alpha, gray, remark=", ".join(filter(None, remarks)))
 
 
 def choose_tile(net: Network, device: torch.device) -> int:
@@ -175,6 +203,24 @@ class PerChannel(nn.Module):
     def forward(self, low_res: Tensor) -> Tensor:
         """(N, 3, H, W) to (N, 3, scale * H, scale * W)."""
         return self.net(low_res.flatten(0, 1)[:, None]).unflatten(0, low_res.shape[:2])[:, :, 0]
+
+
+class Recoloured(nn.Module):
+    """A network that takes gray and gives colour, or the other way round, between RGB and RGB."""
+
+    def __init__(self, net: Network):
+        super().__init__()
+        self.net = net
+        self.scale = net.scale
+
+    def forward(self, low_res: Tensor) -> Tensor:
+        """(N, 3, H, W) to (N, 3, scale * H, scale * W)."""
+        if self.net.in_channels == 1:
+            red, green, blue = low_res.split(1, 1)
+            # In this form the luma of gray is that gray to the last bit.
+            low_res = green + RED * (red - green) + BLUE * (blue - green)
+        high_res = self.net(low_res)
+        return high_res.expand(-1, 3, -1, -1)
 
 
 class Ensemble(nn.Module):
