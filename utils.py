@@ -1,5 +1,6 @@
 """What every command needs: device and precision, ranks, stopping, files that are whole."""
 
+import errno
 import os
 import pickle
 import platform
@@ -7,12 +8,13 @@ import re
 import signal
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, BinaryIO, TypeVar
 
 import safetensors
 import torch
@@ -261,6 +263,27 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
         leftover.unlink(missing_ok=True)
 
 
+@contextmanager
+def naming(path: Path, kept: str = "") -> Iterator[None]:
+    """Let a failure to write tell which file it was, and what to do; a full disk does not.
+
+    Args:
+        path: what the block writes.
+        kept: what is still there, for the message.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise OSError(
+            f"{path} cannot be written ({error.strerror or error}){kept}. "
+            f"{'Make room' if full else 'Mend that'}, then give the same command again."
+        ) from error
+
+
 def load_tensors(path: str | Path) -> tuple[object, dict[str, str]]:
     """What torch.save or safetensors wrote, whatever the file is called, onto the CPU.
 
@@ -291,10 +314,34 @@ def _load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, st
 
 def _load_pickle(path: str | Path) -> object:
     with open(path, "rb") as file:  # given the path, newer torch goes by the suffix
-        if file.read(2) == b"PK" and not zipfile.is_zipfile(path):
-            raise EOFError  # torch would take what is left of its zip file for another format
+        if file.read(2) == b"PK":
+            _check_zip(path)
         file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _check_zip(path: str | Path) -> None:
+    """Refuse a zip file that is damaged; torch would load other numbers from it, or another format.
+
+    Raises:
+        EOFError: it is cut short.
+        UnreadableError: an entry is not what its checksum says.
+    """
+    if not zipfile.is_zipfile(path):
+        raise EOFError
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # Where torch.serialization.set_crc32_options(False) left them out, checksums are 0.
+            for entry in filter(lambda entry: entry.CRC, archive.infolist()):
+                _read_through(archive.open(entry))
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise UnreadableError(f"it is damaged ({error}); get it again") from error
+
+
+def _read_through(file: IO[bytes]) -> None:
+    """To the end, where zipfile compares checksums, holding little of it in memory."""
+    while file.read(2**20):
+        pass
 
 
 def _complaint(start: bytes) -> str:

@@ -418,14 +418,63 @@ def test_ctrl_c_in_a_terminal_stops_a_run_with_workers(workplace):
 def test_another_networks_checkpoint_is_refused_by_field(
     workplace, small_discriminator, monkeypatch, capsys
 ):
-    run(monkeypatch, "--gan.steps", "0")
+    run(monkeypatch)
     before = Path("checkpoints/tiny/last.pt").read_bytes()
     for field, value in (("features", "8"), ("scale", "2"), ("seed", "1"), ("gan.patch", "64")):
         with pytest.raises(train.CheckpointError, match=rf"{field} .*, not {value}"):
-            run(monkeypatch, f"--{field}", value)
+            run(monkeypatch, f"--{field}", value, "--gan.steps", "6")
     assert Path("checkpoints/tiny/last.pt").read_bytes() == before
-    run(monkeypatch, "--gan.steps", "0", "--psnr.steps", "6")
-    assert "psnr.steps was 5, is 6" in capsys.readouterr().out
+    run(monkeypatch, "--gan.steps", "6")
+    assert "gan.steps was 4, is 6\n" in capsys.readouterr().out
+
+
+def test_a_phase_that_has_not_begun_may_change_and_one_that_is_over_says_no_effect(
+    workplace, small_discriminator, monkeypatch, capsys
+):
+    run(monkeypatch, "--gan.steps", "0")
+    run(monkeypatch, "--gan.patch", "64", "--gan.steps", "2", "--psnr.lr", "1e-3")
+    said = capsys.readouterr().out
+    assert "gan.patch was 32, is 64\n" in said
+    assert "psnr.lr was 0.0002, is 0.001: no effect, as the psnr phase is over" in said
+    weights = results()
+    # Steps of a phase that is past, more or fewer, and fewer than are done of the last one.
+    changes = ["--psnr.steps", "50", "--gan.steps", "1", "--init-from", "nowhere.pth"]
+    run(monkeypatch, "--gan.patch", "64", *changes)
+    said = capsys.readouterr().out
+    assert "psnr.steps was 5, is 50: no effect, as the psnr phase is over" in said
+    assert "gan.steps was 2, is 1: 2 are done, and the phase ends there" in said
+    assert "init_from was '', is 'nowhere.pth': no effect, as the run has its own" in said
+    assert (
+        results() == weights and "nowhere" not in Path("checkpoints/tiny/config.json").read_text()
+    )
+    settings = json.loads(Path("checkpoints/tiny/config.json").read_text())
+    assert (settings["psnr"]["steps"], settings["psnr"]["lr"]) == (5, 2e-4)
+    assert settings["gan"]["steps"] == 2
+
+
+@pytest.mark.parametrize("steps, done", [("5", 5), ("2", 4), ("0", 4)])
+def test_no_sample_is_seen_twice_or_left_out_when_the_psnr_phase_is_cut_short(
+    steps, done, workplace, small_discriminator, monkeypatch
+):
+    ranges, batches = [], train.batches
+
+    def recording(stream, start, stop, *args, **kwargs):
+        ranges.append((start, stop))
+        return batches(stream, start, stop, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(SystemExit):
+            run(patch)
+    monkeypatch.setattr(train, "batches", recording)
+    run(monkeypatch, "--psnr.steps", steps)
+    assert ranges == [(4, done), (done, done + 4)]
+    assert [row["run_step"] for row in rows()] == sorted({row["run_step"] for row in rows()})
+    assert rows()[-1]["run_step"] == done + 4
+    last = torch.load("checkpoints/tiny/last.pt", weights_only=True)
+    assert (last["before"], last["run_step"]) == (done, done + 4)
+    with safetensors.safe_open("checkpoints/tiny/psnr.safetensors", "pt") as file:
+        assert file.metadata()["step"] == str(done)
 
 
 def test_files_left_out_are_listed_before_the_first_step(
