@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import safetensors
 import torch
@@ -331,17 +331,20 @@ def _check_zip(path: str | Path) -> None:
         raise EOFError
     try:
         with zipfile.ZipFile(path) as archive:
-            # Where torch.serialization.set_crc32_options(False) left them out, checksums are 0.
-            for entry in filter(lambda entry: entry.CRC, archive.infolist()):
-                _read_through(archive.open(entry))
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            for entry in archive.infolist():
+                _check_entry(archive, entry)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         raise UnreadableError(f"it is damaged ({error}); get it again") from error
 
 
-def _read_through(file: IO[bytes]) -> None:
-    """To the end, where zipfile compares checksums, holding little of it in memory."""
-    while file.read(2**20):
-        pass
+def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    if entry.external_attr & 0x10 and entry.file_size:  # torch would read nothing into its tensor
+        raise zipfile.BadZipFile(f"{entry.filename} is marked as a folder")
+    if entry.CRC == 0:  # left out, by torch.serialization.set_crc32_options(False)
+        return
+    with archive.open(entry) as file:
+        while file.read(2**20):  # the checksum is compared at the end
+            pass
 
 
 def _complaint(start: bytes) -> str:

@@ -1,5 +1,6 @@
 """Training from end to end at a tiny size: both phases, the hand-over, resume, bad input."""
 
+import errno
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import training.log
 import training.runs
 import training.validation
 from config import Config, Phase
-from images.files import write_image
+from images.files import read_image, write_image
 from model import RRDBNet, SRResNet
 from training.runs import At, RunFolder
 from utils import Ranks
@@ -180,6 +181,28 @@ def test_a_phase_of_no_steps_is_skipped(
     names = {path.name for path in Path("checkpoints/tiny").glob("*.safetensors")}
     assert names - {"psnr_best.safetensors"} == {f"{written}.safetensors"}
     assert {row["phase"] for row in rows()} == {written}
+
+
+@pytest.mark.parametrize("flags", [["--psnr.steps", "0"], ["--psnr.adversarial", "1"]])
+def test_a_gan_that_starts_from_random_weights_is_told(
+    flags, workplace, small_discriminator, monkeypatch, capsys
+):
+    save_generator(RRDBNet(features=4, blocks=1, growth=4), "g.safetensors")
+    for start, said in ((["--init-from", "g.safetensors"], False), ([], True)):
+        name = ["--name", str(said), "--gan.steps", "1", *flags]
+        run(monkeypatch, *name, *start)
+        assert ("starts from random weights; --init-from" in capsys.readouterr().out) == said
+    run(monkeypatch, *name)
+    assert "random weights" not in capsys.readouterr().out  # it goes on
+
+
+def test_a_flag_without_effect_is_told(workplace, small_discriminator, monkeypatch, capsys):
+    run(monkeypatch, "--gan.steps", "0", "--gan.lr", "0.5", "--psnr.milestones", "3", "99")
+    said = capsys.readouterr().out.splitlines()
+    assert "gan.lr is 0.5: no effect, as gan.steps is 0" in said
+    assert "psnr.milestones is (3, 99): no effect from 99 on, as psnr.steps is 5" in said
+    run(monkeypatch, "--gan.steps", "0", "--gan.lr", "0.5", "--psnr.milestones", "3", "99")
+    assert "no effect" not in capsys.readouterr().out
 
 
 def test_training_without_validation_says_so(workplace, monkeypatch, capsys):
@@ -567,6 +590,59 @@ def test_a_run_goes_on_when_packed_images_vanish(uninterrupted, monkeypatch, cap
     run(monkeypatch)
     assert results() == uninterrupted[0]
     assert "b.png" in capsys.readouterr().out
+
+
+def test_a_disk_without_room_for_tensorboard_changes_no_weight(uninterrupted, monkeypatch, capsys):
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(training.log.RecordWriter, "write", full)
+    run(monkeypatch)
+    assert results() == uninterrupted[0] and len(rows()) == len(uninterrupted[1])
+    assert capsys.readouterr().out.count("TensorBoard's curves end here: ") == 1
+
+
+def test_a_new_run_puts_aside_what_one_of_its_name_has_left(uninterrupted, monkeypatch, capsys):
+    whole, tiny = Path("checkpoints/whole"), Path("checkpoints/tiny")
+    whole.rename(tiny)
+    (tiny / "last.pt").unlink()
+    before = {path.name for path in tiny.rglob("*") if path.is_file()}
+    run(monkeypatch, "--gan.steps", "2")
+    assert "they are in checkpoints/tiny/earlier-1 now" in capsys.readouterr().out.replace(
+        "\\", "/"
+    )
+    earlier = {path.name for path in (tiny / "earlier-1").rglob("*") if path.is_file()}
+    assert earlier == before
+    assert [path.name for path in (tiny / "generators").iterdir()] == ["gan_0000002.safetensors"]
+    assert len(rows()) == 4
+
+
+@pytest.mark.parametrize(
+    "changes", [["--valid-dir", "others"], ["--valid-lr-dir", "low"], ["--val-images", "1"]]
+)
+def test_the_best_generator_is_of_the_last_validation_images(
+    changes, workplace, small_discriminator, monkeypatch, capsys, random_image
+):
+    for name in ("a", "b", "c", "sub/d"):
+        picture = read_image(next(Path("photos").glob(f"{name}.*")))
+        (workplace / "others/sub").mkdir(parents=True, exist_ok=True)
+        (workplace / "low/sub").mkdir(parents=True, exist_ok=True)
+        write_image(random_image(64, 64), workplace / "others" / f"{name}.png")
+        write_image(picture[2::4, 2::4], workplace / "low" / f"{name}.png")
+    run(monkeypatch, "--psnr.steps", "2", "--gan.steps", "0")
+    # As if the network had been better on the images of before than on any others.
+    path = Path("checkpoints/tiny/metrics.jsonl")
+    path.write_text(json.dumps(rows()[0] | {"psnr": 99.0}) + "\n")
+
+    def best():
+        with safetensors.safe_open("checkpoints/tiny/psnr_best.safetensors", "pt") as file:
+            return file.metadata()["step"]
+
+    run(monkeypatch, "--psnr.steps", "4", "--gan.steps", "0")
+    assert best() == "2" and "images have changed" not in capsys.readouterr().out
+    run(monkeypatch, "--psnr.steps", "6", "--gan.steps", "0", *changes)
+    assert best() == "6"
+    assert capsys.readouterr().out.count("images have changed by psnr step 6") == 1
 
 
 # --------------------------------------------------------------- memory, precision, fine-tuning
