@@ -92,12 +92,11 @@ def train(run: RunFolder, given: set[str]) -> None:
         f"{type(generator).__name__} x{config.scale}, {size:,} parameters, on {device} in "
         f"{str(dtype).removeprefix('torch.')}; everything goes to {run.folder}"
     )
-    at = run.at
     with StopRequest() as stop:
         for name in PHASES:
             if getattr(config, name).steps == 0 or run.finished(name):
                 continue
-            learner = Learner(config, name, generator, vgg, dtype, ranks, at.run_step)
+            learner = Learner(config, name, generator, vgg, dtype, ranks)
             seconds = run.restore(learner)
             monitor = Monitor(learner.at, seconds, device, run)
             loader = batches(
@@ -112,8 +111,7 @@ def train(run: RunFolder, given: set[str]) -> None:
                 ranks=ranks.count,
             )
             train_phase(learner, loader, monitor, validation, run, stop)
-            at = learner.at
-            if at.step == learner.phase.steps:
+            if learner.at.step == learner.phase.steps:
                 run.finish(learner)
             if number := ranks.largest(stop.signal or 0):
                 print(f"Stopped and saved in {run.last}. The same command goes on.")
@@ -172,7 +170,6 @@ class Learner:
         vgg: needed where the phase has a perceptual loss.
         dtype: of convolutions, under autocast.
         ranks: that share each batch.
-        before: steps of the run before this phase.
     """
 
     def __init__(
@@ -183,10 +180,9 @@ class Learner:
         vgg: VGGFeatures | None,
         dtype: torch.dtype,
         ranks: Ranks,
-        before: int = 0,
     ):
         self.config, self.phase, self.vgg, self.dtype = config, getattr(config, name), vgg, dtype
-        self.at = At(name, step=0, before=before)
+        self.at = At(name, step=0, before=config.psnr.steps if name == "gan" else 0)
         self.device = next(generator.parameters()).device
         self.ema = generator.eval().requires_grad_(False)
         self.net_g = copy.deepcopy(generator).train().requires_grad_(True)
