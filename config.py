@@ -88,10 +88,7 @@ class Config:
         shapes_weights=False,
     )
     valid_lr_dir: str = setting(
-        "",
-        "LR images of valid_dir; none: MATLAB bicubic",
-        needs="valid_dir",
-        shapes_weights=False,
+        "", "LR images of valid_dir; none: MATLAB bicubic", needs="valid_dir", shapes_weights=False
     )
 
     scale: int = setting(
@@ -112,10 +109,7 @@ class Config:
         generator="rrdb",
     )
     batch_norm: bool = setting(
-        False,
-        "in SRResNet, as SRGAN has it; RRDBs have none",
-        identity=True,
-        generator="srresnet",
+        False, "in SRResNet, as SRGAN has it; RRDBs have none", identity=True, generator="srresnet"
     )
 
     init_from: str = setting(
@@ -329,6 +323,12 @@ def require(condition: bool, field: str, value, remedy: str) -> None:
         raise ValueError(f"{field} is {value!r}: {remedy}")
 
 
+def flat(settings: dict) -> dict:
+    """{"psnr": {"lr": 1}} -> {"psnr.lr": 1}"""
+    phases = {f"{name}.{key}": v for name in PHASES for key, v in settings.get(name, {}).items()}
+    return {key: value for key, value in settings.items() if key not in PHASES} | phases
+
+
 # What each preset changes. esrgan is the paper; demo is a small run on the photographs that
 # scikit-image ships, which ends in pictures after some minutes on two CPU cores; srgan is the 2017
 # paper (Ledig et al., arXiv 1609.04802, section 3.2) with ESRGAN's discriminator; compact made the
@@ -405,7 +405,7 @@ def parse_args(args: list[str] | None = None) -> Config:
 
 
 def given_settings(args: list[str] | None = None) -> set[str]:
-    """The settings that a command line names: "batch_size", "psnr.lr"."""
+    """The settings that a command line names, as `flat` calls them."""
     return {*vars(build_parser().parse_args(args))} - {"preset"}
 
 

@@ -5,11 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from config import Config, parse_args
+from config import Config, flat, parse_args
 from model import SRResNet, VGGDiscriminator
 from training.settings import (
     check_batch_size,
-    flat,
     identity,
     idle_settings,
     list_changes,

@@ -19,11 +19,10 @@ from filelock import FileLock, Timeout
 from torch import nn
 from tqdm import tqdm
 
-from config import PHASES, Config
+from config import PHASES, Config, flat
 from images.files import write_image
 from training.log import RunLog
 from training.settings import (
-    flat,
     idle_settings,
     list_changes,
     phases_left,

@@ -3,14 +3,8 @@
 import dataclasses
 from collections.abc import Iterable
 
-from config import PHASES, Config, Phase
+from config import PHASES, Config, Phase, flat
 from utils import DeviceError, Ranks
-
-
-def flat(settings: dict) -> dict:
-    """{"psnr": {"lr": 1}} -> {"psnr.lr": 1}"""
-    phases = {f"{name}.{key}": v for name in PHASES for key, v in settings.get(name, {}).items()}
-    return {key: value for key, value in settings.items() if key not in PHASES} | phases
 
 
 def identity(config: Config, phase: str) -> set[str]:
