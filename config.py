@@ -24,6 +24,8 @@ def setting(default, help: str, **about):
     identity: another value is another run, so a resume with one is refused. Of a phase: because the
         discriminator is built to it, so only in a phase that has one.
     term: the weight of a term of the loss, which has the field's name.
+    generator: the kind of generator that has it.
+    needs: the setting, of the run or of a phase, without which it has no effect.
     shapes_weights: False where the weights do not depend on it, so their files leave it out.
     """
     return dataclasses.field(default=default, metadata={"help": help} | about)
@@ -86,7 +88,7 @@ class Config:
         shapes_weights=False,
     )
     valid_lr_dir: str = setting(
-        "", "LR images of valid_dir; none: MATLAB bicubic", shapes_weights=False
+        "", "LR images of valid_dir; none: MATLAB bicubic", needs="valid_dir", shapes_weights=False
     )
 
     scale: int = setting(
@@ -104,9 +106,10 @@ class Config:
         "channels per dense convolution of an RRDB; other tools can load 32 only",
         low=1,
         identity=True,
+        generator="rrdb",
     )
     batch_norm: bool = setting(
-        False, "in SRResNet, as SRGAN has it; RRDBs have none", identity=True
+        False, "in SRResNet, as SRGAN has it; RRDBs have none", identity=True, generator="srresnet"
     )
 
     init_from: str = setting(
@@ -133,11 +136,19 @@ class Config:
     ema_decay: float = setting(
         0.999, "per step; the averaged generator is the one that is saved", low=0, below=1
     )
-    vgg_weights: str = setting("imagenet", "imagenet (548 MB, once), random, or a VGG19 file")
-    vgg_layer: str = setting("conv5_4", "VGG19 convolution whose output is compared")
-    vgg_before_activation: bool = setting(True, "compare before the ReLU, as ESRGAN does")
+    vgg_weights: str = setting(
+        "imagenet", "imagenet (548 MB, once), random, or a VGG19 file", needs="perceptual"
+    )
+    vgg_layer: str = setting(
+        "conv5_4", "VGG19 convolution whose output is compared", needs="perceptual"
+    )
+    vgg_before_activation: bool = setting(
+        True, "compare before the ReLU, as ESRGAN does", needs="perceptual"
+    )
 
-    relativistic: bool = setting(True, "ESRGAN's adversarial loss; false: SRGAN's")
+    relativistic: bool = setting(
+        True, "ESRGAN's adversarial loss; false: SRGAN's", needs="adversarial"
+    )
     squared_error: bool = setting(
         False, "compare pixels and features by mean squared error, as SRGAN does, instead of L1"
     )
@@ -160,7 +171,9 @@ class Config:
     )
     compile: bool = setting(False, "torch.compile: minutes once, then faster steps on a GPU")
     recompute: bool = setting(
-        False, "generator blocks compute their activations again going backward: far less memory"
+        False,
+        "generator blocks compute their activations again going backward: far less memory",
+        generator="rrdb",
     )
 
     log_every: int = setting(
@@ -171,7 +184,11 @@ class Config:
     )
     val_every: int = setting(5000, "steps between two validations", low=1, shapes_weights=False)
     val_images: int = setting(
-        100, "images to validate on, the first of them (DIV2K has 100)", low=1, shapes_weights=False
+        100,
+        "images to validate on, the first of them (DIV2K has 100)",
+        low=1,
+        needs="valid_dir",
+        shapes_weights=False,
     )
     save_every: int = setting(
         1000,
@@ -183,6 +200,7 @@ class Config:
         10,
         "the GAN phase keeps the generators of this many last validations, to choose by eye",
         low=0,
+        needs="gan.steps",
         shapes_weights=False,
     )
 
@@ -218,9 +236,10 @@ class Config:
             self.accumulate,
             f"it has to divide batch_size, {self.batch_size}",
         )
-        for field, kind in (("batch_norm", "srresnet"), ("recompute", "rrdb")):
-            on = getattr(self, field)
-            require(not on or self.generator == kind, field, on, f"only --generator {kind} has it")
+        for field in dataclasses.fields(self):
+            kind, value = field.metadata.get("generator"), getattr(self, field.name)
+            fits = kind in (None, self.generator) or value is not True
+            require(fits, field.name, value, f"only --generator {kind} has it")
         require(
             self.psnr.steps + self.gan.steps > 0,
             "psnr.steps",
@@ -269,9 +288,11 @@ def shown(bound: float) -> str:
 
 
 def check_phase(name: str, config: Config) -> None:
-    """Fields of a phase, each alone and as they fit each other and the run."""
+    """Fields of a phase, each alone and, if it has steps, as they fit each other and the run."""
     phase, scale = getattr(config, name), config.scale
     check_fields(phase, f"{name}.")
+    if phase.steps == 0:
+        return
     unit, needed_by = scale, "the scale needs"
     if phase.perceptual > 0:  # VGG19 halves an image four times before conv5_4
         unit, needed_by = math.lcm(16, unit), "the scale and VGG19 need"
@@ -295,15 +316,6 @@ def check_phase(name: str, config: Config) -> None:
         phase.milestones,
         "give rising steps",
     )
-    # Batch norm at the discriminator's end needs two values a channel.
-    judged = phase.steps > 0 and phase.adversarial > 0
-    alone = judged and phase.patch == 32 and config.batch_size == config.accumulate
-    require(
-        not alone,
-        "batch_size",
-        config.batch_size,
-        "give at least 2 times accumulate, or a patch above 32",
-    )
 
 
 def require(condition: bool, field: str, value, remedy: str) -> None:
@@ -315,26 +327,6 @@ def flat(settings: dict) -> dict:
     """{"psnr": {"lr": 1}} -> {"psnr.lr": 1}"""
     phases = {f"{name}.{key}": v for name in PHASES for key, v in settings.get(name, {}).items()}
     return {key: value for key, value in settings.items() if key not in PHASES} | phases
-
-
-def identity(config: Config) -> set[str]:
-    """The settings whose change makes another run of it, as `flat` calls them."""
-    names = {field.name for field in dataclasses.fields(Config) if field.metadata.get("identity")}
-    for name in PHASES:
-        if getattr(config, name).adversarial > 0:
-            fields = dataclasses.fields(Phase)
-            names |= {f"{name}.{field.name}" for field in fields if field.metadata.get("identity")}
-    return names
-
-
-def settings_of_weights(config: Config) -> dict:
-    """What a file of weights records of the run that made it."""
-    left_out = {
-        field.name
-        for field in dataclasses.fields(Config)
-        if not field.metadata.get("shapes_weights", True)
-    }
-    return {k: v for k, v in dataclasses.asdict(config).items() if k not in left_out}
 
 
 # What each preset changes. esrgan is the paper; demo is a small run on the photographs that
@@ -399,6 +391,25 @@ PRESETS: dict[str, dict] = {
 
 def parse_args(args: list[str] | None = None) -> Config:
     """The configuration of a command line (default: of this process); exits with 2 if wrong."""
+    parser, defaults = build_parser(), Config()
+    flags = vars(parser.parse_args(args))
+    changes = merge(PRESETS[flags.pop("preset")], unflatten(flags))
+    phases = {
+        name: dataclasses.replace(getattr(defaults, name), **changes.pop(name, {}))
+        for name in PHASES
+    }
+    try:
+        return Config(**changes, **phases)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def given_settings(args: list[str] | None = None) -> set[str]:
+    """The settings that a command line names, as `flat` calls them."""
+    return {*vars(build_parser().parse_args(args))} - {"preset"}
+
+
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="train.py",
         usage="python train.py [--preset NAME] [--FIELD VALUE ...]   (--help lists the fields)",
@@ -412,17 +423,7 @@ def parse_args(args: list[str] | None = None) -> Config:
     add_flags(parser, defaults, prefix="")
     add_flags(parser.add_argument_group("PSNR phase"), defaults.psnr, prefix="psnr.")
     add_flags(parser.add_argument_group("GAN phase"), defaults.gan, prefix="gan.")
-    flags = vars(parser.parse_args(args))
-
-    changes = merge(PRESETS[flags.pop("preset")], unflatten(flags))
-    phases = {
-        name: dataclasses.replace(getattr(defaults, name), **changes.pop(name, {}))
-        for name in PHASES
-    }
-    try:
-        return Config(**changes, **phases)
-    except ValueError as error:
-        parser.error(str(error))
+    return parser
 
 
 def add_flags(parser, defaults, prefix: str) -> None:

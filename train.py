@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from config import PHASES, Config, Phase, parse_args
+from config import PHASES, Config, Phase, given_settings, parse_args
 from dataset import DataError, batches
 from loss import (
     VGGError,
@@ -35,6 +35,7 @@ from model import RRDBNet, SRResNet, VGGDiscriminator
 from training.data import load_data, prepare_folders, uses_demo
 from training.monitor import Monitor
 from training.runs import At, CheckpointError, RunFolder, TrainingError
+from training.settings import check_batch_size
 from training.steps import SafeStep, make_adam, update_ema
 from training.validation import Validation, describe
 from utils import (
@@ -55,20 +56,23 @@ Images = tuple[Tensor, Tensor]  # low_res, high_res: (N, 3, H / scale, W / scale
 
 
 def main() -> None:
-    config = parse_args()
+    config, given = parse_args(), given_settings()
     with Ranks.of_torchrun() as ranks, RunFolder(config, ranks) as run:
         if not ranks.first:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
-        train(run)
+        train(run, given)
 
 
-def train(run: RunFolder) -> None:
-    """Train both phases, from wherever the run is; first make sure that nothing is missing."""
+def train(run: RunFolder, given: set[str]) -> None:
+    """Train both phases, from wherever the run is; first make sure that nothing is missing.
+
+    `given` names the settings that the command line does.
+    """
+    run.resume(given)
     config, ranks = run.config, run.ranks
     device = choose_device(config.device, ranks.local)
     dtype = choose_precision(config.precision, device)
-    check_batch_size(config, ranks)
-    run.resume()
+    check_batch_size(config, ranks, run.phases_left())
     prepare_folders(config)
     vgg = load_vgg(config, device)
     streams, valid = load_data(config)
@@ -81,6 +85,8 @@ def train(run: RunFolder) -> None:
         run.restore_average(generator)
     elif config.init_from:
         start_from(generator, config.init_from)
+    elif getattr(config, run.phases_left()[0]).adversarial > 0:
+        print("The GAN starts from random weights; --init-from, or PSNR steps, give it a start.")
     generator = place(generator, device)
     size = sum(parameter.numel() for parameter in generator.parameters())
     print(
@@ -97,7 +103,7 @@ def train(run: RunFolder) -> None:
             loader = batches(
                 streams[name],
                 learner.at.run_step,
-                learner.at.before + max(learner.at.step, learner.phase.steps),
+                learner.at.before + learner.phase.steps,
                 config.batch_size,
                 config.workers,
                 pin_memory=device.type == "cuda",
@@ -106,7 +112,7 @@ def train(run: RunFolder) -> None:
                 ranks=ranks.count,
             )
             train_phase(learner, loader, monitor, validation, run, stop)
-            if learner.at.step >= learner.phase.steps:
+            if learner.at.step == learner.phase.steps:
                 run.finish(learner)
             if number := ranks.largest(stop.signal or 0):
                 print(f"Stopped and saved in {run.last}. The same command goes on.")
@@ -352,14 +358,6 @@ def load_vgg(config: Config, device: torch.device) -> VGGFeatures | None:
         return None
     weights, layer = config.vgg_weights, config.vgg_layer
     return place(VGGFeatures(weights, layer, config.vgg_before_activation, config.seed), device)
-
-
-def check_batch_size(config: Config, ranks: Ranks) -> None:
-    if config.batch_size % (ranks.count * config.accumulate):
-        raise DeviceError(
-            f"batch_size is {config.batch_size}: it has to be a multiple of "
-            f"{ranks.count} processes times accumulate {config.accumulate}"
-        )
 
 
 def remedy_for(error: Exception) -> str | None:

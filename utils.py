@@ -1,6 +1,7 @@
 """What every command needs: device and precision, ranks, stopping, files that are whole."""
 
 import atexit
+import errno
 import functools
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import signal
 import sys
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -315,6 +317,27 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
         leftover.unlink(missing_ok=True)
 
 
+@contextmanager
+def naming(path: Path, kept: str = "") -> Iterator[None]:
+    """Let a failure to write tell which file it was, and what to do; a full disk does not.
+
+    Args:
+        path: what the block writes.
+        kept: what is still there, for the message.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise OSError(
+            f"{path} cannot be written ({error.strerror or error}){kept}. "
+            f"{'Make room' if full else 'Mend that'}, then give the same command again."
+        ) from error
+
+
 def load_tensors(path: str | Path) -> tuple[object, dict[str, str]]:
     """What torch.save or safetensors wrote, whatever the file is called, onto the CPU.
 
@@ -345,10 +368,37 @@ def _load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, st
 
 def _load_pickle(path: str | Path) -> object:
     with open(path, "rb") as file:  # given the path, newer torch goes by the suffix
-        if file.read(2) == b"PK" and not zipfile.is_zipfile(path):
-            raise EOFError  # torch would take what is left of its zip file for another format
+        if file.read(2) == b"PK":
+            _check_zip(path)
         file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _check_zip(path: str | Path) -> None:
+    """Refuse a zip file that is damaged; torch would load other numbers from it, or another format.
+
+    Raises:
+        EOFError: it is cut short.
+        UnreadableError: an entry is not what its checksum says.
+    """
+    if not zipfile.is_zipfile(path):
+        raise EOFError
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                _check_entry(archive, entry)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        raise UnreadableError(f"it is damaged ({error}); get it again") from error
+
+
+def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    if entry.external_attr & 0x10 and entry.file_size:  # torch would read nothing into its tensor
+        raise zipfile.BadZipFile(f"{entry.filename} is marked as a folder")
+    if entry.CRC == 0:  # left out, by torch.serialization.set_crc32_options(False)
+        return
+    with archive.open(entry) as file:
+        while file.read(2**20):  # the checksum is compared at the end
+            pass
 
 
 def _complaint(start: bytes) -> str:

@@ -1,10 +1,15 @@
 """Means that leave out what is not finite, the GAN's balance in words, the log."""
 
+import io
 import json
 import math
+import os
 
+import numpy as np
+import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training.log import RunLog
 from training.monitor import Balance, IntervalMeans
@@ -59,7 +64,6 @@ def test_the_curves_are_drawn(tmp_path):
             scores = {"psnr": 20.0 + step, "bicubic_psnr": 22.0}
             row = {"phase": phase, "run_step": step, "losses": {term: 1 / step}}
             log.metric(row | scores)
-        assert log.best("psnr") == 23
         log.draw_curves()
     with Image.open(tmp_path / "curves.png") as picture:
         colours = {colour for _, colour in picture.convert("RGB").getcolors(10**6)}
@@ -70,7 +74,7 @@ def test_the_curves_are_drawn(tmp_path):
 def test_a_run_without_validation_has_curves_too(tmp_path):
     with RunLog(tmp_path, lambda row: True, 0) as log:
         log.metric({"phase": "psnr", "run_step": 1, "losses": {"pixel": math.nan}})
-        assert log.best("psnr") == -math.inf
+        assert log.scored() == log.comparable({}) == []
         log.draw_curves()
     assert (tmp_path / "curves.png").stat().st_size > 1000
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["losses"] == {"pixel": None}
@@ -87,3 +91,62 @@ def test_a_resumed_log_forgets_the_steps_that_are_done_again(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["run_step"] for row in rows] == [1, 2, 4]
     assert rows[-1]["psnr"] is None  # infinity is no JSON
+
+
+def test_a_line_that_a_power_cut_spoiled_is_left_out(tmp_path):
+    whole = {"phase": "psnr", "run_step": 1, "losses": {"pixel": 0.5}}
+    lines = [
+        json.dumps(whole),
+        json.dumps(whole)[:-1],
+        "\0" * 50,
+    ]  # the second ends in a brace, too
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    with RunLog(tmp_path, lambda row: True, 1) as log:
+        assert log.rows == [whole]
+
+
+def read_events(folder):
+    """What TensorBoard's own reader finds."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
+    return events.Reload()
+
+
+def test_tensorboard_reads_curves_and_pictures_and_forgets_steps_done_again(tmp_path, random_image):
+    picture = random_image(3, 5)
+    with RunLog(tmp_path, lambda row: True, 0) as log:
+        for step in (1, 2, 3):
+            log.scalars("psnr", {"pixel": step / 4}, step)
+        log.picture("b\udce9\udc3d.png \N{CYRILLIC SMALL LETTER ZHE}", picture, 1)
+    with RunLog(tmp_path, lambda row: True, 2) as log:
+        log.scalars("psnr", {"pixel": 9.5}, 4)
+    events = read_events(tmp_path)
+    read = [(point.step, point.value) for point in events.Scalars("psnr/pixel")]
+    assert read == [(1, 0.25), (2, 0.5), (4, 9.5)]
+    [tag] = events.Tags()["images"]  # a file's name need not be UTF-8; a tag has to be
+    assert tag == "b\\udce9\\udc3d.png \N{CYRILLIC SMALL LETTER ZHE}"
+    encoded = events.Images(tag)[0].encoded_image_string
+    assert np.array_equal(Image.open(io.BytesIO(encoded)), picture)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file size limits are POSIX")
+def test_a_full_disk_ends_tensorboards_curves_with_one_line_and_names_other_files(tmp_path, capsys):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    log = RunLog(tmp_path, lambda row: True, 0)
+    log.metric({"phase": "psnr", "run_step": 1, "losses": {"pixel": 1.0}})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
+    try:
+        for step in range(100):
+            log.scalars("psnr", {"pixel": 1.0}, step)
+        with pytest.raises(OSError, match=r"metrics\.jsonl cannot be written \(File too large\)"):
+            log.metric({"phase": "psnr", "run_step": 2, "note": "x" * 600})
+        with pytest.raises(OSError, match=r"curves\.png cannot be written \(File too large\)"):
+            log.draw_curves()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    log.__exit__(None, None, None)
+    [said] = capsys.readouterr().out.splitlines()
+    assert said.startswith("TensorBoard's curves end here: ") and "File too large" in said
+    assert len(read_events(tmp_path).Scalars("psnr/pixel")) > 1  # those before are whole
+    assert not (tmp_path / "curves.png").exists()

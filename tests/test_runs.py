@@ -1,11 +1,23 @@
 """Checkpoint files that survive a write that fails, and bad ones that are named."""
 
 import os
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
-from training.runs import At, CheckpointError, load_checkpoint, save_checkpoint
+from config import Config
+from model import RRDBNet
+from training.runs import (
+    At,
+    CheckpointError,
+    RunFolder,
+    load_checkpoint,
+    save_checkpoint,
+    set_aside,
+)
+from utils import Ranks
 
 
 def test_a_place_in_a_run_reads_well_and_counts_over_both_phases():
@@ -36,6 +48,22 @@ def test_a_write_that_fails_half_way_keeps_the_old_checkpoint(tmp_path, monkeypa
     assert load_checkpoint(tmp_path / "last.pt") == {"step": 1}
 
 
+def test_a_damaged_checkpoint_is_refused_and_what_is_good_is_named(tmp_path):
+    path, weights = tmp_path / "last.pt", torch.rand(1000)
+    save_checkpoint(path, {"step": 1, "weights": weights})
+    numbers = weights.numpy().tobytes()
+    path.write_bytes(path.read_bytes().replace(numbers, b"\0" + numbers[1:]))
+    with pytest.raises(CheckpointError, match=r"last\.pt .*CRC-32 .*data/0'\)\)\. .*--name\.$"):
+        load_checkpoint(path)
+    for name, words in (
+        ("psnr_best.safetensors", "psnr_best.safetensors goes on from"),
+        ("psnr.safetensors", "psnr.safetensors --psnr.steps 0 goes on from"),
+    ):
+        (tmp_path / name).touch()
+        with pytest.raises(CheckpointError, match=f"--name; --init-from .*{words}"):
+            load_checkpoint(path)
+
+
 def test_bad_checkpoints_are_named_and_code_is_not_run(tmp_path, malicious_pickle):
     (tmp_path / "text.pt").write_text("no checkpoint")
     (tmp_path / "empty.pt").write_text("")
@@ -60,3 +88,106 @@ def test_a_full_disk_is_named_and_keeps_the_old_checkpoint(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert load_checkpoint(tmp_path / "last.pt") == {"step": 1}
     assert os.listdir(tmp_path) == ["last.pt"]
+
+
+# ----------------------------------------------------------------------- what another run has left
+
+OURS = (
+    *("psnr.safetensors", "psnr_best.safetensors", "gan.safetensors", "curves.png"),
+    *("generators/gan_0000005.safetensors", "samples/a_0000005_gan.png", "metrics.jsonl"),
+)
+BEFORE = ("config.json", "events.out.tfevents.1.host.2")  # written by runs that got nowhere, too
+
+
+def fill(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+def contents(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in files}
+
+
+def test_what_an_earlier_run_left_is_moved_and_nothing_else(tmp_path, capsys):
+    theirs = ("notes.txt", "mine.safetensors", "earlier-1/psnr.safetensors")
+    fill(tmp_path, (*OURS, *BEFORE, *theirs))
+    set_aside(tmp_path, Path())
+    moved = {f"earlier-2/{name}": name for name in (*OURS, *BEFORE)}
+    assert contents(tmp_path) == moved | {name: name for name in theirs}
+    assert f"they are in {tmp_path / 'earlier-2'} now" in capsys.readouterr().out
+    set_aside(tmp_path, Path())
+    assert contents(tmp_path) == moved | {name: name for name in theirs}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_each_result_alone_is_one(name, tmp_path):
+    fill(tmp_path, (name,))
+    set_aside(tmp_path, Path())
+    assert contents(tmp_path) == {f"earlier-1/{name}": name}
+
+
+@pytest.mark.parametrize("names", [(), BEFORE])
+def test_a_run_that_ended_before_it_had_results_leaves_no_folder(names, tmp_path, capsys):
+    fill(tmp_path, names)
+    set_aside(tmp_path, Path())
+    assert contents(tmp_path) == {name: name for name in names} and not capsys.readouterr().out
+
+
+def test_the_file_that_a_run_starts_from_stays_where_it_is_called_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "run", ("psnr.safetensors",))
+    set_aside(Path("run"), Path("run/psnr.safetensors"))
+    assert contents(tmp_path) == {"run/psnr.safetensors": "psnr.safetensors"}
+    fill(tmp_path / "run", ("gan.safetensors",))
+    set_aside(Path("run"), Path("run/psnr.safetensors"))
+    assert contents(tmp_path / "run") == {
+        "psnr.safetensors": "psnr.safetensors",
+        "earlier-1/psnr.safetensors": "psnr.safetensors",
+        "earlier-1/gan.safetensors": "gan.safetensors",
+    }
+
+
+# ------------------------------------------------------------------------------ kept generators
+
+
+@pytest.fixture
+def open_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with RunFolder(Config(name="r", keep_generators=2), Ranks()) as run:
+        run.open_log()
+        yield run
+
+
+def keep(run, at, psnr, bicubic):
+    scores = {"psnr": psnr, "ssim": 0.5, "bicubic_psnr": bicubic, "bicubic_ssim": 0.25}
+    run.keep(RRDBNet(features=4, blocks=1, growth=4).eval(), at, scores)
+    run.record(at, scores)
+
+
+def test_the_generator_just_written_is_kept_whatever_an_earlier_process_left(open_run):
+    (open_run.folder / "generators").mkdir()
+    left = ("gan_0000900.safetensors", "gan_0000001.safetensors", "gan_favourite.safetensors")
+    for name in left:
+        (open_run.folder / "generators" / name).touch()
+    for step in (2, 3, 4):
+        keep(open_run, At("gan", step, before=7), 20, 10)
+    assert sorted(os.listdir(open_run.folder / "generators")) == [
+        *("gan_0000003.safetensors", "gan_0000004.safetensors", "gan_0000900.safetensors"),
+        "gan_favourite.safetensors",
+    ]
+
+
+def test_the_best_is_of_validations_on_the_same_images(open_run, capsys):
+    def best():
+        with safetensors.safe_open(open_run.folder / "psnr_best.safetensors", "pt") as file:
+            return file.metadata()["step"]
+
+    # PSNR of the network and of bicubic at each step; then the step whose generator is the best.
+    steps = [(30, 25, 1), (29, 25, 1), (20, 15, 3), (19, 15, 3), (21, 15, 5), (29, 25, 6)]
+    for step, (psnr, bicubic, expected) in enumerate(steps, 1):
+        keep(open_run, At("psnr", step), psnr, bicubic)
+        assert best() == str(expected)
+        said = "validation images have changed" in capsys.readouterr().out
+        assert said == (step in (3, 6))

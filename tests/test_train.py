@@ -1,5 +1,6 @@
 """Training from end to end at a tiny size: both phases, the hand-over, resume, bad input."""
 
+import errno
 import json
 import math
 import os
@@ -21,7 +22,7 @@ import training.log
 import training.runs
 import training.validation
 from config import Config, Phase
-from images.files import write_image
+from images.files import read_image, write_image
 from model import RRDBNet, SRResNet
 from training.runs import At, RunFolder, load_checkpoint
 from utils import Ranks
@@ -181,6 +182,29 @@ def test_a_phase_of_no_steps_is_skipped(
     names = {path.name for path in Path("checkpoints/tiny").glob("*.safetensors")}
     assert names - {"psnr_best.safetensors"} == {f"{written}.safetensors"}
     assert {row["phase"] for row in rows()} == {written}
+
+
+@pytest.mark.parametrize("flags", [["--psnr.steps", "0"], ["--psnr.adversarial", "1"]])
+def test_a_gan_that_starts_from_random_weights_is_told(
+    flags, workplace, small_discriminator, monkeypatch, capsys
+):
+    save_generator(RRDBNet(features=4, blocks=1, growth=4), "g.safetensors")
+    for start, said in ((["--init-from", "g.safetensors"], False), ([], True)):
+        name = ["--name", str(said), "--gan.steps", "1", *flags]
+        run(monkeypatch, *name, *start)
+        assert ("starts from random weights; --init-from" in capsys.readouterr().out) == said
+    run(monkeypatch, *name)
+    assert "random weights" not in capsys.readouterr().out  # it goes on
+
+
+def test_a_flag_without_effect_is_told(workplace, small_discriminator, monkeypatch, capsys):
+    run(monkeypatch, "--gan.steps", "0", "--gan.lr", "0.5", "--psnr.milestones", "3", "99")
+    said = capsys.readouterr().out.splitlines()
+    assert "gan.lr is 0.5: no effect, as gan.steps is 0" in said
+    assert "psnr.milestones is (3, 99): no effect from 99 on, as psnr.steps is 5" in said
+    assert not any(line.startswith("relativistic") for line in said)  # nobody asked for it
+    run(monkeypatch, "--gan.steps", "0", "--gan.lr", "0.5", "--psnr.milestones", "3", "99")
+    assert "no effect" not in capsys.readouterr().out
 
 
 def test_training_without_validation_says_so(workplace, monkeypatch, capsys):
@@ -490,14 +514,63 @@ def test_ctrl_c_in_a_terminal_stops_a_run_with_workers(workplace):
 def test_another_networks_checkpoint_is_refused_by_field(
     workplace, small_discriminator, monkeypatch, capsys
 ):
-    run(monkeypatch, "--gan.steps", "0")
+    run(monkeypatch)
     before = Path("checkpoints/tiny/last.pt").read_bytes()
     for field, value in (("features", "8"), ("scale", "2"), ("seed", "1"), ("gan.patch", "64")):
         with pytest.raises(train.CheckpointError, match=rf"{field} .*, not {value}"):
-            run(monkeypatch, f"--{field}", value)
+            run(monkeypatch, f"--{field}", value, "--gan.steps", "6")
     assert Path("checkpoints/tiny/last.pt").read_bytes() == before
-    run(monkeypatch, "--gan.steps", "0", "--psnr.steps", "6")
-    assert "psnr.steps was 5, is 6" in capsys.readouterr().out
+    run(monkeypatch, "--gan.steps", "6")
+    assert "gan.steps was 4, is 6\n" in capsys.readouterr().out
+
+
+def test_a_phase_that_has_not_begun_may_change_and_one_that_is_over_says_no_effect(
+    workplace, small_discriminator, monkeypatch, capsys
+):
+    run(monkeypatch, "--gan.steps", "0")
+    run(monkeypatch, "--gan.patch", "64", "--gan.steps", "2", "--psnr.lr", "1e-3")
+    said = capsys.readouterr().out
+    assert "gan.patch was 32, is 64\n" in said
+    assert "psnr.lr was 0.0002, is 0.001: no effect, as the psnr phase is over" in said
+    weights = results()
+    # Steps of a phase that is past, more or fewer, and fewer than are done of the last one.
+    changes = ["--psnr.steps", "50", "--gan.steps", "1", "--init-from", "nowhere.pth"]
+    run(monkeypatch, "--gan.patch", "64", *changes)
+    said = capsys.readouterr().out
+    assert "psnr.steps was 5, is 50: no effect, as the psnr phase is over" in said
+    assert "gan.steps was 2, is 1: 2 are done, and the phase ends there" in said
+    assert "init_from was '', is 'nowhere.pth': no effect, as the run has its own" in said
+    assert (
+        results() == weights and "nowhere" not in Path("checkpoints/tiny/config.json").read_text()
+    )
+    settings = json.loads(Path("checkpoints/tiny/config.json").read_text())
+    assert (settings["psnr"]["steps"], settings["psnr"]["lr"]) == (5, 2e-4)
+    assert settings["gan"]["steps"] == 2
+
+
+@pytest.mark.parametrize("steps, done", [("5", 5), ("2", 4), ("0", 4)])
+def test_no_sample_is_seen_twice_or_left_out_when_the_psnr_phase_is_cut_short(
+    steps, done, workplace, small_discriminator, monkeypatch
+):
+    ranges, batches = [], train.batches
+
+    def recording(stream, start, stop, *args, **kwargs):
+        ranges.append((start, stop))
+        return batches(stream, start, stop, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(SystemExit):
+            run(patch)
+    monkeypatch.setattr(train, "batches", recording)
+    run(monkeypatch, "--psnr.steps", steps)
+    assert ranges == [(4, done), (done, done + 4)]
+    assert [row["run_step"] for row in rows()] == sorted({row["run_step"] for row in rows()})
+    assert rows()[-1]["run_step"] == done + 4
+    last = torch.load("checkpoints/tiny/last.pt", weights_only=True)
+    assert (last["before"], last["run_step"]) == (done, done + 4)
+    with safetensors.safe_open("checkpoints/tiny/psnr.safetensors", "pt") as file:
+        assert file.metadata()["step"] == str(done)
 
 
 def test_files_left_out_are_listed_before_the_first_step(
@@ -590,6 +663,59 @@ def test_a_run_goes_on_when_packed_images_vanish(uninterrupted, monkeypatch, cap
     run(monkeypatch)
     assert results() == uninterrupted[0]
     assert "b.png" in capsys.readouterr().out
+
+
+def test_a_disk_without_room_for_tensorboard_changes_no_weight(uninterrupted, monkeypatch, capsys):
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(training.log.RecordWriter, "write", full)
+    run(monkeypatch)
+    assert results() == uninterrupted[0] and len(rows()) == len(uninterrupted[1])
+    assert capsys.readouterr().out.count("TensorBoard's curves end here: ") == 1
+
+
+def test_a_new_run_puts_aside_what_one_of_its_name_has_left(uninterrupted, monkeypatch, capsys):
+    whole, tiny = Path("checkpoints/whole"), Path("checkpoints/tiny")
+    whole.rename(tiny)
+    (tiny / "last.pt").unlink()
+    before = {path.name for path in tiny.rglob("*") if path.is_file()}
+    run(monkeypatch, "--gan.steps", "2")
+    assert "they are in checkpoints/tiny/earlier-1 now" in capsys.readouterr().out.replace(
+        "\\", "/"
+    )
+    earlier = {path.name for path in (tiny / "earlier-1").rglob("*") if path.is_file()}
+    assert earlier == before
+    assert [path.name for path in (tiny / "generators").iterdir()] == ["gan_0000002.safetensors"]
+    assert len(rows()) == 4
+
+
+@pytest.mark.parametrize(
+    "changes", [["--valid-dir", "others"], ["--valid-lr-dir", "low"], ["--val-images", "1"]]
+)
+def test_the_best_generator_is_of_the_last_validation_images(
+    changes, workplace, small_discriminator, monkeypatch, capsys, random_image
+):
+    for name in ("a", "b", "c", "sub/d"):
+        picture = read_image(next(Path("photos").glob(f"{name}.*")))
+        (workplace / "others/sub").mkdir(parents=True, exist_ok=True)
+        (workplace / "low/sub").mkdir(parents=True, exist_ok=True)
+        write_image(random_image(64, 64), workplace / "others" / f"{name}.png")
+        write_image(picture[2::4, 2::4], workplace / "low" / f"{name}.png")
+    run(monkeypatch, "--psnr.steps", "2", "--gan.steps", "0")
+    # As if the network had been better on the images of before than on any others.
+    path = Path("checkpoints/tiny/metrics.jsonl")
+    path.write_text(json.dumps(rows()[0] | {"psnr": 99.0}) + "\n")
+
+    def best():
+        with safetensors.safe_open("checkpoints/tiny/psnr_best.safetensors", "pt") as file:
+            return file.metadata()["step"]
+
+    run(monkeypatch, "--psnr.steps", "4", "--gan.steps", "0")
+    assert best() == "2" and "images have changed" not in capsys.readouterr().out
+    run(monkeypatch, "--psnr.steps", "6", "--gan.steps", "0", *changes)
+    assert best() == "6"
+    assert capsys.readouterr().out.count("images have changed by psnr step 6") == 1
 
 
 # --------------------------------------------------------------- memory, precision, fine-tuning

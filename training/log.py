@@ -1,15 +1,23 @@
 """What a run logs: metrics.jsonl, TensorBoard events, curves.png."""
 
+import itertools
 import json
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import summary
+from tqdm import tqdm
 
-from utils import replacing
+from utils import naming, replacing
 
 
 class RunLog(AbstractContextManager):
@@ -26,17 +34,16 @@ class RunLog(AbstractContextManager):
         self.folder, self.metrics = folder, folder / "metrics.jsonl"
         self.rows: list[dict] = []
         if self.metrics.exists():
-            lines = self.metrics.read_text().splitlines()
-            rows = [json.loads(line) for line in lines if line.endswith("}")]
+            rows = filter(None, map(parse_row, self.metrics.read_text().splitlines()))
             self.rows = [row for row in rows if keep(row)]
-            with replacing(self.metrics) as file:
+            with naming(self.metrics), replacing(self.metrics) as file:
                 file.write("".join(f"{json.dumps(row)}\n" for row in self.rows).encode())
-        self.board = SummaryWriter(str(folder), purge_step=step + 1)
+        self.board = Board(folder, step)
 
     def metric(self, row: dict) -> None:
         """Append a row, `run_step` among its fields, and draw its numbers."""
         row = as_json(row)
-        with open(self.metrics, "a") as file:
+        with naming(self.metrics), open(self.metrics, "a") as file:
             file.write(json.dumps(row) + "\n")
         self.rows.append(row)
         numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
@@ -44,25 +51,91 @@ class RunLog(AbstractContextManager):
 
     def scalars(self, group: str, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
-            self.board.add_scalar(f"{group}/{name}", value, step)
+            self.board.add(step, summary=summary.scalar(f"{group}/{name}", value))
 
-    def best(self, phase: str) -> float:
-        """The highest PSNR of the phase's validations so far, in dB."""
-        scores = [row.get("psnr") for row in self.rows if row["phase"] == phase]
-        return max((score for score in scores if score is not None), default=-math.inf)
+    def scored(self) -> list[dict]:
+        """The rows that have a PSNR."""
+        return [row for row in self.rows if row.get("psnr") is not None]
 
-    def picture(self, name: str, image, step: int) -> None:
+    def comparable(self, scores: dict[str, float]) -> list[dict]:
+        """The last scored rows, as far back as they were validated on the same images as `scores`.
+
+        Bicubic's scores tell: other images, in number or content, have others.
+        """
+        bicubic = bicubic_scores(scores)
+        same = itertools.takewhile(
+            lambda row: bicubic_scores(row) == bicubic, reversed(self.scored())
+        )
+        return [*same][::-1]
+
+    def picture(self, name: str, image: np.ndarray, step: int) -> None:
         """`image`: uint8, (H, W, 3)."""
-        self.board.add_image(name, image, step, dataformats="HWC")
+        tag = name.encode("utf-8", "backslashreplace").decode()  # file names may hold any bytes
+        self.board.add(step, summary=summary.image(tag, image, dataformats="HWC"))
 
     def draw_curves(self) -> None:
         draw_curves(self.rows, self.folder / "curves.png")
 
-    def flush(self) -> None:
-        self.board.flush()
-
     def __exit__(self, *exception) -> None:
         self.board.close()
+
+
+class Board:
+    """TensorBoard's file of events, in a run's folder. If it cannot be written, training goes on.
+
+    The usual SummaryWriter writes in a thread, which a full disk ends with a traceback; whoever
+    then waits for the thread waits for ever.
+
+    Args:
+        folder: the run's.
+        step: that the run goes on from. What is logged of later ones is done again: TensorBoard
+            forgets it.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        started = f"{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"  # read in this order
+        self.path = folder / f"events.out.tfevents.{started}"
+        self.records: RecordWriter | None = None
+        with self._going_on():
+            # Without a buffer, nothing is left to be written when the file is closed.
+            self.records = RecordWriter(open(self.path, "wb", buffering=0))  # noqa: SIM115
+        self.add(step + 1, file_version="brain.Event:2")
+        self.add(step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, **content) -> None:
+        """Write an event, one of protobuf's messages, of a step of the run."""
+        event = Event(wall_time=time.time(), step=step, **content)
+        with self._going_on():
+            if self.records:
+                self.records.write(event.SerializeToString())
+
+    def close(self) -> None:
+        with self._going_on():
+            if self.records:
+                self.records.close()
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.records = None
+            reason = error.strerror or error
+            tqdm.write(f"TensorBoard's curves end here: {self.path} cannot be written ({reason})")
+
+
+def parse_row(line: str) -> dict | None:
+    """A line of metrics.jsonl; none of one that a power cut spoiled."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+def bicubic_scores(scores: dict) -> list[float | None]:
+    """PSNR and SSIM, to as many digits as are the same on every machine."""
+    values = as_json({key: scores.get(f"bicubic_{key}") for key in ("psnr", "ssim")}).values()
+    return [None if value is None else round(value, 6) for value in values]
 
 
 def draw_curves(rows: list[dict], path: Path) -> None:
@@ -89,7 +162,8 @@ def draw_curves(rows: list[dict], path: Path) -> None:
         losses.legend()
     for axes in (quality, losses):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+    with naming(path), replacing(path) as file:
+        figure.savefig(file, format="png", dpi=100)
 
 
 def as_json(value):

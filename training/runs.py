@@ -2,8 +2,11 @@
 
 import dataclasses
 import functools
+import itertools
 import json
+import math
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -14,21 +17,35 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import nn
+from tqdm import tqdm
 
-from config import PHASES, Config, flat, identity, settings_of_weights
+from config import PHASES, Config, flat
 from images.files import write_image
 from training.log import RunLog
+from training.settings import (
+    idle_settings,
+    list_changes,
+    phases_left,
+    settings_of_weights,
+    with_what_is_over,
+)
 from utils import (
     DeviceError,
     Ranks,
     UnreadableError,
     load_tensors,
+    naming,
     remove_leftovers,
     replacing,
 )
 from weights import Generator, save_generator
 
 RUNS = Path("checkpoints")
+SETTINGS = ("config.json", "events.out.tfevents.*")  # written before the first step
+RESULTS = (
+    *("psnr.safetensors", "psnr_best.safetensors", "gan.safetensors", "generators/*"),
+    *("metrics.jsonl", "curves.png", "samples/*"),
+)
 KEYS = {
     "phase",
     "step",
@@ -123,30 +140,39 @@ class RunFolder(AbstractContextManager):
 
     # ------------------------------------------------------------------------------------ resuming
 
-    def resume(self) -> None:
-        """Read last.pt, if there is one, and say what changed since.
+    def resume(self, given: set[str]) -> None:
+        """Read last.pt, if there is one; say what changed since, and what has no effect.
+
+        From here on `config` has, of what is over, the settings that it was done with.
+
+        Args:
+            given: the settings that the command line names.
 
         Raises:
             CheckpointError: it cannot be read, or is of another network.
         """
         if not self.last.exists():
+            now = flat(dataclasses.asdict(self.config))
+            for field, why in idle_settings(self.config).items():
+                if field in given:
+                    print(f"{field} is {now[field]!r}: {why}")
             return
         checkpoint = load_checkpoint(self.last)
         if not checkpoint.keys() >= KEYS:
             raise CheckpointError(f"{self.last} was not written by train.py; choose another --name")
         # A setting that a checkpoint does not know came later; its default is how things were.
         before = flat(dataclasses.asdict(Config())) | flat(checkpoint["config"])
-        now = flat(dataclasses.asdict(self.config))
-        for field in now:
-            if now[field] == before[field]:
-                continue
-            if field in identity(self.config):
-                raise CheckpointError(
-                    f"{self.last} was trained with {field} {before[field]}, not {now[field]}: "
-                    "give that value, or choose another --name for a new run"
-                )
-            print(f"Changed since the last run: {field} was {before[field]}, is {now[field]}")
         self.checkpoint = checkpoint
+        try:
+            changes = list_changes(self.config, before, self.at.phase, self.at.step)
+            self.config = with_what_is_over(self.config, before, self.at.phase, self.at.step)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.last} was trained with {error}: "
+                "give that value, or choose another --name for a new run"
+            ) from error
+        for change in changes:
+            print(f"Changed since the last run: {change}")
         print(f"Going on from {self.last}: {self.at}")
 
     @property
@@ -155,6 +181,10 @@ class RunFolder(AbstractContextManager):
         if self.checkpoint is None:
             return At(PHASES[0], 0)
         return At(*(self.checkpoint[key] for key in ("phase", "step", "before")))
+
+    def phases_left(self) -> list[str]:
+        """Those with steps to do."""
+        return phases_left(self.config, self.at.phase, self.at.step)
 
     def finished(self, phase: str) -> bool:
         return PHASES.index(self.at.phase) > PHASES.index(phase)
@@ -190,10 +220,14 @@ class RunFolder(AbstractContextManager):
     @by_the_first_rank
     def open_log(self) -> None:
         """Log from where the checkpoint is; from here on the folder exists."""
+        if self.checkpoint is None:
+            set_aside(self.folder, Path(self.config.init_from))
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder)
         settings = json.dumps(dataclasses.asdict(self.config), indent=2)
-        (self.folder / "config.json").write_text(f"{settings}\n")
+        path = self.folder / "config.json"
+        with naming(path), replacing(path) as file:
+            file.write(f"{settings}\n".encode())
 
         def keep(row: dict) -> bool:
             order = PHASES.index(row["phase"]), row["step"]
@@ -216,21 +250,36 @@ class RunFolder(AbstractContextManager):
     def sample(self, stem: str, picture: np.ndarray, at: At) -> None:
         """A picture of a validation image, in samples/ and in TensorBoard."""
         file = self.folder / "samples" / f"{stem}_{at.run_step:07d}_{at.phase}.png"
-        write_image(picture, file)
+        with naming(file):
+            write_image(picture, file)
         self.log.picture(stem, picture, at.run_step)
 
     @by_the_first_rank
     def keep(self, ema: Generator, at: At, scores: dict[str, float]) -> None:
         """The PSNR phase's best by PSNR; of the GAN phase, whose PSNR says little, the last few."""
-        metadata = self._metadata(at) | scores
-        if at.phase == "psnr" and scores and scores["psnr"] > self.log.best(at.phase):
-            save_generator(ema, self.folder / "psnr_best.safetensors", metadata=metadata)
+        if scores and self._is_best(at, scores):
+            self._write_generator(ema, "psnr_best.safetensors", at, scores)
         if at.phase == "gan" and self.config.keep_generators:
             kept = self.folder / "generators"
             kept.mkdir(exist_ok=True)
-            save_generator(ema, kept / f"gan_{at.step:07d}.safetensors", metadata=metadata)
-            for old in sorted(kept.glob("gan_*.safetensors"))[: -self.config.keep_generators]:
+            name = f"gan_{at.step:07d}.safetensors"
+            self._write_generator(ema, f"generators/{name}", at, scores)
+            numbered = kept.glob(f"gan_{'[0-9]' * 7}.safetensors")
+            # Any of later steps are from before a resume; they count once the run gets there.
+            until_here = sorted(path for path in numbered if path.name <= name)
+            for old in until_here[: -self.config.keep_generators]:
                 old.unlink()
+
+    def _is_best(self, at: At, scores: dict[str, float]) -> bool:
+        """Whether no validation of the PSNR phase, on the same images, had a higher PSNR."""
+        rows = self.log.comparable(scores)
+        if self.log.scored() and not rows:
+            tqdm.write(
+                f"The validation images have changed by {at}: scores of before do not compare"
+                f"{', and psnr_best.safetensors starts anew' if at.phase == 'psnr' else ''}."
+            )
+        best = max((row["psnr"] for row in rows if row["phase"] == "psnr"), default=-math.inf)
+        return at.phase == "psnr" and scores["psnr"] > best
 
     def save(self, learner: Stateful, seconds: float) -> None:
         """Write last.pt: everything needed to go on.
@@ -253,7 +302,6 @@ class RunFolder(AbstractContextManager):
 
     @by_the_first_rank
     def _write_last(self, learner: Stateful, seconds: float) -> None:
-        self.log.flush()
         at = learner.at
         progress = dict(phase=at.phase, step=at.step, run_step=at.run_step, before=at.before)
         about = {"seconds": seconds, "config": dataclasses.asdict(self.config)}
@@ -262,13 +310,14 @@ class RunFolder(AbstractContextManager):
     @by_the_first_rank
     def finish(self, learner: Stateful) -> None:
         """Write what a phase ends with: its averaged generator and the curves."""
-        file = self.folder / f"{learner.at.phase}.safetensors"
-        save_generator(learner.ema, file, metadata=self._metadata(learner.at))
+        self._write_generator(learner.ema, f"{learner.at.phase}.safetensors", learner.at, {})
         self.log.draw_curves()
 
-    def _metadata(self, at: At) -> dict:
+    def _write_generator(self, ema: Generator, name: str, at: At, scores: dict) -> None:
         settings = settings_of_weights(self.config)
-        return dict(source="train.py", phase=at.phase, step=at.step, config=settings)
+        about = dict(source="train.py", phase=at.phase, step=at.step, config=settings)
+        with naming(self.folder / name):
+            save_generator(ema, self.folder / name, metadata=about | scores)
 
 
 # ------------------------------------------------------------------------------- checkpoint files
@@ -280,21 +329,17 @@ def save_checkpoint(path: Path, state: dict) -> None:
     Raises:
         OSError: it cannot be written (a full disk, say); the old file is as it was.
     """
-    try:
-        with replacing(path) as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:
-        # torch.save trips over the file that it could not finish, and hides why it could not.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        kept = "; the one before it is intact" if path.exists() else ""
-        raise OSError(
-            f"{path} cannot be written ({cause.strerror or cause}){kept}. "
-            "Make room, then give the same command again."
-        ) from cause
+    kept = "; the one before it is intact" if path.exists() else ""
+    with naming(path, kept):
+        try:
+            with replacing(path) as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except RuntimeError as error:
+            # torch.save trips over the file that it could not finish, and hides why it could not.
+            cause = error.__context__
+            raise cause if isinstance(cause, OSError) else error from None
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -306,10 +351,47 @@ def load_checkpoint(path: Path) -> dict:
     try:
         state, _ = load_tensors(path)
     except UnreadableError as error:
+        reason = str(error).partition(";")[0]  # behind it, how to get the file again
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint ({error}). "
-            "Move it away to start afresh, or choose another --name."
+            f"{path} cannot be read as a checkpoint ({reason}). Move it away to start afresh, or "
+            f"choose another --name{advise_start(path.parent)}."
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} was not written by train.py; choose another --name")
     return state
+
+
+def advise_start(folder: Path) -> str:
+    """How a new run can go on from what a run without a good last.pt has reached."""
+    for name, more in (("psnr.safetensors", " --psnr.steps 0"), ("psnr_best.safetensors", "")):
+        if (folder / name).exists():
+            return f"; --init-from {folder / name}{more} goes on from its PSNR phase"
+    return ""
+
+
+# ----------------------------------------------------------------------- what another run has left
+
+
+def set_aside(folder: Path, needed: Path) -> None:
+    """Move what an earlier run wrote, whose last.pt is gone, into a folder of its own.
+
+    Args:
+        folder: of the new run.
+        needed: the file that it starts from; where it is among them it is copied instead, as other
+            processes may be reading it.
+    """
+    results, settings = (
+        [path for path in itertools.chain(*map(folder.glob, patterns)) if path.is_file()]
+        for patterns in (RESULTS, SETTINGS)
+    )
+    needed = needed.resolve()
+    if all(path.resolve() == needed for path in results):
+        return
+    number = next(n for n in itertools.count(1) if not (folder / f"earlier-{n}").exists())
+    earlier = folder / f"earlier-{number}"
+    for path in (*results, *settings):
+        target = earlier / path.relative_to(folder)
+        with naming(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copy2 if path.resolve() == needed else os.replace)(path, target)
+    print(f"{folder} has results of an earlier run without its last.pt; they are in {earlier} now")

@@ -1,0 +1,202 @@
+"""Settings that have no effect, that may change when a run goes on, that belong to its weights."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from config import Config, flat, parse_args
+from model import SRResNet, VGGDiscriminator
+from training.settings import (
+    check_batch_size,
+    identity,
+    idle_settings,
+    list_changes,
+    phases_left,
+    settings_of_weights,
+    with_what_is_over,
+)
+from utils import DeviceError, Ranks
+
+SRGAN = ("--preset", "srgan")
+
+
+def settings(*args):
+    return flat(dataclasses.asdict(parse_args([*args])))
+
+
+def test_what_is_another_run_and_what_weights_do_not_depend_on():
+    """Both follow from the fields; new ones belong to neither unless they say so."""
+    network = {"scale", "generator", "features", "blocks", "growth", "batch_norm"}
+    assert identity(Config(), "psnr") == network | {"betas", "seed"}
+    assert identity(Config(), "gan") == network | {"betas", "seed", "gan.patch"}
+    without_d = parse_args(["--gan.adversarial", "0"])
+    assert identity(without_d, "gan") == network | {"betas", "seed"}
+    told = settings_of_weights(Config()).keys()
+    assert {"psnr", "gan", "seed", "precision"} <= told
+    assert dataclasses.asdict(Config()).keys() - told == {
+        *("name", "train_dir", "valid_dir", "lr_dir", "valid_lr_dir", "workers"),
+        *("log_every", "val_every", "val_images", "save_every", "keep_generators"),
+    }
+
+
+VGG = {"vgg_weights", "vgg_layer", "vgg_before_activation"}
+OTHERS = {"patch", "lr", "milestones", "warmup", "clip_grad_norm"}
+OTHERS |= {"pixel", "perceptual", "adversarial"}
+
+
+@pytest.mark.parametrize(
+    "args, idle",
+    [
+        ([], set()),
+        ([*SRGAN, "--psnr.milestones"], {"growth"}),
+        (["--generator", "srresnet"], {"growth"}),
+        (["--gan.perceptual", "0"], VGG),
+        (["--gan.perceptual", "0", "--psnr.perceptual", "1"], set()),
+        (["--gan.adversarial", "0"], {"relativistic"}),
+        (["--valid-dir", "", "--valid-lr-dir", "x"], {"valid_lr_dir", "val_images"}),
+        (["--psnr.steps", "0"], {f"psnr.{name}" for name in OTHERS}),
+        (
+            ["--gan.steps", "0"],
+            {f"gan.{name}" for name in OTHERS} | VGG | {"relativistic", "keep_generators"},
+        ),
+        (["--psnr.steps", "800000"], {"psnr.milestones"}),
+        (["--psnr.steps", "800001"], set()),
+        (["--psnr.warmup", "1000000"], {"psnr.warmup", "psnr.steps"}),
+        (["--gan.warmup", "399999"], set()),
+    ],
+)
+def test_settings_without_effect_are_known(args, idle):
+    assert idle_settings(parse_args(args)).keys() == idle
+
+
+def test_a_reason_is_given_for_each():
+    idle = idle_settings(
+        parse_args([*SRGAN, "--psnr.steps", "0", "--gan.milestones", "9", "300000"])
+    )
+    assert idle["growth"] == "no effect, as only --generator rrdb has it"
+    assert idle["psnr.lr"] == "no effect, as psnr.steps is 0"
+    assert idle["gan.milestones"] == "no effect from 300000 on, as gan.steps is 200000"
+
+
+@pytest.mark.parametrize(
+    "phase, step, args, left",
+    [
+        ("psnr", 0, [], ["psnr", "gan"]),
+        ("psnr", 0, ["--psnr.steps", "0"], ["gan"]),
+        ("psnr", 7, ["--psnr.steps", "8"], ["psnr", "gan"]),
+        ("psnr", 8, ["--psnr.steps", "8"], ["gan"]),
+        ("psnr", 9, ["--psnr.steps", "8", "--gan.steps", "0"], []),
+        ("psnr", 9, ["--psnr.steps", "0"], ["gan"]),
+        ("gan", 1, ["--psnr.steps", "8"], ["gan"]),
+        ("gan", 9, ["--gan.steps", "9"], []),
+    ],
+)
+def test_the_phases_with_steps_to_do(phase, step, args, left):
+    assert phases_left(parse_args(args), phase, step) == left
+
+
+@pytest.mark.parametrize(
+    "phase, step, args, said",
+    [
+        ("psnr", 5, ["--gan.patch", "64"], ["gan.patch was 128, is 64"]),
+        ("psnr", 5, ["--psnr.patch", "64"], ["psnr.patch was 192, is 64"]),
+        ("psnr", 10**6, ["--gan.patch", "64"], ["gan.patch was 128, is 64"]),
+        ("psnr", 10**6, ["--psnr.lr", "1"], ["psnr.lr was 0.0002, is 1.0: no effect"]),
+        ("gan", 5, ["--psnr.steps", "9"], ["psnr.steps was 1000000, is 9: no effect"]),
+        ("gan", 5, ["--gan.steps", "3"], ["gan.steps was 400000, is 3: 5 are done"]),
+        ("gan", 5, ["--gan.lr", "1"], ["gan.lr was 0.0001, is 1.0"]),
+        ("gan", 5, ["--init-from", "x"], ["init_from was '', is 'x': no effect"]),
+        ("gan", 5, ["--gan.warmup", "4"], ["gan.warmup was 0, is 4"]),
+    ],
+)
+def test_changes_are_told_with_what_comes_of_them(phase, step, args, said):
+    changes = list_changes(parse_args(args), settings(), phase, step)
+    assert len(changes) == len(said)
+    assert all(c.startswith(s) for c, s in zip(changes, said, strict=True)), changes
+    assert all(("no effect" in c) == ("no effect" in s) for c, s in zip(changes, said, strict=True))
+
+
+@pytest.mark.parametrize(
+    "before, args, phase, field",
+    [
+        ([], ["--gan.patch", "64"], "gan", "gan.patch"),
+        ([], ["--seed", "1"], "psnr", "seed"),
+        ([], ["--growth", "16"], "gan", "growth"),
+        ([], ["--betas", "0.5", "0.9"], "psnr", "betas"),
+        (
+            ["--psnr.adversarial", "1"],
+            ["--psnr.adversarial", "1", "--psnr.patch", "64"],
+            "psnr",
+            "",
+        ),
+    ],
+)
+def test_another_run_is_refused(before, args, phase, field):
+    with pytest.raises(ValueError, match=field or r"psnr\.patch"):
+        list_changes(parse_args(args), settings(*before), phase, 5)
+
+
+def test_what_has_no_effect_is_never_refused():
+    with_d = ("--psnr.adversarial", "1")
+    changed = parse_args([*with_d, "--psnr.patch", "64"])
+    assert list_changes(changed, settings(*with_d), "gan", 5)[0].startswith("psnr.patch was 192")
+    assert list_changes(changed, settings(*with_d), "psnr", 10**6)
+    assert list_changes(parse_args([*SRGAN, "--growth", "16"]), settings(*SRGAN), "gan", 5)
+
+
+def test_a_run_keeps_the_settings_of_what_is_over():
+    changed = ("--psnr.lr", "1", "--psnr.steps", "3", "--gan.lr", "2", "--init-from", "x")
+    before = settings("--init-from", "a", "--psnr.steps", "9")
+    for phase, step, steps, rates in (
+        ("psnr", 2, (3, 400_000), (1, 2)),
+        ("psnr", 5, (5, 400_000), (2e-4, 2)),
+        ("gan", 5, (9, 400_000), (2e-4, 2)),
+        ("gan", 500_000, (9, 500_000), (2e-4, 1e-4)),
+    ):
+        kept = with_what_is_over(parse_args([*changed]), before, phase, step)
+        assert (kept.psnr.steps, kept.gan.steps) == steps
+        assert (kept.psnr.lr, kept.gan.lr) == rates
+        assert kept.init_from == "a"
+
+
+def works(net, crops, side):
+    """Whether torch's batch norm takes so many crops of this size."""
+    try:
+        net.train()(torch.zeros(crops, 3, side, side))
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("patch", [32, 64])
+@pytest.mark.parametrize("ranks, accumulate, crops", [(1, 1, 1), (1, 2, 1), (4, 1, 1), (2, 3, 2)])
+def test_one_crop_at_a_time_is_refused_where_the_discriminator_would(
+    patch, ranks, accumulate, crops
+):
+    size = str(ranks * accumulate * crops)
+    config = parse_args(["--gan.patch", str(patch), "--batch-size", size])
+    config = dataclasses.replace(config, accumulate=accumulate)
+    check_batch_size(config, Ranks(count=ranks), ["psnr"])
+    if works(VGGDiscriminator(patch), crops, patch):
+        check_batch_size(config, Ranks(count=ranks), ["psnr", "gan"])
+    else:
+        with pytest.raises(DeviceError, match=f"batch_size is {size}.*gan.patch {patch}"):
+            check_batch_size(config, Ranks(count=ranks), ["psnr", "gan"])
+
+
+@pytest.mark.parametrize("patch", [4, 8])
+@pytest.mark.parametrize("crops", [1, 2])
+def test_one_crop_at_a_time_is_refused_where_srresnet_would(patch, crops):
+    args = ("--generator", "srresnet", "--batch-norm", "true", "--psnr.patch", str(patch))
+    config = parse_args([*args, "--batch-size", str(2 * crops)])
+    if works(SRResNet(features=4, blocks=1, batch_norm=True), crops, patch // 4):
+        check_batch_size(config, Ranks(count=2), ["psnr"])
+    else:
+        with pytest.raises(DeviceError, match=f"psnr.patch {patch} "):
+            check_batch_size(config, Ranks(count=2), ["psnr"])
+
+
+def test_a_batch_is_shared_evenly_or_refused():
+    with pytest.raises(DeviceError, match="batch_size is 16: it has to be a multiple of 3 proc"):
+        check_batch_size(Config(), Ranks(count=3), [])

@@ -1,0 +1,141 @@
+"""What the settings mean to a run: which have an effect, which may change when it goes on."""
+
+import dataclasses
+from collections.abc import Iterable
+
+from config import PHASES, Config, Phase, flat
+from utils import DeviceError, Ranks
+
+
+def identity(config: Config, phase: str) -> set[str]:
+    """The settings whose change makes another run of one in this phase, as `flat` calls them."""
+    names = {field.name for field in dataclasses.fields(Config) if field.metadata.get("identity")}
+    if getattr(config, phase).adversarial > 0:
+        own = {field.name for field in dataclasses.fields(Phase) if field.metadata.get("identity")}
+        names |= {f"{phase}.{name}" for name in own}
+    return names
+
+
+def settings_of_weights(config: Config) -> dict:
+    """What a file of weights records of the run that made it."""
+    left_out = {
+        field.name
+        for field in dataclasses.fields(Config)
+        if not field.metadata.get("shapes_weights", True)
+    }
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in left_out}
+
+
+def phases_over(config: Config, phase: str, step: int) -> list[str]:
+    """The phases that have no step left to do, for a run that has done `step` steps of `phase`."""
+    earlier = PHASES[: PHASES.index(phase)]
+    done = 0 < step >= getattr(config, phase).steps
+    return [*earlier, phase] if done else [*earlier]
+
+
+def phases_left(config: Config, phase: str, step: int) -> list[str]:
+    """The phases that have steps left to do."""
+    over = phases_over(config, phase, step)
+    return [name for name in PHASES if name not in over and getattr(config, name).steps > 0]
+
+
+def idle_settings(config: Config, phase: str = PHASES[0], step: int = 0) -> dict[str, str]:
+    """The settings that change nothing, or not all they could, in what is left of a run, and why.
+
+    Args:
+        config: of the run.
+        phase, step: where it goes on from; a new run has done no step.
+    """
+    idle = {}
+    values, left = flat(dataclasses.asdict(config)), phases_left(config, phase, step)
+    for field in dataclasses.fields(config):
+        kind, needed = (field.metadata.get(key) for key in ("generator", "needs"))
+        if kind not in (None, config.generator) and values[field.name] is not False:
+            idle[field.name] = f"no effect, as only --generator {kind} has it"
+        if needed in values and not values[needed]:
+            idle[field.name] = f"no effect, as {needed} is {values[needed]!r}"
+        elif needed and needed not in values and not any(values[f"{n}.{needed}"] for n in left):
+            idle[field.name] = f"no effect, as {needed} is 0 in every phase with steps to do"
+    if step > 0:
+        idle["init_from"] = "no effect, as the run has its own weights; another --name starts anew"
+    for name in PHASES:
+        idle |= {f"{name}.{key}": why for key, why in _idle_in(name, config, phase, step).items()}
+    return idle
+
+
+def _idle_in(name: str, config: Config, phase: str, step: int) -> dict[str, str]:
+    """The same for the settings of the phase `name`."""
+    settings: Phase = getattr(config, name)
+    steps = f"{name}.steps is {settings.steps}"
+    others = [field.name for field in dataclasses.fields(Phase) if field.name != "steps"]
+    if name in phases_over(config, phase, step):
+        why = f"no effect, as the {name} phase is over; another --name starts anew"
+        ended = f"{step} are done, and the phase ends there"
+        return dict.fromkeys(others, why) | {"steps": ended if name == phase else why}
+    if settings.steps == 0:
+        return dict.fromkeys(others, f"no effect, as {steps}")
+    idle = {}
+    if late := [milestone for milestone in settings.milestones if milestone >= settings.steps]:
+        idle["milestones"] = f"no effect from {late[0]} on, as {steps}"
+    if settings.warmup >= settings.steps:
+        why = f"{name}.lr is never reached, as {steps} and {name}.warmup {settings.warmup}"
+        idle |= {"steps": why, "warmup": why}
+    return idle
+
+
+def list_changes(config: Config, before: dict, phase: str, step: int) -> list[str]:
+    """What differs from the settings that a run had, a sentence each.
+
+    Args:
+        config: of the run that goes on.
+        before: the settings it had, as `flat` gives them.
+        phase, step: where it goes on from.
+
+    Raises:
+        ValueError: a change that would make another run of it; the message names the field.
+    """
+    now, idle = flat(dataclasses.asdict(config)), idle_settings(config, phase, step)
+    fixed = identity(config, phase) - idle.keys()
+    changes = []
+    for field in now:
+        if now[field] == before[field]:
+            continue
+        if field in fixed:
+            raise ValueError(f"{field} {before[field]}, not {now[field]}")
+        effect = f": {idle[field]}" if field in idle else ""
+        changes.append(f"{field} was {before[field]!r}, is {now[field]!r}{effect}")
+    return changes
+
+
+def with_what_is_over(config: Config, before: dict, phase: str, step: int) -> Config:
+    """The configuration, but of what is over, the start and phases, the settings it was done with.
+
+    Args: as of `list_changes`.
+
+    Raises:
+        ValueError: they do not go together.
+    """
+    over: dict = {"init_from": before["init_from"]}
+    for name in phases_over(config, phase, step):
+        settings = {
+            field.name: before[f"{name}.{field.name}"] for field in dataclasses.fields(Phase)
+        }
+        over[name] = Phase(**settings | ({"steps": step} if name == phase else {}))
+    return dataclasses.replace(config, **over)
+
+
+def check_batch_size(config: Config, ranks: Ranks, phases: Iterable[str]) -> None:
+    """Crops for every process, and for batch norm more than one value of each channel."""
+    shares = ranks.count * config.accumulate
+    many = f"{ranks.count} processes times accumulate {config.accumulate}"
+    if config.batch_size % shares:
+        raise DeviceError(f"batch_size is {config.batch_size}: it has to be a multiple of {many}")
+    for name in phases:
+        phase = getattr(config, name)
+        sides = [phase.patch // 32] * (phase.adversarial > 0)  # of the discriminator's last maps
+        sides += [phase.patch // config.scale] * config.batch_norm
+        if config.batch_size == shares and 1 in sides:
+            raise DeviceError(
+                f"batch_size is {config.batch_size}: batch norm cannot learn from one crop of "
+                f"{name}.patch {phase.patch} at a time; give twice {many}, or a larger patch"
+            )
