@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from config import PHASES, Config, Phase, parse_args
-from dataset import DataError, batches
+from dataset import batches
+from images.packs import DataError
 from loss import (
     VGGError,
     VGGFeatures,

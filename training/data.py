@@ -3,15 +3,9 @@
 from pathlib import Path
 
 from config import PHASES, Config
-from dataset import (
-    DEMO_DIR,
-    CropStream,
-    DataError,
-    Pack,
-    pack_folder,
-    write_demo_photographs,
-)
+from dataset import DEMO_DIR, CropStream, write_demo_photographs
 from images.files import find_images
+from images.packs import DataError, Pack, pack_folder
 from training.validation import chosen, smallest_scored
 
 NO_DATA = """\
