@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.utils import download_url, extract_archive
 
 from images.files import find_images
-from images.packs import DataError, Pack
+from images.packs import Pack
+from images.pairs import DataError
 from utils import replacing
 
 TURNS = ("e", "r90", "r180", "r270", "v", "h", "t", "hvt")  # albumentations' names for them

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from config import PHASES, Config, Phase, parse_args
 from dataset import batches
-from images.packs import DataError
+from images.pairs import DataError
 from loss import (
     VGGError,
     VGGFeatures,
@@ -47,6 +47,7 @@ from utils import (
     choose_device,
     choose_precision,
     is_lost_connection,
+    listed,
     place,
 )
 from weights import Generator, WeightsError, init_generator
@@ -71,7 +72,7 @@ def train(run: RunFolder) -> None:
     run.resume()
     prepare_folders(config)
     vgg = load_vgg(config, device)
-    streams, valid = load_data(config)
+    streams, valid = load_data(config, packed=() if run.checkpoint else None)
     validation = Validation(valid, device, dtype, run) if valid else None
     run.open_log()
 
@@ -341,9 +342,9 @@ def start_from(generator: Generator, path: str) -> None:
     fresh, unused = init_generator(generator, path)
     print(f"Starting from {path}")
     if fresh:
-        print(f"  not in it, so starting at random: {', '.join(fresh)}")
+        print(f"  not in it, so starting at random: {listed(fresh)}")
     if unused:
-        print(f"  in it, but not in this network: {', '.join(unused)}")
+        print(f"  in it, but not in this network: {listed(unused)}")
 
 
 def load_vgg(config: Config, device: torch.device) -> VGGFeatures | None:

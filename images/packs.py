@@ -3,53 +3,70 @@
 Low-resolution images are made from the whole image, so a crop's LR is the crop of the LR.
 """
 
+import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+import shutil
+import sys
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from filelock import FileLock, Timeout
-from tqdm import tqdm
+from PIL import Image
 
-from images.files import ImageError, find_images, read_image
-from images.resize import imresize
-from utils import remove_leftovers, replacing
+from images.decoding import Findings, decode_all
+from images.files import ImageError, find_images
+from images.pairs import DataError, find_partners
+from utils import gigabytes, listed, locked, replacing
 
-PACK_FORMAT = 1  # counts up when the layout of a pack changes, so that old ones are rebuilt
+if sys.platform != "win32":
+    import fcntl
 
-
-class DataError(ValueError):
-    """Images that cannot be trained on; the message names each file and what is wrong with it."""
+PACK_FORMAT = 2  # counts up when the layout of a pack changes, so that old ones are rebuilt
 
 
 class Pack:
     """The images of one folder, each as HR and LR, in one memory-mapped file.
 
     The file holds the raw uint8 pixels, then an index in JSON, then the index's length in 8 bytes.
+    While it is mapped, `pack_folder` leaves it where it is, in whatever process.
 
     Args:
         path: a file written by `pack_folder`.
+        folder: where its images are, for messages.
+
+    Raises:
+        OSError, ValueError: it is not there, or damaged.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, folder: Path):
+        self.path, self.folder = path, folder
         with open(path, "rb") as file:
-            end = file.seek(-8, os.SEEK_END)
-            length = int.from_bytes(file.read(8), "little")
-            file.seek(end - length)
-            self.index = json.loads(file.read(length))
-        # A pack without a single image has no bytes to map.
-        self.pixels = np.memmap(path, np.uint8, "r") if self.index["images"] else None
+            if sys.platform != "win32":  # there, a mapped file cannot be deleted anyway
+                with suppress(OSError):  # storage without locks: no pack on it is ever deleted
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            self.index = read_index(file)
+            # A pack without a single image has no bytes to map. The mapping keeps the lock.
+            self.pixels = np.memmap(file, np.uint8, "r") if self.index["images"] else None
 
     def __reduce__(self):
-        return Pack, (self.path,)  # a worker maps the file itself: pickling would copy it whole
+        # A worker maps the file itself: pickling would copy it whole.
+        if not self.path.exists():
+            raise DataError(f"{self.path} was deleted while a run reads it; start the run again")
+        return reopen, (self.path, self.folder, self.id)
 
     def __len__(self) -> int:
         return len(self.index["images"])
+
+    @property
+    def id(self) -> str:
+        """Equal for packs made from the same files."""
+        return self.index["id"]
 
     def name(self, i: int) -> str:
         """Path of the i-th image inside its folder."""
@@ -64,13 +81,9 @@ class Pack:
         image = self.index["images"][i]
         return image["height"], image["width"]
 
-    def below(self, side: int) -> list[str]:
-        """The images with less than `side` pixels one way, and how large they are."""
-        small = [i for i in range(len(self)) if min(self.size(i)) < side]
-        return [
-            f"{self.index['folder']}/{self.name(i)}: {self.size(i)[1]}x{self.size(i)[0]} pixels"
-            for i in small
-        ]
+    def digest(self, i: int) -> str:
+        """Equal for HR images of equal pixels, whatever their names and formats."""
+        return self.index["images"][i]["digest"]
 
     def high_res(self, i: int) -> np.ndarray:
         """uint8 (H, W, 3), a view of the file."""
@@ -88,12 +101,70 @@ class Pack:
         return self.pixels[offset : offset + height * width * 3].reshape(height, width, 3)
 
 
-def pack_folder(folder: str | Path, scale: int, lr_folder: str | Path | None = None) -> Pack:
-    """Open a folder's pack; build it first where there is none or images have come or changed.
+def reopen(path: Path, folder: Path, id: str) -> Pack:
+    """The pack that another process has open, which must be the one with this id."""
+    pack = Pack(path, folder)
+    if pack.id != id:
+        raise DataError(f"{path} was replaced while a run reads it; start the run again")
+    return pack
 
-    It is kept in the folder itself, or under data/packs where that is read-only. Processes that
-    start at once wait for the one that builds. A file that cannot be read is left out and named
-    in `index["unreadable"]`.
+
+def read_index(file) -> dict:
+    end = file.seek(-8, os.SEEK_END)
+    length = int.from_bytes(file.read(8), "little")
+    file.seek(end - length)
+    return json.loads(file.read(length))
+
+
+# ------------------------------------------------------------------------------- finding a pack
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a pack is made from: files by name, size and times, and how.
+
+    The time of the last change to the inode, which nobody can set, tells a file from another that
+    was put in its place with the same size and date.
+    """
+
+    scale: int
+    high_res: list
+    low_res: list
+    low_res_folder: str
+    format: int = PACK_FORMAT
+
+    @property
+    def id(self) -> str:
+        return hashlib.blake2b(json.dumps(vars(self)).encode(), digest_size=8).hexdigest()
+
+    def is_like(self, index: dict) -> bool:
+        """Whether the index's pack may differ in which files it was made from, but not in how."""
+        return all(index.get(k) == getattr(self, k) for k in ("format", "scale", "low_res_folder"))
+
+    def vanished(self, index: dict) -> list[str] | None:
+        """The names that a pack has and the folders have not; None if they have what it has not."""
+        names: list[str] = []
+        for field in ("high_res", "low_res"):
+            packed = {tuple(entry) for entry in index[field]}
+            there = {tuple(entry) for entry in getattr(self, field)}
+            if not there <= packed:
+                return None
+            names += sorted(name for name, *_ in packed - there)
+        return names
+
+
+def pack_folder(
+    folder: str | Path,
+    scale: int,
+    lr_folder: str | Path | None = None,
+    packed: Collection[str] | None = None,
+) -> Pack:
+    """Open the pack of a folder's images as they are now; build it first where there is none.
+
+    It is kept in the folder itself, or under data/packs where that is read-only or full. Runs with
+    different wishes have packs of different names. Processes that start at once wait for the one
+    that builds. `index["unreadable"]` names what is left out, `index["doubtful"]` the HR images
+    that their LR images hardly look like.
 
     Args:
         folder: HR images, at any depth. Each is cropped at the right and the bottom to a multiple
@@ -101,74 +172,40 @@ def pack_folder(folder: str | Path, scale: int, lr_folder: str | Path | None = N
         scale: HR size over LR size.
         lr_folder: LR images with the same names (or 0001x4.png for 0001.png); without it, LR is
             MATLAB's bicubic.
+        packed: for a run that goes on, the ids of the packs that it knows. It must see the same
+            samples even if files were tidied away since, so its pack may hold what is gone.
 
     Raises:
-        DataError: no folder, no images, or LR partners that are missing or of a wrong size.
+        DataError: no folder, no images, no room, or LR partners that are missing, of a wrong size,
+            or turned.
     """
     folder, lr_folder = Path(folder), Path(lr_folder) if lr_folder else None
     paths = list_images(folder)
-    made_from = {"format": PACK_FORMAT, "scale": scale, "high_res": fingerprint(folder, paths)}
-    lr_paths = []
-    if lr_folder:
-        lr_paths = list_images(lr_folder)
-        made_from["low_res"] = fingerprint(lr_folder, lr_paths)
-    target = pack_path(folder, scale, lr_folder)
-    with waiting_for(FileLock(target.with_name(f".{target.name}.lock")), folder):
-        pack = open_pack(target, made_from)
-        if pack is None:
-            partners = {}
-            refuse_empty(folder, paths)
-            if lr_folder:
-                refuse_empty(lr_folder, lr_paths)
-                partners = find_partners(folder, paths, lr_folder, lr_paths, scale)
-            build_pack(target, folder, paths, partners, made_from)
-            pack = Pack(target)
-    return pack
+    lr_paths = list_images(lr_folder) if lr_folder else []
+    source = Source(
+        scale=scale,
+        high_res=fingerprint(folder, paths),
+        low_res=fingerprint(lr_folder, lr_paths) if lr_folder else [],
+        low_res_folder=lr_folder.resolve().as_posix() if lr_folder else "",
+    )
 
+    def tell(holder: str) -> None:
+        print(f"Another process{holder} is packing {folder}; waiting for it")
 
-def waiting_for(lock: FileLock, folder: Path) -> AbstractContextManager:
-    """Acquire the lock, and say so if that means to wait."""
-    try:
-        return lock.acquire(blocking=False)
-    except Timeout:
-        print(f"Another process is packing {folder}; waiting for it")
-        return lock.acquire()
-
-
-def fingerprint(folder: Path, paths: list[Path]) -> list:
-    """What changes when a file comes, goes or changes; JSON gives it back equal."""
-    entries = []
-    for path in paths:
-        stat = path.stat() if path.exists() else path.lstat()  # a link may lead nowhere
-        entries.append([path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns])
-    return entries
-
-
-def open_pack(target: Path, made_from: dict) -> Pack | None:
-    """The pack, if it is there, whole, and made from these files, of which some may be gone.
-
-    A resumed run must see the same samples, even if files were tidied away since.
-    """
-    try:
-        pack = Pack(target)
-    except (OSError, ValueError):
-        return None
-    if any(pack.index.get(key) != made_from[key] for key in ("format", "scale")):
-        return None
-    vanished = []
-    for key in ("high_res", "low_res"):
-        packed = {tuple(entry) for entry in pack.index.get(key, [])}
-        there = {tuple(entry) for entry in made_from.get(key, [])}
-        if not there <= packed:
-            return None
-        vanished += sorted({name for name, *_ in packed - there})
-    if vanished:
-        print(
-            f"{pack.index['folder']}: {len(vanished)} images are gone since they were packed "
-            f"({', '.join(vanished[:3])}{', ...' if len(vanished) > 3 else ''}); their packed "
-            f"copies go on being used. To drop them, delete {target}"
-        )
-    return pack
+    with locked(lock_of(folder), tell):
+        if (pack := find_pack(folder, source, packed)) is not None:
+            return pack
+        refuse_empty(folder, paths)
+        partners = {}
+        if lr_folder:
+            refuse_empty(lr_folder, lr_paths)
+            partners = find_partners(folder, paths, lr_folder, lr_paths, scale)
+        if packed:
+            print(f"{folder}: the run goes on with other images than it was trained on until now")
+        remove_old(folder, source)
+        target = place(folder, source, paths)
+        build_pack(target, folder, paths, partners, source)
+        return Pack(target, folder)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -182,107 +219,184 @@ def refuse_empty(folder: Path, images: list[Path]) -> None:
         raise DataError(f"{folder} holds no PNG, JPEG, WebP, BMP or TIFF image, at any depth")
 
 
-def pack_path(folder: Path, scale: int, lr_folder: Path | None) -> Path:
-    name = f"esrgan-packed-x{scale}{'-with-lr' if lr_folder else ''}.bin"
-    if os.access(folder, os.W_OK):
-        return folder / name
-    elsewhere = Path("data/packs")
-    elsewhere.mkdir(parents=True, exist_ok=True)
-    identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
-    return elsewhere / f"{folder.name}-{identity}-{name}"
-
-
-def find_partners(
-    folder: Path, paths: list[Path], lr_folder: Path, lr_paths: list[Path], scale: int
-) -> dict[Path, Path]:
-    """HR file -> LR file; the names match but for the suffix and an optional "x<scale>"."""
-    by_name = {path.relative_to(lr_folder).with_suffix("").as_posix(): path for path in lr_paths}
-    partners, missing = {}, []
+def fingerprint(folder: Path, paths: list[Path]) -> list:
+    """What changes when a file comes, goes or changes; JSON gives it back equal."""
+    entries = []
     for path in paths:
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        partner = by_name.get(name) or by_name.get(f"{name}x{scale}")
-        if partner is None:
-            missing.append(f"  {path}: no {name}.* in {lr_folder}")
-        else:
-            partners[path] = partner
-    if missing:
-        raise DataError("\n".join([f"{len(missing)} images have no LR partner:", *missing]))
-    return partners
+        stat = path.stat() if path.exists() else path.lstat()  # a link may lead nowhere
+        name = path.relative_to(folder).as_posix()
+        entries.append([name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
+    return entries
+
+
+def find_pack(folder: Path, source: Source, packed: Collection[str] | None) -> Pack | None:
+    """The pack of these files; for a run that goes on, one that may have more than these."""
+    fitting: dict[str, tuple[Path, list[str]]] = {}
+    for path, index in packs_of(folder, source.scale):
+        if source.is_like(index) and (gone := source.vanished(index)) is not None:
+            fitting[index["id"]] = path, gone
+    if packed is None:
+        return Pack(fitting[source.id][0], folder) if source.id in fitting else None
+    # Where the run does not know: the one with the most images, as nobody else needs those.
+    known = [id for id in packed if id in fitting]
+    order = known or sorted(fitting, key=lambda id: len(fitting[id][1]), reverse=True)
+    if not order:
+        return None
+    path, gone = fitting[order[0]]
+    if gone:
+        print(
+            f"{folder}: {len(gone):,} images are gone since they were packed ({listed(gone)}); "
+            f"their packed copies go on being used. To drop them, delete {path}"
+        )
+    return Pack(path, folder)
+
+
+def packs_of(folder: Path, scale: int) -> Iterator[tuple[Path, dict]]:
+    """Every pack of the folder at that scale, with its index, {} for one that is damaged."""
+    for start in starts(folder):
+        for path in sorted(start.parent.glob(f"{glob.escape(start.name)}-x{scale}[-.]*bin")):
+            yield path, index_of(path)
+
+
+def index_of(path: Path) -> dict:
+    try:
+        with open(path, "rb") as file:
+            return read_index(file)
+    except (OSError, ValueError):
+        return {}
+
+
+# ---------------------------------------------------------------------------- where packs are kept
+
+
+def starts(folder: Path) -> tuple[Path, Path]:
+    """How the paths of its packs begin: in the folder itself, and elsewhere."""
+    whole = folder.resolve()
+    identity = hashlib.sha256(str(whole).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    elsewhere = Path("data/packs") / f"{whole.name}-{identity}-esrgan-packed"
+    return folder / "esrgan-packed", elsewhere
+
+
+def lock_of(folder: Path) -> Path:
+    inside, elsewhere = starts(folder)
+    start = inside
+    if not is_writable(folder):
+        elsewhere.parent.mkdir(parents=True, exist_ok=True)
+        start = elsewhere
+    return start.with_name(f".{start.name}.lock")
+
+
+def is_writable(folder: Path) -> bool:
+    """Found by writing: os.access knows neither Windows' access lists nor full disks."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def place(folder: Path, source: Source, paths: list[Path]) -> Path:
+    """The path for a new pack, where there is room for it.
+
+    Raises:
+        DataError: there is none.
+    """
+    needed = packed_size(paths, source.scale)
+    shortages = []
+    for start in starts(folder):
+        if start.parent != folder:
+            start.parent.mkdir(parents=True, exist_ok=True)
+        if not is_writable(start.parent):
+            shortages.append(f"{start.parent} is not writable")
+            continue
+        free = shutil.disk_usage(start.parent).free
+        if free >= needed:
+            return start.with_name(f"{start.name}-x{source.scale}-{source.id}.bin")
+        shortages.append(f"the disk of {start.parent} has {gigabytes(free)} free")
+    raise DataError(
+        f"packing {folder} takes {gigabytes(needed)}, but {' and '.join(shortages)}. "
+        "Make room, or make data/packs a link to a larger disk"
+    )
+
+
+def packed_size(paths: list[Path], scale: int) -> int:
+    """Bytes that the images take when they are decoded, by their headers."""
+    size = 0
+    for path in paths:
+        with suppress(Exception), Image.open(path) as file:  # what is damaged is named later
+            width, height = (side // scale for side in file.size)
+            size += 3 * width * height * (scale**2 + 1) + 300  # and a line in the index
+    return size
+
+
+def remove_old(folder: Path, source: Source) -> None:
+    """Delete halves, and packs of files that have changed since; what a run may want stays."""
+    for start in starts(folder):
+        for half in start.parent.glob(f".{glob.escape(start.name)}-*.tmp"):
+            half.unlink(missing_ok=True)
+    wanted = []
+    for path, index in packs_of(folder, source.scale):
+        readable = index.get("format", 0) >= PACK_FORMAT
+        if readable and not source.is_like(index):
+            continue  # with LR images of another folder
+        if (readable and source.vanished(index) is not None) or not delete_unused(path):
+            wanted.append(str(path))
+    if wanted:
+        print(
+            f"Older packs stay, because runs read them or may go on with them: {listed(wanted)}. "
+            "Delete them when there is none"
+        )
+
+
+def delete_unused(path: Path) -> bool:
+    """Delete a pack unless a process has it mapped, or might have."""
+    try:
+        if sys.platform != "win32":
+            with open(path, "r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    except OSError:
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------- building a pack
 
 
 def build_pack(
-    target: Path, folder: Path, paths: list[Path], partners: dict[Path, Path], made_from: dict
+    target: Path, folder: Path, paths: list[Path], partners: dict[Path, Path], source: Source
 ) -> None:
     """Decode every image and write the pack, whole or not at all."""
-    remove_leftovers(target.parent, target.name)
-    images, unreadable, fatal, offset = [], [], [], 0
-    with replacing(target) as file:
-        decoded = decode_all(paths, partners, made_from["scale"])
-        for path, result in zip(paths, decoded, strict=True):
-            if isinstance(result, MismatchError) or is_passing(result):
-                fatal.append(f"  {result}")
-            elif isinstance(result, ImageError):
-                unreadable.append(str(result))
-            else:
-                high_res, low_res = result
-                height, width = high_res.shape[:2]
-                name = path.relative_to(folder).as_posix()
-                images.append(dict(name=name, height=height, width=width, offset=offset))
-                offset += file.write(np.ascontiguousarray(high_res).data)
-                offset += file.write(np.ascontiguousarray(low_res).data)
-        if fatal:
-            raise DataError("\n".join([f"{folder} cannot be packed:", *fatal]))
-        index = made_from | dict(folder=folder.as_posix(), images=images, unreadable=unreadable)
-        encoded = json.dumps(index).encode()
-        file.write(encoded + len(encoded).to_bytes(8, "little"))
-        file.flush()
-        os.fsync(file.fileno())
+    findings = Findings(folder)
+    try:
+        with replacing(target) as file:
+            images = write_images(file, paths, partners, source.scale, findings)
+            findings.refuse()
+            about = dict(unreadable=findings.unreadable, doubtful=findings.doubtful)
+            index = vars(source) | dict(id=source.id, images=images) | about
+            encoded = json.dumps(index).encode()
+            file.write(encoded + len(encoded).to_bytes(8, "little"))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be packed: {target}: {error.strerror or error}"
+        ) from error
 
 
-def is_passing(result) -> bool:
-    """Whether reading failed for no fault of the file: a reason that may be gone tomorrow."""
-    cause = getattr(result, "__cause__", None)
-    return isinstance(cause, MemoryError) or getattr(cause, "errno", None) is not None
-
-
-class MismatchError(ImageError):
-    """An LR image that is not its HR image's size over the scale."""
-
-
-def decode_all(paths: list[Path], partners: dict[Path, Path], scale: int) -> Iterator:
-    """Per path, in order: (high_res, low_res), or the ImageError that it ended in."""
-
-    def decode(path: Path):
-        try:
-            return decode_pair(path, partners.get(path), scale)
-        except ImageError as error:
-            return error
-
-    # Threads are enough: Pillow and NumPy let go of the interpreter lock while they work.
-    # Chunks bound how many decoded images wait in memory.
-    workers = os.cpu_count() or 1
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(paths), desc="packing images", unit="image") as bar,
-    ):
-        for start in range(0, len(paths), 2 * workers):
-            for result in pool.map(decode, paths[start : start + 2 * workers]):
-                yield result
-                bar.update()
-
-
-def decode_pair(path: Path, lr_path: Path | None, scale: int) -> tuple[np.ndarray, np.ndarray]:
-    image = read_image(path)
-    height, width = (side // scale * scale for side in image.shape[:2])
-    if min(height, width) == 0:
-        raise ImageError(f"{path}: smaller than one LR pixel")
-    high_res = image[:height, :width]
-    if lr_path is None:
-        return high_res, imresize(high_res, 1 / scale)
-    low_res = read_image(lr_path)
-    if low_res.shape[:2] != (height // scale, width // scale):
-        raise MismatchError(
-            f"{lr_path} is {low_res.shape[1]}x{low_res.shape[0]}; a 1/{scale} of {path} "
-            f"({image.shape[1]}x{image.shape[0]}) is {width // scale}x{height // scale}"
-        )
-    return high_res, low_res
+def write_images(
+    file: BinaryIO, paths: list[Path], partners: dict[Path, Path], scale: int, findings: Findings
+) -> list[dict]:
+    """The pixels of every image that can be read, to the file; returns where each of them is."""
+    images, offset = [], 0
+    for path, result in zip(paths, decode_all(paths, partners, scale), strict=True):
+        if isinstance(result, ImageError):
+            findings.add_error(path, partners.get(path), result)
+            continue
+        findings.add_fit(path, partners.get(path), result.fit)
+        height, width = result.high_res.shape[:2]
+        about = dict(height=height, width=width, digest=result.digest)
+        images.append(dict(name=findings.name(path), offset=offset) | about)
+        offset += file.write(result.high_res.data)
+        offset += file.write(result.low_res.data)
+    return images

@@ -435,7 +435,9 @@ def test_files_left_out_are_listed_before_the_first_step(
     write_image(random_image(20, 20), workplace / "photos" / "small.png")
     run(monkeypatch, "--gan.steps", "0")
     output = capsys.readouterr().out
-    assert output.index("small.png: 20x20 pixels, below the crop") < output.index("parameters")
+    assert output.index(
+        "1 of 6 images, smaller than its 32x32 crop: photos/small.png (20x20)"
+    ) < output.index("parameters")
     assert "text.png" in output
 
 
@@ -613,14 +615,14 @@ def test_the_best_of_the_psnr_phase_and_the_last_of_the_gan_phase_are_kept(
         ([], ["data/train", "--train-dir", "dataset.py div2k", "--preset demo"]),
         (["--train-dir", "nowhere"], ["nowhere: no such folder"]),
         (["--train-dir", "empty"], ["empty holds no PNG"]),
-        (["--train-dir", "only text"], ["no training image", "x.png: "]),
-        (["--train-dir", "only cut"], ["no training image", "x.png: "]),
-        (["--train-dir", "only dot"], ["no training image", "x.png: "]),
+        (["--train-dir", "only text"], ["no training image", "x.png"]),
+        (["--train-dir", "only cut"], ["no training image", "x.png"]),
+        (["--train-dir", "only dot"], ["no training image", "x.png"]),
         (["--train-dir", "photos", "--vgg-layer", "conv6_1"], ["vgg_layer", "conv6_1"]),
         (["--train-dir", "photos", "--valid-dir", "nowhere"], ["nowhere: no such folder"]),
         (["--train-dir", "photos", "--psnr.patch", "128"], ["no training image", "128x128"]),
         (["--train-dir", "photos", "--lr-dir", "empty"], ["empty holds no PNG"]),
-        (["--train-dir", "photos", "--lr-dir", "low"], ["no LR partner", "b.png"]),
+        (["--train-dir", "photos", "--lr-dir", "low"], ["no LR image", "b.png"]),
         (["--train-dir", "photos", "--vgg-weights", "none.pth"], ["none.pth", "no such file"]),
         (["--train-dir", "photos", "--name", "text"], ["text/last.pt", "cannot be read"]),
         (["--train-dir", "photos", "--name", "file"], ["checkpoints/file"]),
