@@ -135,5 +135,5 @@ def decode_pair(path: Path, lr_path: Path | None, scale: int) -> Decoded:
     raise MismatchError(
         f"{lr_path} is {given[0]}x{given[1]} instead of {size[0]}x{size[1]}, 1/{scale} of {path} "
         f"({image.shape[1]}x{image.shape[0]})"
-        + (f"; it looks {found.turn}" if found and found.turned >= LOWEST_FIT else "")
+        + (f"; it fits {found.turn}" if found and found.turned >= LOWEST_FIT else "")
     )

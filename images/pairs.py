@@ -94,13 +94,13 @@ def refuse_unpaired(
     complaints = []
     if unclear:
         complaints.append(
-            f"{len(unclear)} of {count} HR images share LR images in {lr_folder} or have several: "
-            f"{listed(unclear)}. Give each LR image the whole name of its HR image"
+            f"{len(unclear):,} of {count:,} HR images share LR images in {lr_folder}, or have "
+            f"several: {listed(unclear)}. Give each LR image the whole name of its HR image"
         )
     if missing:
         complaints.append(
-            f"{len(missing)} of {count} HR images have no LR image of their own in {lr_folder}, "
-            f"of the same name or with x{scale} after it: {listed(missing)}"
+            f"{len(missing):,} of {count:,} HR images have no LR image of their own in "
+            f"{lr_folder}, of the same name or with x{scale} after it: {listed(missing)}"
         )
     if complaints:
         raise DataError("\n".join(complaints))

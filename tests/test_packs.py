@@ -1,17 +1,26 @@
 """Packing: which files, which partners, and what happens when they change or the disk is full."""
 
+import errno
+import io
+import json
+import os
+import pickle
+import shutil
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import utils
 from images import decoding, packs
 from images.files import ImageError, read_image, write_image
-from images.packs import pack_folder
+from images.packs import Pack, pack_folder
 from images.pairs import DataError
 from images.resize import imresize
 
@@ -174,6 +183,204 @@ def test_packing_that_fails_leaves_nothing_half_made(photos, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         pack_folder(photos, 4)
     assert [path.name for path in photos.glob("*esrgan*")] == [".esrgan-packed.lock"]
+
+
+# ---------------------------------------------------------------------------- which pack is taken
+
+
+def names(pack):
+    return [pack.name(i) for i in range(len(pack))]
+
+
+def replace_keeping_dates(path, image):
+    """Another BMP of the same size and date: only the inode's own time tells."""
+    before = path.stat()
+    write_image(image, path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+
+
+def test_a_new_run_takes_what_is_there_and_one_that_goes_on_what_it_had(photos, capsys):
+    first = pack_folder(photos, 4)
+    (photos / "b.png").unlink()
+    second = pack_folder(photos, 4)
+    assert names(second) == ["a.png", "c.bmp", "sub/d.png"]
+    assert f"Older packs stay, because runs read them or may go on with them: {first.path}" in (
+        capsys.readouterr().out
+    )
+    assert names(pack_folder(photos, 4, packed=[first.id])) == names(first)
+    assert names(pack_folder(photos, 4, packed=[second.id])) == names(second)
+    assert names(pack_folder(photos, 4, packed=())) == names(first)  # and says so
+    assert "1 images are gone since they were packed (b.png)" in capsys.readouterr().out
+    assert pack_folder(photos, 4).id == second.id
+
+
+def test_a_run_that_goes_on_says_when_its_images_are_others(photos, random_image, capsys):
+    first = pack_folder(photos, 4)
+    write_image(random_image(32, 32), photos / "new.png")
+    assert len(pack_folder(photos, 4, packed=[first.id])) == 5
+    assert "goes on with other images than it was trained on" in capsys.readouterr().out
+
+
+def test_files_replaced_with_the_same_size_and_date_are_noticed(photos, random_image):
+    pack = pack_folder(photos, 4)
+    new = random_image(*pack.size(2), seed=9)
+    replace_keeping_dates(photos / "c.bmp", new)
+    assert np.array_equal(pack_folder(photos, 4).high_res(2), new)
+
+
+@pytest.fixture
+def bmp_pairs(tmp_path, random_image):
+    """HR and two LR folders whose files have the same names, sizes and dates."""
+    for folder, side in (("high", 32), ("low", 8), ("other", 8)):
+        for i in range(2):
+            path = tmp_path / folder / f"{i}.bmp"
+            write_image(random_image(side, side, seed=len(folder) + i), path)
+            os.utime(path, ns=(0, 0))
+    return tmp_path / "high", tmp_path / "low", tmp_path / "other"
+
+
+def test_another_lr_folder_is_another_pack_and_both_stay(bmp_pairs):
+    high, low, other = bmp_pairs
+    packed = {folder: pack_folder(high, 4, folder) for folder in (low, other)}
+    packed[None] = pack_folder(high, 4)
+    paths = {pack.path for pack in packed.values()}
+    assert len(paths) == 3
+    del packed  # nobody reads them
+    for folder in (low, other, None):  # and none is made a second time
+        pack = pack_folder(high, 4, folder)
+        assert pack.path in paths and all(path.exists() for path in paths)
+        if folder:
+            assert np.array_equal(pack.low_res(1), read_image(folder / "1.bmp"))
+
+
+def test_an_lr_folder_in_the_place_of_another_is_noticed(bmp_pairs):
+    high, low, other = bmp_pairs
+    pack_folder(high, 4, low)
+    low.rename(low.with_name("old"))
+    other.rename(low)
+    pack = pack_folder(high, 4, low)
+    for i in range(2):
+        assert np.array_equal(pack.low_res(i), read_image(low / f"{i}.bmp"))
+
+
+def test_a_folder_that_moves_keeps_its_pack_and_is_named_anew(photos, tmp_path):
+    before = pack_folder(photos, 4)
+    photos.rename(tmp_path / "moved")
+    after = pack_folder(tmp_path / "moved", 4)
+    assert after.id == before.id and after.folder == tmp_path / "moved"
+    assert [path.name for path in (tmp_path / "moved").glob("*.bin")] == [after.path.name]
+
+
+def test_packs_that_nobody_wants_are_deleted(photos, random_image):
+    outdated = photos / "esrgan-packed-x4.bin", photos / "esrgan-packed-x4-with-lr.bin"
+    index = json.dumps(dict(format=1, scale=4, images=[], high_res=[])).encode()
+    for path in outdated:
+        path.write_bytes(index + len(index).to_bytes(8, "little"))
+    (photos / ".esrgan-packed-x4-0123.bin.99.tmp").write_bytes(b"half")
+    first, other_scale = pack_folder(photos, 4).path, pack_folder(photos, 2).path
+    assert not any(path.exists() for path in outdated)
+    write_image(random_image(32, 32), photos / "new.png")
+    second = pack_folder(photos, 4).path
+    kept = {path.name for path in photos.glob("*esrgan*")}
+    assert kept == {".esrgan-packed.lock", second.name, other_scale.name} and first != second
+
+
+def test_a_pack_that_is_read_stays_until_nobody_does(photos, random_image):
+    reader = pack_folder(photos, 4)
+    path, before = reader.path, np.array(reader.high_res(0))
+    write_image(random_image(48, 64), photos / "a.png")
+    assert pack_folder(photos, 4).path != path and path.exists()
+    assert np.array_equal(Pack(path, photos).high_res(0), before)
+    del reader
+    write_image(random_image(64, 48), photos / "a.png")
+    pack_folder(photos, 4)
+    assert not path.exists()
+
+
+class Everything(torch.utils.data.Dataset):
+    """All pixels of a pack, seen by a DataLoader's worker."""
+
+    def __init__(self, pack):
+        self.pack = pack
+
+    def __len__(self):
+        return len(self.pack)
+
+    def __getitem__(self, i):
+        return torch.from_numpy(np.array(self.pack.high_res(i)))
+
+
+def test_spawned_workers_see_the_pack_that_their_parent_has(photos, random_image):
+    pack = pack_folder(photos, 4)
+    expected = [np.array(pack.high_res(i)) for i in range(len(pack))]
+    write_image(random_image(48, 64), photos / "a.png")
+    newer = pack_folder(photos, 4)
+    loader = torch.utils.data.DataLoader(
+        Everything(pack), batch_size=None, num_workers=1, multiprocessing_context="spawn"
+    )
+    seen = [tensor.numpy() for tensor in loader]
+    assert all(np.array_equal(a, b) for a, b in zip(seen, expected, strict=True))
+    # What no run of ours does: another file at that path.
+    shipped = pickle.dumps(pack)
+    shutil.copyfile(newer.path, pack.path.with_suffix(".new"))
+    os.replace(pack.path.with_suffix(".new"), pack.path)
+    with pytest.raises(DataError, match="was replaced while a run reads it"):
+        pickle.loads(shipped)
+    pack.path.unlink()
+    with pytest.raises(DataError, match="was deleted while a run reads it"):
+        list(loader)
+
+
+def test_packs_without_a_readable_image_are_made_once(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.png").write_text("no picture")
+    made = pack_folder(folder, 4).path.stat().st_mtime_ns
+    pack = pack_folder(folder, 4)
+    assert len(pack) == 0 and pack.path.stat().st_mtime_ns == made
+
+
+# ------------------------------------------------------------------------------------- full disks
+
+
+def test_no_room_in_the_folder_means_data_packs_and_none_there_is_said_before(
+    photos, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    pixels = sum(64 * width * 3 for width in (48, 64, 80, 96))
+    free = {photos: pixels, Path("data/packs"): 10**9}
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(packs.shutil, "disk_usage", lambda path: usage(10**9, 0, free[path]))
+    pack = pack_folder(photos, 4)  # LR images and the index have no room in the folder
+    assert pack.path.parent == Path("data/packs")
+    assert pack_folder(photos, 4).path == pack.path
+    free[Path("data/packs")] = 1000
+    (photos / "a.png").touch()
+    message = r"packing .*photos takes 0\.1 MB, but the disk of .*photos has 0\.1 MB free and the "
+    with pytest.raises(DataError, match=message + "disk of data.packs has 0.0 MB free. Make room"):
+        pack_folder(photos, 4)
+    free[photos] = int(pixels * 17 / 16) + 4 * 300
+    assert pack_folder(photos, 4).path.parent == photos
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_disk_that_gets_full_is_named_and_nothing_is_left(number, photos, monkeypatch):
+    class Full(io.BufferedWriter):
+        def write(self, data):
+            raise OSError(number, os.strerror(number))
+
+    def opening(path, mode="r", *args, **kwargs):
+        file = open(path, mode, *args, **kwargs)  # noqa: SIM115
+        return Full(file.detach()) if mode == "wb" else file
+
+    with monkeypatch.context() as patch, pytest.raises(DataError) as error:
+        patch.setattr(utils, "open", opening, raising=False)
+        pack_folder(photos, 4)
+    words = (os.strerror(number), "the disk of", "esrgan-packed-x4-", str(photos))
+    assert all(word in str(error.value) for word in words), error.value
+    assert [path.name for path in photos.glob("*esrgan*")] == [".esrgan-packed.lock"]
+    assert len(pack_folder(photos, 4)) == 4
 
 
 # ------------------------------------------------------------------------------------ paired LR
