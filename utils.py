@@ -283,12 +283,13 @@ def naming_full_disk(path: Path) -> Iterator[None]:
     """While `path` is written: when there is no room, the error says where, and what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in NO_ROOM:
+    except (OSError, RuntimeError) as error:
+        # torch.save trips over the file that it could not finish, and hides why it could not.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError) or cause.errno not in NO_ROOM:
             raise
-        raise OSError(
-            error.errno, f"{error.strerror}; {NO_ROOM[error.errno](path)}", path
-        ) from error
+        reason = f"{cause.strerror}; {NO_ROOM[cause.errno](path)}"
+        raise OSError(cause.errno, reason, path) from error
 
 
 def free_space(folder: Path) -> str:

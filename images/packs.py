@@ -278,17 +278,21 @@ def starts(folder: Path) -> tuple[Path, Path]:
 
 
 def lock_of(folder: Path) -> Path:
-    inside, elsewhere = starts(folder)
-    start = inside
-    if not is_writable(folder):
-        elsewhere.parent.mkdir(parents=True, exist_ok=True)
-        start = elsewhere
-    return start.with_name(f".{start.name}.lock")
+    """The path of the lock under which the folder is packed.
+
+    Raises:
+        DataError: there is no place that can be written to.
+    """
+    for start in starts(folder):
+        if is_writable(start.parent):
+            return start.with_name(f".{start.name}.lock")
+    raise DataError(f"{folder} cannot be packed: neither it nor data/packs can be written to")
 
 
 def is_writable(folder: Path) -> bool:
     """Found by writing: os.access knows neither Windows' access lists nor full disks."""
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return True
     except OSError:
@@ -304,13 +308,13 @@ def place(folder: Path, source: Source, paths: list[Path]) -> Path:
     needed = packed_size(paths, source.scale)
     shortages = []
     for start in starts(folder):
-        if start.parent != folder:
-            start.parent.mkdir(parents=True, exist_ok=True)
         if not is_writable(start.parent):
-            shortages.append(f"{start.parent} is not writable")
+            shortages.append(f"{start.parent} cannot be written to")
             continue
         free = shutil.disk_usage(start.parent).free
         if free >= needed:
+            if shortages:
+                print(f"{shortages[0]}, so its pack goes to {start.parent}")
             return start.with_name(f"{start.name}-x{source.scale}-{source.id}.bin")
         shortages.append(f"the disk of {start.parent} has {gigabytes(free)} free")
     raise DataError(

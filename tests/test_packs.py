@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -132,12 +133,26 @@ def test_empty_and_missing_folders_are_named(tmp_path):
         pack_folder(tmp_path / "nowhere", 4)
 
 
-def test_a_read_only_folder_is_packed_elsewhere(photos, tmp_path, monkeypatch):
+def test_a_read_only_folder_is_packed_elsewhere(photos, tmp_path, monkeypatch, capsys):
+    read_only = {photos}
+    temporary = tempfile.TemporaryFile
+
+    def refusing(dir):
+        if dir in read_only:
+            raise OSError(errno.EROFS, "Read-only file system", str(dir))
+        return temporary(dir=dir)
+
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(packs, "is_writable", lambda folder: folder != photos)
-    pack = pack_folder(photos, 4)
-    assert pack.path.parent == Path("data/packs") and "photos" in pack.path.name
-    assert not list(photos.glob("*.bin"))
+    monkeypatch.setattr(tempfile, "TemporaryFile", refusing)
+    for _ in range(2):
+        pack = pack_folder(photos, 4)
+        assert pack.path.parent == Path("data/packs") and "photos" in pack.path.name
+    assert not list(photos.glob("*esrgan*"))
+    told = f"{photos} cannot be written to, so its pack goes to data{os.sep}packs\n"
+    assert capsys.readouterr().out == told
+    read_only.add(Path("data/packs"))
+    with pytest.raises(DataError, match="neither it nor data/packs can be written to"):
+        pack_folder(photos, 4)
 
 
 SLOW_READING = """

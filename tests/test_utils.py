@@ -101,6 +101,12 @@ def test_a_full_disk_is_named_with_the_file_and_the_old_file_stays(number, tmp_p
     assert error.value.errno == number and path.read_bytes() == b"old"
     assert error.value.filename == path
     assert f"{os.strerror(number)}; " in str(error.value) and str(tmp_path) in str(error.value)
+    with pytest.raises(OSError, match=str(tmp_path)) as error, replacing(path):
+        try:
+            raise OSError(number, os.strerror(number))
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")  # as torch.save ends
+    assert error.value.errno == number
     with pytest.raises(OSError, match=r"^\[Errno 5\] other$"), replacing(path):
         raise OSError(errno.EIO, "other")
 
