@@ -326,14 +326,13 @@ def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
     Raises:
         OSError: the lock's file cannot be made.
     """
-    lock: BaseFileLock = FileLock(path)
-    if not has_locks(path.parent):
-        path = path.with_name(f"{path.name}.held")
-        lock = SoftFileLock(path)
+    native = has_locks(path.parent)
+    marker = path.with_name(f"{path.name}.held")
+    lock: BaseFileLock = FileLock(path) if native else SoftFileLock(marker)
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        busy(holder(path) if isinstance(lock, SoftFileLock) else "")
+        busy("" if native else holder(marker))
         lock.acquire()
     try:
         yield

@@ -123,8 +123,8 @@ def read_index(file) -> dict:
 class Source:
     """What a pack is made from: files by name, size and times, and how.
 
-    The time of the last change to the inode, which nobody can set, tells a file from another that
-    was put in its place with the same size and date.
+    Of the times, that of the inode's last change (on Windows, when the file was made) cannot be set
+    like a date: it tells a file from another that was put in its place with the same size and date.
     """
 
     scale: int
@@ -150,7 +150,7 @@ class Source:
             if not there <= packed:
                 return None
             names += sorted(name for name, *_ in packed - there)
-        return names
+        return list(dict.fromkeys(names))  # a pair has the same name in both
 
 
 def pack_folder(

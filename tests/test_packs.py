@@ -255,18 +255,17 @@ def bmp_pairs(tmp_path, random_image):
     return tmp_path / "high", tmp_path / "low", tmp_path / "other"
 
 
-def test_another_lr_folder_is_another_pack_and_both_stay(bmp_pairs):
+def test_another_lr_folder_is_another_pack_and_all_stay(bmp_pairs):
     high, low, other = bmp_pairs
-    packed = {folder: pack_folder(high, 4, folder) for folder in (low, other)}
-    packed[None] = pack_folder(high, 4)
-    paths = {pack.path for pack in packed.values()}
-    assert len(paths) == 3
-    del packed  # nobody reads them
-    for folder in (low, other, None):  # and none is made a second time
+    paths = {folder: pack_folder(high, 4, folder).path for folder in (low, other, None)}
+    assert len(set(paths.values())) == 3
+    times = [path.stat().st_mtime_ns for path in paths.values()]
+    for folder, path in paths.items():
         pack = pack_folder(high, 4, folder)
-        assert pack.path in paths and all(path.exists() for path in paths)
+        assert pack.path == path
         if folder:
             assert np.array_equal(pack.low_res(1), read_image(folder / "1.bmp"))
+    assert [path.stat().st_mtime_ns for path in paths.values()] == times  # none is made again
 
 
 def test_an_lr_folder_in_the_place_of_another_is_noticed(bmp_pairs):

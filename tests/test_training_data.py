@@ -108,7 +108,10 @@ def test_doubtful_pairs_are_said_before_training(write, tmp_path, capsys):
     load_data(dataclasses.replace(CONFIG, lr_dir=("low",)))
     (line,) = capsys.readouterr().out.splitlines()
     assert "11 of 12 HR images hardly look like their LR images" in line
-    assert "above 0.8: 00.png -0." in line and "and 6 others. A wrong pair" in line
+    assert (
+        "above 0.8, and no better turned): 00.png -0." in line
+        and "and 6 others. A wrong pair" in line
+    )
 
 
 def test_validation_images_that_are_trained_on_are_named(write, tmp_path, capsys):
@@ -131,3 +134,27 @@ def test_validation_images_that_are_trained_on_are_named(write, tmp_path, capsys
     (tmp_path / "valid/surplus.png").unlink()
     load_data(config)
     assert "too good" not in capsys.readouterr().out
+
+
+def test_validation_images_that_cannot_be_scored_are_named_and_none_is_an_error(
+    write, tmp_path, capsys
+):
+    write("train/a.png", 64, 64)
+    write("valid/small.png", 16, 80)
+    (tmp_path / "valid/text.png").write_text("no picture")
+    with pytest.raises(DataError, match="no image is large enough to be scored"):
+        load_data(dataclasses.replace(CONFIG, valid_dir="valid"))
+    output = capsys.readouterr().out
+    assert "Left out of validation: 1 too small to be scored: valid/small.png (80x16)\n" in output
+    assert "Left out of valid: 1 that cannot be read" in output
+    (tmp_path / "valid/small.png").unlink()
+    with pytest.raises(DataError, match="valid: no image is large enough to be scored"):
+        load_data(dataclasses.replace(CONFIG, valid_dir="valid"))
+    assert "Left out of valid: 1 that cannot be read" in capsys.readouterr().out
+
+
+def test_a_folder_given_twice_is_remarked_on_once(write, tmp_path, capsys):
+    write("train/a.png", 64, 64)
+    (tmp_path / "train/text.png").write_text("no picture")
+    load_data(dataclasses.replace(CONFIG, train_dir=("train", "train"), valid_dir="train"))
+    assert capsys.readouterr().out.count("cannot be read") == 1

@@ -60,15 +60,17 @@ def load_data(
     elif config.valid_dir:
         valid = pack_folder(config.valid_dir, config.scale, config.valid_lr_dir or None, packed)
     phases = [name for name in PHASES if getattr(config, name).steps]
-    remarks = [remark for pack in (*packs, *filter(None, [valid])) for remark in remarks_on(pack)]
+    remarks = [remark for pack in packs for remark in remarks_on(pack)]
     remarks += [remark for name in phases if (remark := below_crop(config, name, packs))]
-    if valid:
+    scored = []
+    if valid is not None:
         scored = chosen(valid, config.val_images)
-        remarks += unscored(valid) + trained_on(valid, scored, packs)
-    print(*remarks, sep="\n", end="\n" if remarks else "")
+        remarks += remarks_on(valid) + unscored(valid) + trained_on(valid, scored, packs)
+    for remark in dict.fromkeys(remarks):  # the same folder may be given twice
+        print(remark)
     for name in phases:
         refuse_small(config, name, packs)
-    if valid and not scored:
+    if valid is not None and not scored:
         raise DataError(f"{config.valid_dir}: no image is large enough to be scored")
     streams = {n: CropStream(packs, getattr(config, n).patch, config.seed) for n in phases}
     return streams, valid
@@ -90,8 +92,8 @@ def remarks_on(pack: Pack) -> list[str]:
     if doubtful := [f"{name} {words}" for name, words in pack.index["doubtful"]]:
         remarks.append(
             f"Look at these pairs of {pack.folder}: {len(doubtful):,} of {len(pack):,} HR images "
-            "hardly look like their LR images. Their correlation, which for a right pair is above "
-            f"{LOWEST_FIT}: {listed(doubtful)}. A wrong pair spoils training"
+            "hardly look like their LR images. Their correlation (of a right pair: above "
+            f"{LOWEST_FIT}, and no better turned): {listed(doubtful)}. A wrong pair spoils training"
         )
     return remarks
 
