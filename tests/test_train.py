@@ -518,7 +518,9 @@ def test_a_run_goes_on_when_packed_images_vanish(uninterrupted, monkeypatch, cap
     (Path("photos") / "b.png").unlink()
     run(monkeypatch)
     assert results() == uninterrupted[0]
-    assert "b.png" in capsys.readouterr().out
+    assert "images are gone since they were packed (b.png)" in capsys.readouterr().out
+    run(monkeypatch, "--name", "new", "--psnr.steps", "1", "--gan.steps", "0")
+    assert "are gone" not in capsys.readouterr().out
 
 
 # --------------------------------------------------------------- memory, precision, fine-tuning
