@@ -170,9 +170,8 @@ def test_flat_images_are_not_judged_unless_the_other_is_not_flat(photographs, ra
 
 def test_a_symmetric_picture_with_a_shifted_lr_is_no_turned_one():
     x = np.linspace(-1, 1, 256)
-    image = np.uint8(255 * np.exp(-60 * (x[:, None] ** 2 + (x - 0.02) ** 2)))[..., None].repeat(
-        3, 2
-    )
+    spot = np.exp(-60 * (x[:, None] ** 2 + (x - 0.02) ** 2))  # not quite in the middle
+    image = np.uint8(255 * spot)[..., None].repeat(3, 2)
     found = fit(np.roll(shrunk(image), -1, 1), image, 4)
     assert found.turned > found.correlation and not found.surely_turned
 
