@@ -1,6 +1,8 @@
 """What a run says about its images before the first step: in few lines, with remedies."""
 
 import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 from config import Config
 from images.files import write_image
 from images.pairs import DataError
-from training.data import load_data
+from training.data import load_data, remarks_on
 
 CONFIG = Config(train_dir=("train",), valid_dir="")
 CONFIG = dataclasses.replace(
@@ -86,18 +88,25 @@ def test_without_any_image_for_a_crop_the_error_says_what_would_do(
 
 def test_unreadable_images_are_grouped_by_reason(write, tmp_path, capsys):
     write("train/large.png", 64, 64)
-    whole = (tmp_path / "train/large.png").read_bytes()
     for i in range(40):
-        (tmp_path / f"train/cut{i:02}.png").write_bytes(whole[: 300 + 9 * i])
+        write(f"train/dot{i:02}.png", 2, 2)
         (tmp_path / f"train/text{i:02}.png").write_text("no picture")
     load_data(CONFIG)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
-    assert "40 that cannot be read (cannot identify" in lines[1]
-    for kind, line in zip(("cut", "text"), lines, strict=True):
+    for kind, reason, line in zip(("dot", "text"), ("smaller", "cannot"), lines, strict=True):
         names = ", ".join(f"{kind}{i:02}.png" for i in range(5))
-        assert line.startswith("Left out of train: 40 that cannot be read (")
-        assert line.endswith(f"{names} and 35 others")
+        assert line.startswith(f"Left out of train: 40 that cannot be read ({reason}")
+        assert line.endswith(f"): {names} and 35 others")
+
+
+def test_reasons_that_differ_in_numbers_are_one():
+    unreadable = [[f"{i}.png", f"truncated ({10 * i} bytes not processed)"] for i in range(3)]
+    index = dict(unreadable=unreadable, doubtful=[])
+    assert remarks_on(SimpleNamespace(folder=Path("train"), index=index)) == [
+        "Left out of train: 3 that cannot be read (truncated (0 bytes not processed)): "
+        "0.png, 1.png, 2.png"
+    ]
 
 
 def test_doubtful_pairs_are_said_before_training(write, tmp_path, capsys):
