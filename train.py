@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from config import PHASES, Config, Phase, given_settings, parse_args
-from dataset import DataError, batches
+from dataset import batches
+from images.pairs import DataError
 from loss import (
     VGGError,
     VGGFeatures,
@@ -48,6 +49,7 @@ from utils import (
     choose_precision,
     is_lost_connection,
     is_out_of_memory,
+    listed,
     place,
 )
 from weights import Generator, WeightsError, init_generator
@@ -75,7 +77,7 @@ def train(run: RunFolder, given: set[str]) -> None:
     check_batch_size(config, ranks, run.phases_left())
     prepare_folders(config)
     vgg = load_vgg(config, device)
-    streams, valid = load_data(config)
+    streams, valid = load_data(config, packed=() if run.checkpoint else None)
     validation = Validation(valid, device, dtype, run) if valid else None
     run.open_log()
 
@@ -347,9 +349,9 @@ def start_from(generator: Generator, path: str) -> None:
     source, fresh, unused = init_generator(generator, path)
     print(f"Starting from {source}")
     if fresh:
-        print(f"  not in it, so starting at random: {', '.join(fresh)}")
+        print(f"  not in it, so starting at random: {listed(fresh)}")
     if unused:
-        print(f"  in it, but not in this network: {', '.join(unused)}")
+        print(f"  in it, but not in this network: {listed(unused)}")
 
 
 def load_vgg(config: Config, device: torch.device) -> VGGFeatures | None:

@@ -8,23 +8,29 @@ import os
 import pickle
 import platform
 import re
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import safetensors
 import torch
 import torch.distributed as dist
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+if sys.platform != "win32":
+    import fcntl
 
 Placed = TypeVar("Placed", bound=nn.Module | Tensor)
 Part = TypeVar("Part")
@@ -286,11 +292,18 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
+# -------------------------------------------------------------------------------------------- words
+
+
+def listed(items: Sequence[str], most: int = 5) -> str:
+    """Items of which there may be thousands: "a.png, b.png, c.png and 2,997 others"."""
+    others = len(items) - most
+    if others <= 0:
+        return ", ".join(items)
+    return f"{', '.join(items[:most])} and {others:,} other{'s' if others > 1 else ''}"
+
+
 # -------------------------------------------------------------------------------------------- files
-
-
-class UnreadableError(ValueError):
-    """A file of weights that cannot be read; the message is the reason, "it is cut short"."""
 
 
 @contextmanager
@@ -298,10 +311,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path` once the block has ended without an error.
 
     Anyone who opens `path` meanwhile, or after a kill, finds the old content whole.
+
+    Raises:
+        OSError: the block's, or one that says that the disk of `path` is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with naming_full_disk(path), open(temporary, "wb") as file:
             yield file
         os.replace(temporary, path)
     finally:
@@ -336,6 +352,99 @@ def naming(path: Path, kept: str = "") -> Iterator[None]:
             f"{path} cannot be written ({error.strerror or error}){kept}. "
             f"{'Make room' if full else 'Mend that'}, then give the same command again."
         ) from error
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """While `path` is written: when there is no room, the error says where, and what to do."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch.save trips over the file that it could not finish, and hides why it could not.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError) or cause.errno not in NO_ROOM:
+            raise
+        reason = f"{cause.strerror}; {NO_ROOM[cause.errno](path)}"
+        raise OSError(cause.errno, reason, path) from error
+
+
+def free_space(folder: Path) -> str:
+    usage = shutil.disk_usage(folder)
+    return f"the disk of {folder} has {gigabytes(usage.free)} free of {gigabytes(usage.total)}"
+
+
+NO_ROOM = {
+    errno.ENOSPC: lambda path: f"{free_space(path.parent)}: make room there",
+    errno.EDQUOT: lambda path: f"make room in your quota on the disk of {path.parent}",
+    errno.EFBIG: lambda path: f"the disk of {path.parent}, or a limit (ulimit -f), allows no more",
+}
+
+
+def gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+# ------------------------------------------------------------------------------------------- locks
+
+
+@contextmanager
+def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
+    """Be the only process in the block, among all that name the same `path`.
+
+    Where the file system has no locks, as on some clusters, a file beside `path` stands for one. It
+    stays when its process is killed on another machine, so who wrote it is told.
+
+    Args:
+        path: the lock's file, which stays there.
+        busy: called where another process has it, with what is known of that one: nothing, or
+            " (process 12 on node7, since ...)". It raises, or returns to wait for the lock.
+
+    Raises:
+        OSError: the lock's file cannot be made.
+    """
+    native = has_locks(path.parent)
+    marker = path.with_name(f"{path.name}.held")
+    lock: BaseFileLock = FileLock(path) if native else SoftFileLock(marker)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        busy("" if native else holder(marker))
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def has_locks(folder: Path) -> bool:
+    """Whether the file system knows flock: tried on a file that nobody else has."""
+    if sys.platform == "win32":
+        return True
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS):
+                return False
+            raise
+    return True
+
+
+def holder(path: Path) -> str:
+    """Whose a SoftFileLock is, and what to do if that process is gone."""
+    try:
+        pid, host, *_ = [*path.read_text().split(), "?", "?"]
+        since = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+    except OSError:  # let go at this moment
+        return ""
+    return f" (process {pid} on {host}, since {since}; if it is gone, delete {path})"
+
+
+# --------------------------------------------------------------------------------- files of weights
+
+
+class UnreadableError(ValueError):
+    """A file of weights that cannot be read; the message is the reason, "it is cut short"."""
 
 
 def load_tensors(path: str | Path) -> tuple[object, dict[str, str]]:

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset import Pack, pack_folder, write_demo_photographs
+from dataset import write_demo_photographs
 from images.files import write_image
+from images.packs import Pack, pack_folder
 from images.resize import imresize
 from images.strips import labelled_strip
 from training.validation import chosen, mean_scores, score

@@ -20,7 +20,7 @@ from speed import ROOT, SCALE, write_photographs
 
 sys.path.insert(0, str(ROOT))
 
-from dataset import pack_folder
+from images.packs import pack_folder
 from model import RRDBNet
 from weights import save_generator
 

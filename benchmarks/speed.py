@@ -36,8 +36,9 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, Phase
-from dataset import CropStream, batches, pack_folder
+from dataset import CropStream, batches
 from images.files import write_image
+from images.packs import pack_folder
 from images.resize import imresize
 from loss import VGGFeatures
 from model import RRDBNet, VGGDiscriminator

@@ -1,1 +1,1 @@
-"""Pixels: files of every kind, MATLAB's resize, scores, labelled strips. No networks."""
+"""Pixels: files, packs of them, MATLAB's resize, scores, labelled strips. No networks."""

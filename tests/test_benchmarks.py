@@ -19,7 +19,7 @@ import growth
 import speed
 
 from config import parse_args
-from dataset import pack_folder
+from images.packs import pack_folder
 from model import RRDBNet, SRResNet
 from weights import save_generator
 

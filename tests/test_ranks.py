@@ -10,7 +10,8 @@ import safetensors.torch
 import torch
 from test_train import TINY
 
-from dataset import CropStream, batches, pack_folder
+from dataset import CropStream, batches
+from images.packs import pack_folder
 from utils import Ranks
 
 ROOT = Path(__file__).parents[1]

@@ -580,7 +580,8 @@ def test_files_left_out_are_listed_before_the_first_step(
     write_image(random_image(20, 20), workplace / "photos" / "small.png")
     run(monkeypatch, "--gan.steps", "0")
     output = capsys.readouterr().out
-    assert output.index("small.png: 20x20 pixels, below the crop") < output.index("parameters")
+    small = "Left out of the psnr phase: 1 of 5 images, smaller than its 32x32 crop: photos"
+    assert output.index(f"{small}/small.png (20x20)") < output.index("parameters")
     assert "text.png" in output
 
 
@@ -662,7 +663,9 @@ def test_a_run_goes_on_when_packed_images_vanish(uninterrupted, monkeypatch, cap
     (Path("photos") / "b.png").unlink()
     run(monkeypatch)
     assert results() == uninterrupted[0]
-    assert "b.png" in capsys.readouterr().out
+    assert "images are gone since they were packed (b.png)" in capsys.readouterr().out
+    run(monkeypatch, "--name", "new", "--psnr.steps", "1", "--gan.steps", "0")
+    assert "are gone" not in capsys.readouterr().out
 
 
 def test_a_disk_without_room_for_tensorboard_changes_no_weight(uninterrupted, monkeypatch, capsys):
@@ -811,14 +814,14 @@ def test_the_best_of_the_psnr_phase_and_the_last_of_the_gan_phase_are_kept(
         ([], ["data/train", "--train-dir", "dataset.py div2k", "--preset demo"]),
         (["--train-dir", "nowhere"], ["nowhere: no such folder"]),
         (["--train-dir", "empty"], ["empty holds no PNG"]),
-        (["--train-dir", "only text"], ["no training image", "x.png: "]),
-        (["--train-dir", "only cut"], ["no training image", "x.png: "]),
-        (["--train-dir", "only dot"], ["no training image", "x.png: "]),
+        (["--train-dir", "only text"], ["no training image", "x.png"]),
+        (["--train-dir", "only cut"], ["no training image", "x.png"]),
+        (["--train-dir", "only dot"], ["no training image", "x.png"]),
         (["--train-dir", "photos", "--vgg-layer", "conv6_1"], ["vgg_layer", "conv6_1"]),
         (["--train-dir", "photos", "--valid-dir", "nowhere"], ["nowhere: no such folder"]),
         (["--train-dir", "photos", "--psnr.patch", "128"], ["no training image", "128x128"]),
         (["--train-dir", "photos", "--lr-dir", "empty"], ["empty holds no PNG"]),
-        (["--train-dir", "photos", "--lr-dir", "low"], ["no LR partner", "b.png"]),
+        (["--train-dir", "photos", "--lr-dir", "low"], ["no LR image", "b.png"]),
         (["--train-dir", "photos", "--vgg-weights", "none.pth"], ["none.pth", "no such file"]),
         (["--train-dir", "photos", "--name", "text"], ["text/last.pt", "cannot be read"]),
         (["--train-dir", "photos", "--name", "file"], ["checkpoints/file"]),

@@ -23,7 +23,7 @@ from images.resize import imresize
 from images.scores import psnr, ssim
 from images.tensors import to_image, to_tensor
 from model import RRDBNet
-from upscaling.inputs import find_partner, partners_in
+from upscaling.inputs import UsageError, find_partner, partners_in
 from weights import load_generator, save_generator
 
 # By path: `import test` may find Python's own test package.
@@ -581,6 +581,18 @@ def test_the_very_same_name_is_the_first_choice(tmp_path):
     assert find_partner(Path("max.png"), found).name == "max.png"
     (tmp_path / "x2.png").touch()
     assert find_partner(Path("x4.png"), partners_in(tmp_path)) is None
+
+
+def test_partners_that_fit_equally_well_are_named(tmp_path):
+    for name in ("cat.png", "cat.bmp", "dog_HR.png", "dog.png", "owl_GT.png", "owl_HR.png"):
+        (tmp_path / name).touch()
+    found = partners_in(tmp_path)
+    assert find_partner(Path("cat.png"), found).name == "cat.png"
+    assert find_partner(Path("cat.bmp"), found).name == "cat.bmp"
+    assert find_partner(Path("dogx4.png"), found).name == "dog.png"
+    for name, alike in (("cat.jpg", r"cat\.bmp, .*cat\.png"), ("owl.png", "owl_GT.*owl_HR")):
+        with pytest.raises(UsageError, match=alike):
+            find_partner(Path(name), found)
 
 
 def test_compare_writes_pictures_side_by_side(workplace, monkeypatch):

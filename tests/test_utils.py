@@ -5,6 +5,10 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
+import subprocess
+import sys
+import threading
 import time
 import zipfile
 from pathlib import PurePosixPath
@@ -22,7 +26,9 @@ from utils import (
     choose_device,
     choose_precision,
     is_out_of_memory,
+    listed,
     load_tensors,
+    locked,
     naming,
     remove_leftovers,
     replacing,
@@ -269,3 +275,123 @@ def test_a_failure_to_write_names_the_file_and_what_to_do(number, remedy):
     words = re.escape(f"a/b.png cannot be written ({os.strerror(code)}). {remedy}, then give")
     with pytest.raises(OSError, match=words), naming(PurePosixPath("a/b.png")):
         raise OSError(code, os.strerror(code))
+
+
+# ------------------------------------------------------------------------ full disks, locks, lists
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_named_with_the_file_and_the_old_file_stays(number, tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError) as error, replacing(path):
+        raise OSError(number, os.strerror(number))
+    assert error.value.errno == number and path.read_bytes() == b"old"
+    assert error.value.filename == path
+    assert f"{os.strerror(number)}; " in str(error.value) and str(tmp_path) in str(error.value)
+    with pytest.raises(OSError, match=str(tmp_path)) as error, replacing(path):
+        try:
+            raise OSError(number, os.strerror(number))
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")  # as torch.save ends
+    assert error.value.errno == number
+    with pytest.raises(OSError, match=r"^\[Errno 5\] other$"), replacing(path):
+        raise OSError(errno.EIO, "other")
+
+
+def test_the_file_system_says_how_much_is_free(tmp_path):
+    stat = os.statvfs(tmp_path)
+    total = stat.f_blocks * stat.f_frsize / 1e9
+    shown = re.search(r"has ([\d.]+) [GM]B free of ([\d.]+) GB", utils.free_space(tmp_path))
+    assert float(shown[2]) == pytest.approx(total, abs=0.1)
+
+
+@pytest.fixture(params=["flock", "no flock"])
+def storage(request, monkeypatch):
+    """The file system's locks work, or they do not, as on some clusters."""
+    if request.param == "no flock":
+        monkeypatch.setattr(utils, "has_locks", lambda folder: False)
+
+
+class Refused(Exception):
+    pass
+
+
+def refuse(holder):
+    raise Refused(holder)
+
+
+def test_a_lock_is_one_processs_and_others_are_told_or_wait(storage, tmp_path):
+    path, told = tmp_path / ".lock", []
+    with locked(path, refuse):
+        with pytest.raises(Refused), locked(path, refuse):
+            pass
+        waiting = threading.Thread(target=enter, args=(path, told))
+        waiting.start()
+        while not told:
+            time.sleep(0.01)
+        assert len(told) == 1  # it waits
+    waiting.join(20)
+    assert told[1:] == ["entered"]
+    with locked(path, refuse):
+        pass
+
+
+def enter(path, told):
+    with locked(path, told.append):
+        told.append("entered")
+
+
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS])
+def test_storage_without_locks_is_recognised(number, tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def unsupported(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    assert utils.has_locks(tmp_path)
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    assert not utils.has_locks(tmp_path)
+    with locked(tmp_path / ".lock", refuse):
+        with pytest.raises(Refused) as refused, locked(tmp_path / ".lock", refuse):
+            pass
+        holder = str(refused.value)
+    assert f"process {os.getpid()} on {socket.gethostname()}, since 20" in holder
+    assert f"if it is gone, delete {tmp_path / '.lock.held'})" in holder
+    assert not list(tmp_path.iterdir())
+
+
+HOLD = """
+import sys, time
+from filelock import SoftFileLock
+lock = SoftFileLock(sys.argv[1])
+lock.acquire()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_lock_of_a_killed_process_is_free_here_and_named_if_it_was_elsewhere(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(utils, "has_locks", lambda folder: False)
+    path, held = tmp_path / ".lock", tmp_path / ".lock.held"
+    command = [sys.executable, "-c", HOLD, str(held)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        with pytest.raises(Refused) as refused, locked(path, refuse):
+            pass
+        process.kill()
+    assert f"process {process.pid} on" in str(refused.value)
+    with locked(path, refuse):
+        pass
+    held.write_text("4242\nnode7\n")
+    with pytest.raises(Refused, match="process 4242 on node7, since"), locked(path, refuse):
+        pass
+
+
+def test_long_lists_are_short():
+    assert listed([]) == "" and listed(["a"]) == "a"
+    assert listed(list("abcde")) == "a, b, c, d, e"
+    assert listed(list("abcdef")) == "a, b, c, d, e and 1 other"
+    assert listed([str(i) for i in range(3002)], most=2) == "0, 1 and 3,000 others"

@@ -1,18 +1,18 @@
 """What a run trains and validates on; what is left out is named before the first step."""
 
+import dataclasses
+import re
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from config import PHASES, Config
-from dataset import (
-    DEMO_DIR,
-    CropStream,
-    DataError,
-    Pack,
-    pack_folder,
-    write_demo_photographs,
-)
+from dataset import DEMO_DIR, CropStream, write_demo_photographs
 from images.files import find_images
+from images.packs import Pack, pack_folder
+from images.pairs import LOWEST_FIT, DataError
 from training.validation import chosen, smallest_scored
+from utils import listed
 
 NO_DATA = """\
 no images in data/train. Put yours there and a few others into data/valid, or name other folders:
@@ -36,39 +36,138 @@ def prepare_folders(config: Config) -> None:
         raise DataError(NO_DATA)
 
 
-def load_data(config: Config) -> tuple[dict[str, CropStream], Pack | None]:
+def load_data(
+    config: Config, packed: Collection[str] | None = None
+) -> tuple[dict[str, CropStream], Pack | None]:
     """The crops of each phase and the validation images; every file is read, or known, by now.
+
+    Args:
+        config: of the run.
+        packed: for a run that goes on, the ids of its packs, as far as they are known: it keeps
+            their copies of images that are gone. A new run (None) takes what is there.
 
     Raises:
         DataError: no image is large enough for a phase's crop, or for validation.
     """
     lr_dirs = config.lr_dir or [None] * len(config.train_dir)
     packs = [
-        pack_folder(folder, config.scale, lr_dir)
+        pack_folder(folder, config.scale, lr_dir, packed)
         for folder, lr_dir in zip(config.train_dir, lr_dirs, strict=True)
     ]
     valid = None
     if config.valid_dir == Config.valid_dir and not find_images(config.valid_dir):
         print(f"No validation: no images in {config.valid_dir}; --valid-dir names another folder.")
     elif config.valid_dir:
-        valid = pack_folder(config.valid_dir, config.scale, config.valid_lr_dir or None)
-    patches = {name: getattr(config, name).patch for name in PHASES if getattr(config, name).steps}
-    if left_out := unused_images(packs, valid, patches):
-        print(f"Left out ({len(left_out)}):", *left_out, sep="\n  ")
-    if valid and not chosen(valid, config.val_images):
+        valid = pack_folder(config.valid_dir, config.scale, config.valid_lr_dir or None, packed)
+    phases = [name for name in PHASES if getattr(config, name).steps]
+    remarks = [remark for pack in packs for remark in remarks_on(pack)]
+    remarks += [remark for name in phases if (remark := below_crop(config, name, packs))]
+    scored = []
+    if valid is not None:
+        scored = chosen(valid, config.val_images)
+        remarks += remarks_on(valid) + unscored(valid) + trained_on(valid, scored, packs)
+    for remark in dict.fromkeys(remarks):  # the same folder may be given twice
+        print(remark)
+    for name in phases:
+        refuse_small(config, name, packs)
+    if valid is not None and not scored:
         raise DataError(f"{config.valid_dir}: no image is large enough to be scored")
-    return {name: CropStream(packs, patch, config.seed) for name, patch in patches.items()}, valid
+    streams = {n: CropStream(packs, getattr(config, n).patch, config.seed) for n in phases}
+    return streams, valid
 
 
-def unused_images(packs: list[Pack], valid: Pack | None, patches: dict[str, int]) -> list[str]:
-    """Each image that a phase or the validation leaves out, and why."""
-    reasons = [reason for pack in packs for reason in pack.index["unreadable"]]
-    for pack in packs:
-        for name, patch in patches.items():
-            small = pack.below(patch)
-            reasons += [f"{image}, below the crop of the {name} phase" for image in small]
-    if valid:
-        small = valid.below(smallest_scored(valid.index["scale"]))
-        reasons += valid.index["unreadable"]
-        reasons += [f"{image}, too small to be scored" for image in small]
-    return list(dict.fromkeys(reasons))
+# ------------------------------------------------------------------- what is left out, or doubtful
+
+
+def remarks_on(pack: Pack) -> list[str]:
+    """What was found while the images were read, a line for each kind."""
+    by_reason: dict[str, list[tuple[str, str]]] = {}
+    for name, reason in pack.index["unreadable"]:
+        by_reason.setdefault(re.sub(r"\d+", "0", reason), []).append((name, reason))
+    remarks = [
+        f"Left out of {pack.folder}: {len(alike):,} that cannot be read ({alike[0][1]}): "
+        f"{listed([name for name, _ in alike])}"
+        for alike in by_reason.values()
+    ]
+    if doubtful := [f"{name} {words}" for name, words in pack.index["doubtful"]]:
+        remarks.append(
+            f"Look at these pairs of {pack.folder}: {len(doubtful):,} of {len(pack):,} HR images "
+            "hardly look like their LR images. Their correlation (of a right pair: above "
+            f"{LOWEST_FIT}, and no better turned): {listed(doubtful)}. A wrong pair spoils training"
+        )
+    return remarks
+
+
+def sized(pack: Pack, i: int) -> str:
+    height, width = pack.size(i)
+    return f"{pack.folder / pack.name(i)} ({width}x{height})"
+
+
+def every_image(packs: list[Pack]) -> list[tuple[Pack, int]]:
+    return [(pack, i) for pack in packs for i in range(len(pack))]
+
+
+def side(image: tuple[Pack, int]) -> int:
+    """The shorter one, which a crop has to fit."""
+    pack, i = image
+    return min(pack.size(i))
+
+
+def below_crop(config: Config, name: str, packs: list[Pack]) -> str:
+    """Which images a phase leaves out because its crop is larger; empty if it uses them all."""
+    patch, images = getattr(config, name).patch, every_image(packs)
+    small = sorted((image for image in images if side(image) < patch), key=side, reverse=True)
+    if not small or len(small) == len(images):
+        return ""
+    # A smaller crop is good advice if it lets in half of what is left out now.
+    fitting = largest_patch(config, name, side(small[len(small) // 2]))
+    gained = sum(side(image) >= fitting for image in small) if fitting else 0
+    return (
+        f"Left out of the {name} phase: {len(small):,} of {len(images):,} images, smaller than its "
+        f"{patch}x{patch} crop: {listed([sized(*image) for image in small])}"
+        + (f". --{name}.patch {fitting} would use {gained:,} of them" if gained else "")
+    )
+
+
+def refuse_small(config: Config, name: str, packs: list[Pack]) -> None:
+    """Raise if a phase has not a single image; say what would give it some."""
+    patch, images = getattr(config, name).patch, every_image(packs)
+    if not images:
+        raise DataError(f"no training image in {listed(config.train_dir)} can be read")
+    largest = max(images, key=side)
+    if side(largest) >= patch:
+        return
+    fitting = largest_patch(config, name, side(largest))
+    raise DataError(
+        f"no training image is at least {patch}x{patch} pixels, the crop of the {name} phase: of "
+        f"{len(images):,}, the largest is {sized(*largest)}. "
+        + (f"Give --{name}.patch {fitting}, or larger images" if fitting else "Give larger images")
+    )
+
+
+def largest_patch(config: Config, name: str, limit: int) -> int | None:
+    """The largest crop up to `limit` pixels that the phase can have, if there is one."""
+    for patch in range(limit, 0, -1):
+        phase = dataclasses.replace(getattr(config, name), patch=patch)
+        with suppress(ValueError):
+            return getattr(dataclasses.replace(config, **{name: phase}), name).patch
+    return None
+
+
+def unscored(valid: Pack) -> list[str]:
+    smallest = smallest_scored(valid.index["scale"])
+    if small := [sized(*image) for image in every_image([valid]) if side(image) < smallest]:
+        return [f"Left out of validation: {len(small):,} too small to be scored: {listed(small)}"]
+    return []
+
+
+def trained_on(valid: Pack, scored: list[int], packs: list[Pack]) -> list[str]:
+    trained = {pack.digest(i): pack.folder / pack.name(i) for pack, i in every_image(packs)}
+    known = [i for i in scored if valid.digest(i) in trained]
+    if not known:
+        return []
+    pairs = [f"{valid.folder / valid.name(i)} is {trained[valid.digest(i)]}" for i in known]
+    return [
+        f"Scores will look too good: {len(known):,} of {len(scored):,} validation images are "
+        f"trained on, too: {listed(pairs)}"
+    ]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dataset import Pack
+from images.packs import Pack
 from images.resize import enlarge_nearest, imresize
 from images.scores import psnr, ssim
 from images.strips import labelled_strip

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from images.files import ImageError, find_images, read_image
+from utils import listed
 
 
 class UsageError(ValueError):
@@ -68,11 +69,22 @@ def find_partner(name: Path, high_res: dict[Path, list[Path]]) -> Path | None:
     Args:
         name: of the LR image, relative to its folder.
         high_res: what `partners_in` found.
+
+    Raises:
+        UsageError: several fit equally well.
     """
+    wanted = plain(name.stem)
+
+    def distance(path: Path) -> tuple[bool, ...]:
+        return path.name != name.name, path.stem != name.stem, path.stem != wanted
+
     for folder in (name.parent, Path()):
-        alike = high_res.get(folder / plain(name.stem), [])
-        if alike:
-            return min(alike, key=lambda path: path.stem != name.stem)
+        if alike := high_res.get(folder / wanted):
+            nearest = min(map(distance, alike))
+            fitting = [str(path) for path in alike if distance(path) == nearest]
+            if len(fitting) > 1:
+                raise UsageError(f"{name} may belong to {listed(fitting)}: give it one's name")
+            return Path(fitting[0])
     return None
 
 

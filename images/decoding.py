@@ -1,0 +1,139 @@
+"""The images of a folder decoded, each with its LR image, and what is wrong with which of them."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from images.files import ImageError, read_image
+from images.pairs import LOWEST_FIT, DataError, Fit, fit
+from images.resize import imresize
+from utils import listed
+
+
+class MismatchError(ImageError):
+    """An LR image that is not its HR image's size over the scale."""
+
+
+class Findings:
+    """What is wrong with the images of a folder, by kind.
+
+    Attributes:
+        unreadable: [name, reason] of each that is left out.
+        doubtful: [name, correlation in words] of each that hardly looks like its LR image.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.unreadable: list[list[str]] = []
+        self.doubtful: list[list[str]] = []
+        self.passing: list[str] = []
+        self.mismatched: list[str] = []
+        self.turned: list[str] = []
+
+    def name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+    def add_error(self, path: Path, lr_path: Path | None, error: ImageError) -> None:
+        if isinstance(error, MismatchError):
+            self.mismatched.append(str(error))
+        elif is_passing(error):
+            self.passing.append(str(error))
+        else:
+            reason = str(error).removeprefix(f"{path}: ").replace(f"{lr_path}: ", "its LR image: ")
+            self.unreadable.append([self.name(path), reason])
+
+    def add_fit(self, path: Path, lr_path: Path | None, found: Fit | None) -> None:
+        if found and found.surely_turned:
+            self.turned.append(f"{lr_path}: {found}")
+        elif found and found.doubtful:
+            self.doubtful.append([self.name(path), str(found)])
+
+    def refuse(self) -> None:
+        """Raise for what must not be trained on, and for what may be gone on the next try.
+
+        Raises:
+            DataError: all of it, each kind on a line.
+        """
+        complaints = []
+        if self.passing:
+            complaints.append(f"{len(self.passing):,} cannot be read now: {listed(self.passing)}")
+        if self.mismatched:
+            complaints.append(
+                f"{len(self.mismatched):,} LR images are of a wrong size: {listed(self.mismatched)}"
+            )
+        if self.turned:
+            complaints.append(
+                f"{len(self.turned):,} LR images are turned against their HR images, by their "
+                f"correlation: {listed(self.turned)}. Turn them, or mend the orientation that is "
+                "in the EXIF data of one of the two"
+            )
+        if complaints:
+            raise DataError("\n  ".join([f"{self.folder} cannot be packed:", *complaints]))
+
+
+def is_passing(error: ImageError) -> bool:
+    """Whether reading failed for no fault of the file: a reason that may be gone tomorrow."""
+    cause = error.__cause__
+    return isinstance(cause, MemoryError) or getattr(cause, "errno", None) is not None
+
+
+@dataclass
+class Decoded:
+    """A pair of images, uint8 and contiguous: (H, W, 3) and (H / scale, W / scale, 3)."""
+
+    high_res: np.ndarray
+    low_res: np.ndarray
+    digest: str
+    fit: Fit | None = None
+
+
+def decode_all(
+    paths: list[Path], partners: dict[Path, Path], scale: int
+) -> Iterator[Decoded | ImageError]:
+    """Per path, in order: what it holds, or the error that it ended in."""
+
+    def decode(path: Path) -> Decoded | ImageError:
+        try:
+            return decode_pair(path, partners.get(path), scale)
+        except ImageError as error:
+            return error
+
+    # Threads are enough: Pillow and NumPy let go of the interpreter lock while they work.
+    # Chunks bound how many decoded images wait in memory.
+    workers = os.cpu_count() or 1
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(paths), desc="packing images", unit="image") as bar,
+    ):
+        for start in range(0, len(paths), 2 * workers):
+            for result in pool.map(decode, paths[start : start + 2 * workers]):
+                yield result
+                bar.update()
+
+
+def decode_pair(path: Path, lr_path: Path | None, scale: int) -> Decoded:
+    image = read_image(path)
+    height, width = (side // scale * scale for side in image.shape[:2])
+    if min(height, width) == 0:
+        raise ImageError(f"{path}: smaller than one LR pixel")
+    high_res = np.ascontiguousarray(image[:height, :width])
+    digest = hashlib.blake2b(repr(high_res.shape).encode(), digest_size=16)
+    digest.update(high_res.data)
+    if lr_path is None:
+        return Decoded(high_res, imresize(high_res, 1 / scale), digest.hexdigest())
+    low_res = np.ascontiguousarray(read_image(lr_path))
+    size, given = (width // scale, height // scale), low_res.shape[1::-1]
+    if given == size:
+        return Decoded(high_res, low_res, digest.hexdigest(), fit(low_res, high_res, scale))
+    found = fit(low_res, high_res, scale) if given == size[::-1] else None
+    raise MismatchError(
+        f"{lr_path} is {given[0]}x{given[1]} instead of {size[0]}x{size[1]}, 1/{scale} of {path} "
+        f"({image.shape[1]}x{image.shape[0]})"
+        + (f"; it fits {found.turn}" if found and found.turned >= LOWEST_FIT else "")
+    )

@@ -1,0 +1,406 @@
+"""A folder of images, decoded once into one memory-mapped file: a crop then costs microseconds.
+
+Low-resolution images are made from the whole image, so a crop's LR is the crop of the LR.
+"""
+
+import glob
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from images.decoding import Findings, decode_all
+from images.files import ImageError, find_images
+from images.pairs import DataError, find_partners
+from utils import gigabytes, listed, locked, replacing
+
+if sys.platform != "win32":
+    import fcntl
+
+PACK_FORMAT = 2  # counts up when the layout of a pack changes, so that old ones are rebuilt
+
+
+class Pack:
+    """The images of one folder, each as HR and LR, in one memory-mapped file.
+
+    The file holds the raw uint8 pixels, then an index in JSON, then the index's length in 8 bytes.
+    While it is mapped, `pack_folder` leaves it where it is, in whatever process.
+
+    Args:
+        path: a file written by `pack_folder`.
+        folder: where its images are, for messages.
+
+    Raises:
+        OSError, ValueError: it is not there, or damaged.
+    """
+
+    def __init__(self, path: Path, folder: Path):
+        self.path, self.folder = path, folder
+        with open(path, "rb") as file:
+            if sys.platform != "win32":  # there, a mapped file cannot be deleted anyway
+                with suppress(OSError):  # storage without locks: no pack on it is ever deleted
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            self.index = read_index(file)
+            # A pack without a single image has no bytes to map. The mapping keeps the lock.
+            self.pixels = np.memmap(file, np.uint8, "r") if self.index["images"] else None
+
+    def __reduce__(self):
+        # A worker maps the file itself: pickling would copy it whole.
+        if not self.path.exists():
+            raise DataError(f"{self.path} was deleted while a run reads it; start the run again")
+        return reopen, (self.path, self.folder, self.id)
+
+    def __len__(self) -> int:
+        return len(self.index["images"])
+
+    @property
+    def id(self) -> str:
+        """Equal for packs made from the same files."""
+        return self.index["id"]
+
+    def name(self, i: int) -> str:
+        """Path of the i-th image inside its folder."""
+        return self.index["images"][i]["name"]
+
+    def stem(self, i: int) -> str:
+        """The same as one file name, without suffix: sub_d of sub/d.png."""
+        return Path(self.name(i)).with_suffix("").as_posix().replace("/", "_")
+
+    def size(self, i: int) -> tuple[int, int]:
+        """Height and width of the i-th HR image, multiples of the scale."""
+        image = self.index["images"][i]
+        return image["height"], image["width"]
+
+    def digest(self, i: int) -> str:
+        """Equal for HR images of equal pixels, whatever their names and formats."""
+        return self.index["images"][i]["digest"]
+
+    def high_res(self, i: int) -> np.ndarray:
+        """uint8 (H, W, 3), a view of the file."""
+        height, width = self.size(i)
+        return self._view(self.index["images"][i]["offset"], height, width)
+
+    def low_res(self, i: int) -> np.ndarray:
+        """uint8 (H / scale, W / scale, 3), a view of the file."""
+        height, width = self.size(i)
+        offset = self.index["images"][i]["offset"] + height * width * 3
+        return self._view(offset, height // self.index["scale"], width // self.index["scale"])
+
+    def _view(self, offset: int, height: int, width: int) -> np.ndarray:
+        assert self.pixels is not None  # an image has pixels
+        return self.pixels[offset : offset + height * width * 3].reshape(height, width, 3)
+
+
+def reopen(path: Path, folder: Path, id: str) -> Pack:
+    """The pack that another process has open, which must be the one with this id."""
+    pack = Pack(path, folder)
+    if pack.id != id:
+        raise DataError(f"{path} was replaced while a run reads it; start the run again")
+    return pack
+
+
+def read_index(file) -> dict:
+    end = file.seek(-8, os.SEEK_END)
+    length = int.from_bytes(file.read(8), "little")
+    file.seek(end - length)
+    return json.loads(file.read(length))
+
+
+# ------------------------------------------------------------------------------- finding a pack
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a pack is made from: files by name, size and times, and how.
+
+    Of the times, that of the inode's last change (on Windows, when the file was made) cannot be set
+    like a date: it tells a file from another that was put in its place with the same size and date.
+    """
+
+    scale: int
+    high_res: list
+    low_res: list
+    low_res_folder: str
+    format: int = PACK_FORMAT
+
+    @property
+    def id(self) -> str:
+        return hashlib.blake2b(json.dumps(vars(self)).encode(), digest_size=8).hexdigest()
+
+    def is_like(self, index: dict) -> bool:
+        """Whether the index's pack may differ in which files it was made from, but not in how."""
+        return all(index.get(k) == getattr(self, k) for k in ("format", "scale", "low_res_folder"))
+
+    def vanished(self, index: dict) -> list[str] | None:
+        """The names that a pack has and the folders have not; None if they have what it has not."""
+        names: list[str] = []
+        for field in ("high_res", "low_res"):
+            packed = {tuple(entry) for entry in index[field]}
+            there = {tuple(entry) for entry in getattr(self, field)}
+            if not there <= packed:
+                return None
+            names += sorted(name for name, *_ in packed - there)
+        return list(dict.fromkeys(names))  # a pair has the same name in both
+
+
+def pack_folder(
+    folder: str | Path,
+    scale: int,
+    lr_folder: str | Path | None = None,
+    packed: Collection[str] | None = None,
+) -> Pack:
+    """Open the pack of a folder's images as they are now; build it first where there is none.
+
+    It is kept in the folder itself, or under data/packs where that is read-only or full. Runs with
+    different wishes have packs of different names. Processes that start at once wait for the one
+    that builds. `index["unreadable"]` names what is left out, `index["doubtful"]` the HR images
+    that their LR images hardly look like.
+
+    Args:
+        folder: HR images, at any depth. Each is cropped at the right and the bottom to a multiple
+            of the scale.
+        scale: HR size over LR size.
+        lr_folder: LR images with the same names (or 0001x4.png for 0001.png); without it, LR is
+            MATLAB's bicubic.
+        packed: for a run that goes on, the ids of the packs that it knows. It must see the same
+            samples even if files were tidied away since, so its pack may hold what is gone.
+
+    Raises:
+        DataError: no folder, no images, no room, or LR partners that are missing, of a wrong size,
+            or turned.
+    """
+    folder, lr_folder = Path(folder), Path(lr_folder) if lr_folder else None
+    paths = list_images(folder)
+    lr_paths = list_images(lr_folder) if lr_folder else []
+    source = Source(
+        scale=scale,
+        high_res=fingerprint(folder, paths),
+        low_res=fingerprint(lr_folder, lr_paths) if lr_folder else [],
+        low_res_folder=lr_folder.resolve().as_posix() if lr_folder else "",
+    )
+
+    def tell(holder: str) -> None:
+        print(f"Another process{holder} is packing {folder}; waiting for it")
+
+    with locked(lock_of(folder), tell):
+        if (pack := find_pack(folder, source, packed)) is not None:
+            return pack
+        refuse_empty(folder, paths)
+        partners = {}
+        if lr_folder:
+            refuse_empty(lr_folder, lr_paths)
+            partners = find_partners(folder, paths, lr_folder, lr_paths, scale)
+        if packed:
+            print(f"{folder}: the run goes on with other images than it was trained on until now")
+        remove_old(folder, source)
+        target = place(folder, source, paths)
+        build_pack(target, folder, paths, partners, source)
+        return Pack(target, folder)
+
+
+def list_images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    return find_images(folder)
+
+
+def refuse_empty(folder: Path, images: list[Path]) -> None:
+    if not images:
+        raise DataError(f"{folder} holds no PNG, JPEG, WebP, BMP or TIFF image, at any depth")
+
+
+def fingerprint(folder: Path, paths: list[Path]) -> list:
+    """What changes when a file comes, goes or changes; JSON gives it back equal."""
+    entries = []
+    for path in paths:
+        stat = path.stat() if path.exists() else path.lstat()  # a link may lead nowhere
+        name = path.relative_to(folder).as_posix()
+        entries.append([name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
+    return entries
+
+
+def find_pack(folder: Path, source: Source, packed: Collection[str] | None) -> Pack | None:
+    """The pack of these files; for a run that goes on, one that may have more than these."""
+    fitting: dict[str, tuple[Path, list[str]]] = {}
+    for path, index in packs_of(folder, source.scale):
+        if source.is_like(index) and (gone := source.vanished(index)) is not None:
+            fitting[index["id"]] = path, gone
+    if packed is None:
+        return Pack(fitting[source.id][0], folder) if source.id in fitting else None
+    # Where the run does not know: the one with the most images, as nobody else needs those.
+    known = [id for id in packed if id in fitting]
+    order = known or sorted(fitting, key=lambda id: len(fitting[id][1]), reverse=True)
+    if not order:
+        return None
+    path, gone = fitting[order[0]]
+    if gone:
+        print(
+            f"{folder}: {len(gone):,} images are gone since they were packed ({listed(gone)}); "
+            f"their packed copies go on being used. To drop them, delete {path}"
+        )
+    return Pack(path, folder)
+
+
+def packs_of(folder: Path, scale: int) -> Iterator[tuple[Path, dict]]:
+    """Every pack of the folder at that scale, with its index, {} for one that is damaged."""
+    for start in starts(folder):
+        for path in sorted(start.parent.glob(f"{glob.escape(start.name)}-x{scale}[-.]*bin")):
+            yield path, index_of(path)
+
+
+def index_of(path: Path) -> dict:
+    try:
+        with open(path, "rb") as file:
+            return read_index(file)
+    except (OSError, ValueError):
+        return {}
+
+
+# ---------------------------------------------------------------------------- where packs are kept
+
+
+def starts(folder: Path) -> tuple[Path, Path]:
+    """How the paths of its packs begin: in the folder itself, and elsewhere."""
+    whole = folder.resolve()
+    identity = hashlib.sha256(str(whole).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    elsewhere = Path("data/packs") / f"{whole.name}-{identity}-esrgan-packed"
+    return folder / "esrgan-packed", elsewhere
+
+
+def lock_of(folder: Path) -> Path:
+    """The path of the lock under which the folder is packed.
+
+    Raises:
+        DataError: there is no place that can be written to.
+    """
+    for start in starts(folder):
+        if is_writable(start.parent):
+            return start.with_name(f".{start.name}.lock")
+    raise DataError(f"{folder} cannot be packed: neither it nor data/packs can be written to")
+
+
+def is_writable(folder: Path) -> bool:
+    """Found by writing: os.access knows neither Windows' access lists nor full disks."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def place(folder: Path, source: Source, paths: list[Path]) -> Path:
+    """The path for a new pack, where there is room for it.
+
+    Raises:
+        DataError: there is none.
+    """
+    needed = packed_size(paths, source.scale)
+    shortages = []
+    for start in starts(folder):
+        if not is_writable(start.parent):
+            shortages.append(f"{start.parent} cannot be written to")
+            continue
+        free = shutil.disk_usage(start.parent).free
+        if free >= needed:
+            if shortages:
+                print(f"{shortages[0]}, so its pack goes to {start.parent}")
+            return start.with_name(f"{start.name}-x{source.scale}-{source.id}.bin")
+        shortages.append(f"the disk of {start.parent} has {gigabytes(free)} free")
+    raise DataError(
+        f"packing {folder} takes {gigabytes(needed)}, but {' and '.join(shortages)}. "
+        "Make room, or make data/packs a link to a larger disk"
+    )
+
+
+def packed_size(paths: list[Path], scale: int) -> int:
+    """Bytes that the images take when they are decoded, by their headers."""
+    size = 0
+    for path in paths:
+        with suppress(Exception), Image.open(path) as file:  # what is damaged is named later
+            width, height = (side // scale for side in file.size)
+            size += 3 * width * height * (scale**2 + 1) + 300  # and a line in the index
+    return size
+
+
+def remove_old(folder: Path, source: Source) -> None:
+    """Delete halves, and packs of files that have changed since; what a run may want stays."""
+    for start in starts(folder):
+        for half in start.parent.glob(f".{glob.escape(start.name)}-*.tmp"):
+            half.unlink(missing_ok=True)
+    wanted = []
+    for path, index in packs_of(folder, source.scale):
+        readable = index.get("format", 0) >= PACK_FORMAT
+        if readable and not source.is_like(index):
+            continue  # with LR images of another folder
+        if (readable and source.vanished(index) is not None) or not delete_unused(path):
+            wanted.append(str(path))
+    if wanted:
+        print(
+            f"Older packs stay, because runs read them or may go on with them: {listed(wanted)}. "
+            "Delete them when there is none"
+        )
+
+
+def delete_unused(path: Path) -> bool:
+    """Delete a pack unless a process has it mapped, or might have."""
+    try:
+        if sys.platform != "win32":
+            with open(path, "r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    except OSError:
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------- building a pack
+
+
+def build_pack(
+    target: Path, folder: Path, paths: list[Path], partners: dict[Path, Path], source: Source
+) -> None:
+    """Decode every image and write the pack, whole or not at all."""
+    findings = Findings(folder)
+    try:
+        with replacing(target) as file:
+            images = write_images(file, paths, partners, source.scale, findings)
+            findings.refuse()
+            about = dict(unreadable=findings.unreadable, doubtful=findings.doubtful)
+            index = vars(source) | dict(id=source.id, images=images) | about
+            encoded = json.dumps(index).encode()
+            file.write(encoded + len(encoded).to_bytes(8, "little"))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be packed: {target}: {error.strerror or error}"
+        ) from error
+
+
+def write_images(
+    file: BinaryIO, paths: list[Path], partners: dict[Path, Path], scale: int, findings: Findings
+) -> list[dict]:
+    """The pixels of every image that can be read, to the file; returns where each of them is."""
+    images, offset = [], 0
+    for path, result in zip(paths, decode_all(paths, partners, scale), strict=True):
+        if isinstance(result, ImageError):
+            findings.add_error(path, partners.get(path), result)
+            continue
+        findings.add_fit(path, partners.get(path), result.fit)
+        height, width = result.high_res.shape[:2]
+        about = dict(height=height, width=width, digest=result.digest)
+        images.append(dict(name=findings.name(path), offset=offset) | about)
+        offset += file.write(result.high_res.data)
+        offset += file.write(result.low_res.data)
+    return images

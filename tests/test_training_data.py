@@ -1,0 +1,169 @@
+"""What a run says about its images before the first step: in few lines, with remedies."""
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from config import Config
+from images.files import write_image
+from images.pairs import DataError
+from training.data import load_data, remarks_on
+
+CONFIG = Config(train_dir=("train",), valid_dir="")
+CONFIG = dataclasses.replace(
+    CONFIG,
+    psnr=dataclasses.replace(CONFIG.psnr, patch=64),
+    gan=dataclasses.replace(CONFIG.gan, patch=32),
+)
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch, random_image):
+    """Writes noise of a size to a name; train.py would be run where it goes."""
+    monkeypatch.chdir(tmp_path)
+
+    def writing(name, height, width, seed=0):
+        write_image(random_image(height, width, seed), tmp_path / name)
+
+    return writing
+
+
+def test_many_small_images_are_one_line_with_the_remedy(write, tmp_path, capsys):
+    write("train/large.png", 64, 64)
+    write("train/a.png", 48, 60)
+    for i in range(200):
+        (tmp_path / f"train/tile{i:03}.png").hardlink_to(tmp_path / "train/a.png")
+    streams, _ = load_data(CONFIG)
+    assert len(streams["psnr"].images) == 1 and len(streams["gan"].images) == 202
+    assert capsys.readouterr().out == (
+        "Left out of the psnr phase: 201 of 202 images, smaller than its 64x64 crop: "
+        "train/a.png (60x48), train/tile000.png (60x48), train/tile001.png (60x48), "
+        "train/tile002.png (60x48), train/tile003.png (60x48) and 196 others. "
+        "--psnr.patch 48 would use 201 of them\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("phase", "patch", "largest", "words"),
+    [
+        (
+            "psnr",
+            128,
+            (96, 120),
+            "psnr phase: of 2, the largest is train/b.png (120x96). Give",
+        ),
+        ("psnr", 128, (96, 120), "Give --psnr.patch 96, or larger images"),
+        ("psnr", 64, (51, 63), "Give --psnr.patch 48, or larger images"),
+        (
+            "gan",
+            128,
+            (124, 92),
+            "gan phase: of 2, the largest is train/b.png (92x124). Give",
+        ),
+        ("gan", 128, (124, 92), "Give --gan.patch 64, or larger images"),
+        ("gan", 64, (28, 600), "the largest is train/b.png (600x28). Give larger images"),
+    ],
+)
+def test_without_any_image_for_a_crop_the_error_says_what_would_do(
+    phase, patch, largest, words, write
+):
+    write("train/a.png", 20, 700)
+    write("train/b.png", *largest)
+    other = {"psnr": "gan", "gan": "psnr"}[phase]
+    config = dataclasses.replace(
+        CONFIG,
+        **{
+            phase: dataclasses.replace(getattr(CONFIG, phase), patch=patch),
+            other: dataclasses.replace(getattr(CONFIG, other), steps=0),
+        },
+    )
+    with pytest.raises(DataError) as error:
+        load_data(config)
+    assert f"at least {patch}x{patch} pixels" in str(error.value) and words in str(error.value)
+
+
+def test_unreadable_images_are_grouped_by_reason(write, tmp_path, capsys):
+    write("train/large.png", 64, 64)
+    for i in range(40):
+        write(f"train/dot{i:02}.png", 2, 2)
+        (tmp_path / f"train/text{i:02}.png").write_text("no picture")
+    load_data(CONFIG)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    for kind, reason, line in zip(("dot", "text"), ("smaller", "cannot"), lines, strict=True):
+        names = ", ".join(f"{kind}{i:02}.png" for i in range(5))
+        assert line.startswith(f"Left out of train: 40 that cannot be read ({reason}")
+        assert line.endswith(f"): {names} and 35 others")
+
+
+def test_reasons_that_differ_in_numbers_are_one():
+    unreadable = [[f"{i}.png", f"truncated ({10 * i} bytes not processed)"] for i in range(3)]
+    index = dict(unreadable=unreadable, doubtful=[])
+    assert remarks_on(SimpleNamespace(folder=Path("train"), index=index)) == [
+        "Left out of train: 3 that cannot be read (truncated (0 bytes not processed)): "
+        "0.png, 1.png, 2.png"
+    ]
+
+
+def test_doubtful_pairs_are_said_before_training(write, tmp_path, capsys):
+    for i in range(12):
+        write(f"train/{i:02}.png", 64, 64, seed=i)
+        smooth = Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8))
+        write_image(np.array(smooth.resize((16, 16))), tmp_path / f"low/{i:02}.png")
+    load_data(dataclasses.replace(CONFIG, lr_dir=("low",)))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "11 of 12 HR images hardly look like their LR images" in line
+    assert (
+        "above 0.8, and no better turned): 00.png -0." in line
+        and "and 6 others. A wrong pair" in line
+    )
+
+
+def test_validation_images_that_are_trained_on_are_named(write, tmp_path, capsys):
+    write("train/sub/a.png", 64, 64, seed=1)
+    write("train/b.png", 64, 64, seed=2)
+    write("valid/other.png", 64, 64, seed=3)
+    write("valid/copy.bmp", 64, 64, seed=1)  # the same pixels in another format
+    write("valid/surplus.png", 67, 66, seed=4)
+    Image.open(tmp_path / "valid/surplus.png").crop((0, 0, 64, 64)).save(tmp_path / "train/c.png")
+    config = dataclasses.replace(CONFIG, valid_dir="valid")
+    load_data(config)
+    expected = (
+        "Scores will look too good: 2 of 3 validation images are trained on, too: "
+        "valid/copy.bmp is train/sub/a.png, valid/surplus.png is train/c.png\n"
+    )
+    assert capsys.readouterr().out == expected
+    load_data(config)  # known from the packs
+    assert capsys.readouterr().out == expected
+    (tmp_path / "valid/copy.bmp").unlink()
+    (tmp_path / "valid/surplus.png").unlink()
+    load_data(config)
+    assert "too good" not in capsys.readouterr().out
+
+
+def test_validation_images_that_cannot_be_scored_are_named_and_none_is_an_error(
+    write, tmp_path, capsys
+):
+    write("train/a.png", 64, 64)
+    write("valid/small.png", 16, 80)
+    (tmp_path / "valid/text.png").write_text("no picture")
+    with pytest.raises(DataError, match="no image is large enough to be scored"):
+        load_data(dataclasses.replace(CONFIG, valid_dir="valid"))
+    output = capsys.readouterr().out
+    assert "Left out of validation: 1 too small to be scored: valid/small.png (80x16)\n" in output
+    assert "Left out of valid: 1 that cannot be read" in output
+    (tmp_path / "valid/small.png").unlink()
+    with pytest.raises(DataError, match="valid: no image is large enough to be scored"):
+        load_data(dataclasses.replace(CONFIG, valid_dir="valid"))
+    assert "Left out of valid: 1 that cannot be read" in capsys.readouterr().out
+
+
+def test_a_folder_given_twice_is_remarked_on_once(write, tmp_path, capsys):
+    write("train/a.png", 64, 64)
+    (tmp_path / "train/text.png").write_text("no picture")
+    load_data(dataclasses.replace(CONFIG, train_dir=("train", "train"), valid_dir="train"))
+    assert capsys.readouterr().out.count("cannot be read") == 1
