@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.utils import download_url, extract_archive
 from tqdm import tqdm
 
-from images.files import ImageError, find_images, read_image
+from images.files import read_image
+from images.kinds import NO_IMAGES, ImageError, find_images
 from images.resize import imresize
 from utils import remove_leftovers, replacing
 
@@ -214,12 +215,12 @@ def open_pack(target: Path, made_from: dict) -> Pack | None:
 def list_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    return find_images(folder)
+    return find_images(folder).images
 
 
 def refuse_empty(folder: Path, images: list[Path]) -> None:
     if not images:
-        raise DataError(f"{folder} holds no PNG, JPEG, WebP, BMP or TIFF image, at any depth")
+        raise DataError("\n  ".join([f"{folder} {NO_IMAGES}", *find_images(folder).others]))
 
 
 def pack_path(folder: Path, scale: int, lr_folder: Path | None) -> Path:
@@ -454,7 +455,7 @@ def fetch_div2k(root: Path, base_url: str = DIV2K_URL, archives: dict = DIV2K_AR
         os.replace(unpacking / folder, target)
         unpacking.rmdir()
         (root / file_name).unlink()
-        print(f"{len(find_images(target))} images in {target}")
+        print(f"{len(find_images(target).images)} images in {target}")
 
 
 def main() -> None:

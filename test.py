@@ -22,12 +22,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from images.files import Picture, read_picture, to_8_bits, write_image, write_picture
+from images.colour import to_srgb
+from images.files import WRITTEN, Picture, read_picture, to_8_bits, write_image, write_picture
+from images.resize import resize_nearest
 from images.scores import Metric, MetricError, as_text, load_metrics, rate, save_table
 from images.strips import labelled_strip
 from upscaling.inputs import (
@@ -75,7 +75,7 @@ class Results:
 def main(ranks: Ranks) -> int:
     arguments = parse_args()
     weights = arguments.weights or newest_generator() or IN_THE_BOX
-    jobs = plan(arguments)
+    jobs, others = plan(arguments)
     device = choose_device(arguments.device, ranks.local)
     upscaler = load(weights, arguments, device)
     metrics = load_metrics(arguments.metrics, device, arguments.hr is not None)
@@ -88,6 +88,7 @@ def main(ranks: Ranks) -> int:
     began = time.perf_counter()
     own = work(jobs[ranks.rank :: ranks.count], upscaler, metrics, arguments, ranks.first)
     results = own.of_all(ranks)
+    results.failures += others
     seconds = time.perf_counter() - began
     if ranks.first:
         try:
@@ -190,17 +191,19 @@ def finish(
             low_res, ours = to_8_bits(picture.rgb), to_8_bits(enlarged.rgb)
             pictures, score = {"bicubic": upscaler.bicubic(low_res), "ours": ours}, {}
             name = job.target.relative_to(arguments.output)
+            profiles: dict[str, bytes | None] = dict.fromkeys(pictures, picture.profile)
             if job.high_res:
-                pictures["HR"] = read_high_res(job.high_res, ours.shape[:2], upscaler.scale)
-            if scored:
+                true = read_high_res(job.high_res, ours.shape[:2], upscaler.scale)
+                pictures["HR"], profiles["HR"] = true.rgb, true.profile
+            if scored:  # the files' own numbers, as papers do; what is shown is in sRGB
                 score = rate(low_res, pictures, upscaler.scale, metrics)
                 results.scores.append({"image": name.as_posix()} | score)
+            shown = {key: to_srgb(pixels, profiles[key]) for key, pixels in pictures.items()}
             if arguments.report:
-                results.shown.append(add_to_page(arguments.output, name, pictures, score))
+                results.shown.append(add_to_page(arguments.output, name, shown, score))
             if job.comparison:
-                size = ours.shape[1::-1]
-                given = Image.fromarray(low_res).resize(size, Image.Resampling.NEAREST)
-                strip = labelled_strip({"input": np.asarray(given)} | pictures, COMPARED_SIDE)
+                given = resize_nearest(to_srgb(low_res, picture.profile), ours.shape[:2])
+                strip = labelled_strip({"input": given} | shown, COMPARED_SIDE)
                 write_image(strip, job.comparison)
         results.pixels.append(enlarged.rgb.shape[0] * enlarged.rgb.shape[1])
 
@@ -243,6 +246,9 @@ def sum_up(
             print(f"No partner in {arguments.hr}: {job.source}")
     for failure in results.failures:
         print(f"Failed: {failure}", file=sys.stderr)
+    other = {job.source.suffix.lower() or "no suffix" for job in jobs} - {*WRITTEN}
+    if arguments.format == "same" and other:
+        print(f"Written as PNG, since their own kind is not written: {', '.join(sorted(other))}")
     if results.skipped:
         print(f"{len(results.skipped)} images had a result already and were skipped")
     print(
@@ -255,22 +261,25 @@ def sum_up(
 # --------------------------------------------------------------------------------------- planning
 
 
-def plan(arguments: argparse.Namespace) -> list[Job]:
-    """What is read from where and written to where, all of it checked before any work."""
+def plan(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
+    """What is read from where and written to where, all of it checked before any work.
+
+    Also why other files are not read: failures, as status 0 says that each picture has a result.
+    """
     output = arguments.output
-    paths, root = find_inputs(arguments.input, output)
-    high_res = partners_in(arguments.hr) if arguments.hr else {}
+    found, root = find_inputs(arguments.input, output)
+    high_res, others = partners_in(arguments.hr) if arguments.hr else ({}, [])
     jobs = []
-    for path in paths:
+    for path in found.images:
         relative = path.relative_to(root)
-        kept = path.suffix.lower() if path.suffix.lower() != ".gif" else ".png"
+        kept = path.suffix.lower() if path.suffix.lower() in WRITTEN else ".png"
         kind = kept if arguments.format == "same" else f".{arguments.format}"
         name = relative.with_name(path.stem + arguments.suffix + kind)
         strip = output / "compare" / name.with_suffix(".png") if arguments.compare else None
         jobs.append(Job(path, output / name, strip, find_partner(relative, high_res)))
     refuse_overwriting(jobs)
     make_output(output)
-    return jobs
+    return jobs, [*found.others, *others]
 
 
 def refuse_overwriting(jobs: list[Job]) -> None:

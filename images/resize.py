@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from PIL import Image
 
 
 def imresize(image: np.ndarray, scale: float) -> np.ndarray:
@@ -59,3 +60,8 @@ def _cubic(x: np.ndarray) -> np.ndarray:
 def enlarge_nearest(image: np.ndarray, scale: int) -> np.ndarray:
     """Each pixel as a block of scale x scale: what a network is given, at the size it answers."""
     return image.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def resize_nearest(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The same for any height and width: uint8, (H, W, 3)."""
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.NEAREST))

@@ -11,7 +11,7 @@ from dataset import (
     pack_folder,
     write_demo_photographs,
 )
-from images.files import find_images
+from images.kinds import find_images
 from training.validation import chosen, smallest_scored
 
 NO_DATA = """\
@@ -32,7 +32,7 @@ def prepare_folders(config: Config) -> None:
     """
     if uses_demo(config):
         write_demo_photographs()
-    if config.train_dir == Config.train_dir and not find_images(config.train_dir[0]):
+    if config.train_dir == Config.train_dir and not find_images(config.train_dir[0]).images:
         raise DataError(NO_DATA)
 
 
@@ -48,12 +48,18 @@ def load_data(config: Config) -> tuple[dict[str, CropStream], Pack | None]:
         for folder, lr_dir in zip(config.train_dir, lr_dirs, strict=True)
     ]
     valid = None
-    if config.valid_dir == Config.valid_dir and not find_images(config.valid_dir):
+    if config.valid_dir == Config.valid_dir and not find_images(config.valid_dir).images:
         print(f"No validation: no images in {config.valid_dir}; --valid-dir names another folder.")
     elif config.valid_dir:
         valid = pack_folder(config.valid_dir, config.scale, config.valid_lr_dir or None)
     patches = {name: getattr(config, name).patch for name in PHASES if getattr(config, name).steps}
-    if left_out := unused_images(packs, valid, patches):
+    folders = [
+        *config.train_dir,
+        *config.lr_dir,
+        *filter(None, (config.valid_dir, config.valid_lr_dir)),
+    ]
+    not_read = [line for folder in folders for line in find_images(folder).others]
+    if left_out := [*not_read, *unused_images(packs, valid, patches)]:
         print(f"Left out ({len(left_out)}):", *left_out, sep="\n  ")
     if valid and not chosen(valid, config.val_images):
         raise DataError(f"{config.valid_dir}: no image is large enough to be scored")

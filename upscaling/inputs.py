@@ -4,16 +4,15 @@ import os
 import re
 from pathlib import Path
 
-import numpy as np
-
-from images.files import ImageError, find_images, read_image
+from images.files import Picture, read_picture, to_8_bits
+from images.kinds import NO_IMAGES, Found, ImageError, find_images, special_kind
 
 
 class UsageError(ValueError):
     """A command line that cannot be carried out; no image has been written."""
 
 
-def find_inputs(source: Path, output: Path) -> tuple[list[Path], Path]:
+def find_inputs(source: Path, output: Path) -> tuple[Found, Path]:
     """The images that `source` names, and the folder that their results' names are relative to.
 
     Args:
@@ -24,14 +23,22 @@ def find_inputs(source: Path, output: Path) -> tuple[list[Path], Path]:
         UsageError: there is none.
     """
     if source.is_file():
-        return [source], source.parent
+        return Found([source], []), source.parent
     if not source.is_dir():
-        raise UsageError(f"{source}: no such file or folder")
+        raise UsageError(f"{source}: {no_file(source)}")
     results = output.resolve() if output.resolve() != source.resolve() else None
-    paths = [path for path in find_images(source) if results not in path.resolve().parents]
-    if not paths:
-        raise UsageError(f"{source} holds no PNG, JPEG, WebP, BMP, TIFF or GIF image, at any depth")
-    return paths, source
+    found = find_images(source)
+    found.images = [path for path in found.images if results not in path.resolve().parents]
+    if not found.images:
+        raise UsageError("\n  ".join([f"{source} {NO_IMAGES}", *found.others]))
+    return found, source
+
+
+def no_file(path: Path) -> str:
+    """What a path is that is neither a file nor a folder."""
+    if not os.path.lexists(path):
+        return "no such file or folder"
+    return f"{special_kind(path)}; give a file" if path.exists() else "a link that leads nowhere"
 
 
 def make_output(folder: Path) -> None:
@@ -48,18 +55,19 @@ def make_output(folder: Path) -> None:
         raise UsageError(f"the output folder {folder} is not writable; choose another with -o")
 
 
-def partners_in(hr: Path) -> dict[Path, list[Path]]:
-    """The HR images by their place in `hr` and their plain name.
+def partners_in(hr: Path) -> tuple[dict[Path, list[Path]], list[str]]:
+    """The HR images by their place in `hr` and their plain name, and why others are none.
 
     Raises:
         UsageError: no such folder.
     """
     if not hr.is_dir():
         raise UsageError(f"--hr {hr}: no such folder")
-    found: dict[Path, list[Path]] = {}
-    for path in find_images(hr):
-        found.setdefault(path.relative_to(hr).parent / plain(path.stem), []).append(path)
-    return found
+    found = find_images(hr)
+    partners: dict[Path, list[Path]] = {}
+    for path in found.images:
+        partners.setdefault(path.relative_to(hr).parent / plain(path.stem), []).append(path)
+    return partners, found.others
 
 
 def find_partner(name: Path, high_res: dict[Path, list[Path]]) -> Path | None:
@@ -82,8 +90,8 @@ def plain(stem: str) -> str:
     return re.sub(marks, "", stem, flags=re.IGNORECASE)
 
 
-def read_high_res(path: Path, size: tuple[int, int], scale: float) -> np.ndarray:
-    """An HR image, without the pixels at the right and the bottom that make no whole LR pixel.
+def read_high_res(path: Path, size: tuple[int, int], scale: float) -> Picture:
+    """An HR image, 8 bits, without the pixels at its right and bottom that make no whole LR pixel.
 
     Args:
         path: of the HR image.
@@ -93,11 +101,9 @@ def read_high_res(path: Path, size: tuple[int, int], scale: float) -> np.ndarray
     Raises:
         ImageError: it cannot be read, or is of another size.
     """
-    high_res = read_image(path)
-    height, width = size
-    surplus = (high_res.shape[0] - height, high_res.shape[1] - width)
-    if not all(0 <= side < scale for side in surplus):
-        raise ImageError(
-            f"{path} is {high_res.shape[1]}x{high_res.shape[0]}; the result is {width}x{height}"
-        )
-    return high_res[:height, :width]
+    picture = read_picture(path)
+    (height, width), (own_height, own_width) = size, picture.rgb.shape[:2]
+    if not all(0 <= side < scale for side in (own_height - height, own_width - width)):
+        raise ImageError(f"{path} is {own_width}x{own_height}; the result is {width}x{height}")
+    rgb = to_8_bits(picture.rgb)[:height, :width]
+    return Picture(rgb, gray=picture.gray, profile=picture.profile)

@@ -1,0 +1,105 @@
+"""A file as Pillow opens it, once what is broken without need has been mended in memory."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from images.colour import of_boxes, of_png
+from images.jpeg import completed, with_right_lengths
+from images.kinds import ImageError, open_image, special_kind
+from images.png import SIGNATURE, take_apart
+
+GRAY_PNG = (0, 4)  # colour types: gray, and gray with alpha
+BOXES = 2**20  # bytes from the start in which AVIF and HEIF say what their colours are
+
+
+@dataclass
+class Opened:
+    """An open file.
+
+    Attributes:
+        file: as Pillow sees it; its info has the profile that its own words for colours stand for.
+        content: the bytes that Pillow reads, where they are not the file's.
+        remarks: phrases about what was mended or left out.
+    """
+
+    file: Image.Image
+    content: bytes | None = None
+    remarks: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[Opened]:
+    """Open an image file of any kind that is read.
+
+    Raises:
+        ImageError: no such kind, or damaged where it matters; without the file's name.
+        Exception: whatever else Pillow raises.
+    """
+    if special := special_kind(path):
+        raise ImageError(f"it is {special}, not a file")
+    with open(path, "rb") as stream:
+        start = stream.read(len(SIGNATURE))
+    if start == SIGNATURE:
+        opening = _opened_png(path)
+    elif start.startswith(b"\xff\xd8\xff"):
+        opening = _opened_jpeg(path)
+    else:
+        opening = _opened_other(path)
+    with opening as result:
+        _leave_out_damaged_exif(result)
+        yield result
+
+
+@contextmanager
+def _opened_png(path: str | Path) -> Iterator[Opened]:
+    chunks = take_apart(Path(path).read_bytes())
+    gray = len(chunks.slim) > 25 and chunks.slim[25] in GRAY_PNG  # of the header
+    profile, remark = of_png(chunks.colours, gray)
+    with open_image(path, io.BytesIO(chunks.slim)) as file:
+        file.info["icc_profile"] = profile
+        yield Opened(file, chunks.slim, [*chunks.remarks, *filter(None, [remark])])
+
+
+@contextmanager
+def _opened_jpeg(path: str | Path) -> Iterator[Opened]:
+    content = with_right_lengths(Path(path).read_bytes())
+    with open_image(path, io.BytesIO(content)) as file:
+        try:
+            file.load()
+        except OSError as error:
+            if "truncated" not in str(error):
+                raise
+            whole, remark = completed(content)
+            yield Opened(whole, content, [remark])
+        else:
+            yield Opened(file, content)
+
+
+@contextmanager
+def _opened_other(path: str | Path) -> Iterator[Opened]:
+    with open_image(path) as file:
+        profile, remark = file.info.get("icc_profile"), ""
+        if file.format in ("AVIF", "HEIF") and not profile:
+            with open(path, "rb") as stream:
+                profile, remark = of_boxes(stream.read(BOXES), file.mode in ("L", "LA"))
+            file.info["icc_profile"] = profile
+        yield Opened(file, None, [remark] if remark else [])
+
+
+def _leave_out_damaged_exif(opened: Opened) -> None:
+    """It may say how the camera was held; Pillow raises a dozen types when it is damaged."""
+    info = opened.file.info
+    if not info.get("exif"):
+        return
+    try:
+        readable = bool(opened.file.getexif())
+    except Exception:
+        readable = False
+    if not readable:
+        info.pop("exif")
+        opened.remarks.append("its EXIF data is damaged, so it may lie on its side")
