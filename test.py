@@ -26,7 +26,8 @@ import torch
 from tqdm import tqdm
 
 from images.colour import to_srgb
-from images.files import WRITTEN, Picture, read_picture, to_8_bits, write_image, write_picture
+from images.files import Picture, read_picture, to_8_bits, write_image, write_picture
+from images.opening import silence_pillow
 from images.resize import resize_nearest
 from images.scores import Metric, MetricError, as_text, load_metrics, rate, save_table
 from images.strips import labelled_strip
@@ -35,8 +36,10 @@ from upscaling.inputs import (
     find_inputs,
     find_partner,
     make_output,
+    not_written,
     partners_in,
     read_high_res,
+    result_suffix,
 )
 from upscaling.report import add_to_page, write_page
 from upscaling.upscaler import SMALLEST_TILE, Upscaler, check_channels, enlarge, explain
@@ -181,7 +184,7 @@ def finish(
     arguments: argparse.Namespace,
     results: Results,
 ) -> None:
-    """Write, score, show."""
+    """Write, score, show (in sRGB)."""
     with failure_noted(job, results):
         for remark in filter(None, (picture.remark, write_picture(enlarged, job.target))):
             tqdm.write(f"{job.source}: {remark}")
@@ -195,16 +198,15 @@ def finish(
             if job.high_res:
                 true = read_high_res(job.high_res, ours.shape[:2], upscaler.scale)
                 pictures["HR"], profiles["HR"] = true.rgb, true.profile
-            if scored:  # the files' own numbers, as papers do; what is shown is in sRGB
+            if scored:  # the files' own numbers, as papers do
                 score = rate(low_res, pictures, upscaler.scale, metrics)
                 results.scores.append({"image": name.as_posix()} | score)
             shown = {key: to_srgb(pixels, profiles[key]) for key, pixels in pictures.items()}
             if arguments.report:
                 results.shown.append(add_to_page(arguments.output, name, shown, score))
             if job.comparison:
-                given = resize_nearest(to_srgb(low_res, picture.profile), ours.shape[:2])
-                strip = labelled_strip({"input": given} | shown, COMPARED_SIDE)
-                write_image(strip, job.comparison)
+                shown = {"input": to_srgb(resize_nearest(low_res, ours), picture.profile)} | shown
+                write_image(labelled_strip(shown, COMPARED_SIDE), job.comparison)
         results.pixels.append(enlarged.rgb.shape[0] * enlarged.rgb.shape[1])
 
 
@@ -246,9 +248,8 @@ def sum_up(
             print(f"No partner in {arguments.hr}: {job.source}")
     for failure in results.failures:
         print(f"Failed: {failure}", file=sys.stderr)
-    other = {job.source.suffix.lower() or "no suffix" for job in jobs} - {*WRITTEN}
-    if arguments.format == "same" and other:
-        print(f"Written as PNG, since their own kind is not written: {', '.join(sorted(other))}")
+    if arguments.format == "same" and (others := not_written([job.source for job in jobs])):
+        print(f"Of types that are not written, so their results are PNG: {others}")
     if results.skipped:
         print(f"{len(results.skipped)} images had a result already and were skipped")
     print(
@@ -262,24 +263,21 @@ def sum_up(
 
 
 def plan(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
-    """What is read from where and written to where, all of it checked before any work.
-
-    Also why other files are not read: failures, as status 0 says that each picture has a result.
-    """
+    """What is read from where and written to where, all of it checked before any work; and why
+    files are not read, which are failures: status 0 says that each picture has its result."""
     output = arguments.output
-    found, root = find_inputs(arguments.input, output)
-    high_res, others = partners_in(arguments.hr) if arguments.hr else ({}, [])
+    found, root = find_inputs(arguments.input, output, arguments.hr)
+    high_res = partners_in(arguments.hr) if arguments.hr else {}
     jobs = []
     for path in found.images:
         relative = path.relative_to(root)
-        kept = path.suffix.lower() if path.suffix.lower() in WRITTEN else ".png"
-        kind = kept if arguments.format == "same" else f".{arguments.format}"
-        name = relative.with_name(path.stem + arguments.suffix + kind)
+        suffix = arguments.suffix + result_suffix(path, arguments.format)
+        name = relative.with_name(path.stem + suffix)
         strip = output / "compare" / name.with_suffix(".png") if arguments.compare else None
         jobs.append(Job(path, output / name, strip, find_partner(relative, high_res)))
     refuse_overwriting(jobs)
     make_output(output)
-    return jobs, [*found.others, *others]
+    return jobs, found.others
 
 
 def refuse_overwriting(jobs: list[Job]) -> None:
@@ -410,6 +408,7 @@ def tile_size(text: str) -> int | None:
 
 
 if __name__ == "__main__":
+    silence_pillow()
     try:
         with Ranks.of_torchrun() as ranks:
             status = main(ranks)

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from config import PHASES, Config, Phase, parse_args
 from dataset import DataError, batches
+from images.opening import silence_pillow
 from loss import (
     VGGError,
     VGGFeatures,
@@ -363,6 +364,7 @@ def check_batch_size(config: Config, ranks: Ranks) -> None:
 
 def run_as_program() -> None:
     """`main`, whose foreseeable errors end the process with a line and a status."""
+    silence_pillow()
     try:
         main()
     except (DataError, DeviceError, VGGError, CheckpointError, WeightsError) as error:

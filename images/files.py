@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
 from images.colour import GRAY, colour_space, fitting, to_srgb
-from images.kinds import ImageError
+from images.kinds import ImageError, refuse_raw, special_kind
 from images.opening import Opened, opened
 from images.png import with_profile
 from utils import replacing
@@ -91,6 +91,9 @@ def read_picture(path: str | Path) -> Picture:
         ImageError: it cannot be read; the message says why.
     """
     try:
+        if special := special_kind(path):
+            raise ImageError(f"it is {special}, not a file")
+        refuse_raw(path)
         with opened(path) as opening:
             file = opening.file
             deep = _has_16_bits(file)  # asked before anything makes Pillow load the file
@@ -99,6 +102,8 @@ def read_picture(path: str | Path) -> Picture:
             picture = _decode_16_bits(path, opening) if deep else _decode_8_bits(file)
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if reason.startswith("image file is truncated"):
+            reason = "it is cut short; get it again"
         raise ImageError(f"{path}: {reason}") from error
     picture.rgb = _turned(picture.rgb, *turn)
     if picture.alpha is not None:

@@ -16,7 +16,8 @@ METADATA = range(0xE0, 0xF0)
 STARTS_OF_FRAME = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
 # What may follow a segment of metadata: another one, a comment, tables, a frame, a scan.
 MARKER = re.compile(rb"\xff+[\xc0-\xc4\xc9\xca\xcc\xda\xdb\xdd\xe0-\xef\xfe]")
-MISSING = 0.02  # of the rows, at most: a picture with more missing is refused
+BLOCKS = 16  # rows of pixels that are stored together, at most
+MISSING = 0.02  # of the rows, or as many as that, may be made up: with more, a picture is refused
 
 
 class CutShortError(ValueError):
@@ -61,24 +62,25 @@ def completed(jpeg: bytes) -> tuple[Image.Image, str]:
         The picture, and a phrase about what is missing.
 
     Raises:
-        CutShortError: more than 2% of the rows is missing, or a part of all of them.
+        CutShortError: more than 2% and 16 of the rows are missing, or a part of all of them.
         OSError: it cannot be decoded.
     """
     if not _has_all_scans(jpeg):
         raise CutShortError("it is cut short: only a coarse version of it is there; get it again")
+    jpeg = jpeg.rstrip(b"\xff")  # half of a marker, or of an escape
     image, other = (_decoded(jpeg + tail) for tail in (EOI, _noise(jpeg) + EOI))
     # libjpeg makes up what is missing, from whatever follows. So a row that is the same whatever
     # follows is there, and so are all before it.
     differs = (np.asarray(image) != np.asarray(other)).reshape(image.height, -1).any(1)
     rows = int(differs.argmax()) if differs.any() else image.height
-    if rows < image.height * (1 - MISSING):
+    if image.height - rows > max(BLOCKS, MISSING * image.height):
         raise CutShortError(
             f"it is cut short: {rows} of its {image.height} rows are there; get it again, or "
             "crop it to those"
         )
     if rows == image.height:
         return image, "its end is missing, but no pixel"
-    return image, f"it is cut short: its last {image.height - rows} rows are made up"
+    return image, f"it is cut short: its last {image.height - rows} rows may be made up"
 
 
 def _decoded(jpeg: bytes) -> Image.Image:

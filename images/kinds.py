@@ -8,7 +8,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import psutil
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 READ = {  # Pillow's names of what it decodes by itself -> suffixes
     "PNG": (".png", ".apng"),
@@ -101,8 +101,6 @@ NO_IMAGES = "holds no PNG, JPEG, WebP, TIFF, AVIF, BMP, GIF or other image, at a
 SHOWN = 3  # files named of those that share a reason
 PIXEL_BYTES = 12  # of memory for each pixel while it is decoded: Pillow's copies and ours
 
-_limit = threading.Lock()
-
 
 class ImageError(ValueError):
     """An image file that cannot be read or written; the message names the file and the cause."""
@@ -172,6 +170,7 @@ def _reason_against(path: Path) -> str | None:
     if suffix in _suffixes():
         return None
     try:
+        refuse_raw(path)
         with open_image(path):
             return None
     except Exception as error:  # Pillow's plugins raise a dozen types on what they do not expect
@@ -197,6 +196,24 @@ def special_kind(path: str | Path) -> str:
     return "" if stat.S_ISREG(mode) else SPECIAL.get(stat.S_IFMT(mode), "something special")
 
 
+def refuse_raw(path: str | Path) -> None:
+    """Most raw files are TIFF, and what any reader of TIFF would give is the preview in them.
+
+    Raises:
+        ImageError: it is one; without the file's name.
+    """
+    if _named_by(_start(path)) == RAW:
+        raise ImageError(RAW)
+    try:
+        with _NoLimit(), Image.open(path, formats=["TIFF"]) as file:
+            tags = file.tag_v2
+    except Exception:  # another kind, or a damaged file, which decoding will tell
+        return
+    by_suffix = NOT_READ.get(Path(path).suffix.lower()) == RAW
+    if by_suffix or DNG_VERSION in tags or tags.get(SUBFILE_TYPE, 0) & 1:  # a reduced image
+        raise ImageError(RAW)
+
+
 @contextmanager
 def open_image(path: str | Path, content: BinaryIO | None = None) -> Iterator[Image.Image]:
     """Have Pillow open a file, not decode it, as one of the formats that it decodes by itself.
@@ -210,38 +227,32 @@ def open_image(path: str | Path, content: BinaryIO | None = None) -> Iterator[Im
     Raises:
         ImageError: what it is instead, and what to do; without the file's name.
     """
-    with open(path, "rb") as stream:
-        start = stream.read(32)
+    start = _start(path)
     reason = _named_by(start)
     formats = _formats()
     if reason in PLUGINS and _installed(PLUGINS[reason][0]):
         formats = [PLUGINS[reason][1]]
-    try:
-        with _no_limit():
+    with _NoLimit():
+        try:
             file = Image.open(content or path, formats=formats)
-    except UnidentifiedImageError:
-        unknown = "it is no image, or a damaged one" if start else "it is empty"
-        by_suffix = NOT_READ.get(Path(path).suffix.lower(), unknown)
-        raise ImageError(reason or by_suffix) from None
-    with file:
-        if reason == RAW or _is_raw(file, path):
-            raise ImageError(RAW)
-        _refuse_too_large(file)
-        yield file
+        except UnidentifiedImageError:
+            unknown = "it is no image, or a damaged one" if start else "it is empty"
+            by_suffix = NOT_READ.get(Path(path).suffix.lower(), unknown)
+            raise ImageError(reason or by_suffix) from None
+        with file:
+            _refuse_too_large(file)
+            yield file
+
+
+def _start(path: str | Path) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read(32)
 
 
 def _named_by(start: bytes) -> str:
     """The reason of `MAGIC` that a file's first bytes stand for, or nothing."""
     marks = start[4:] if start[4:8] == b"ftyp" else start
     return next((reason for reason, magic in MAGIC.items() if marks.startswith(magic)), "")
-
-
-def _is_raw(file: Image.Image, path: str | Path) -> bool:
-    """Of a raw file, Pillow would give the preview: it comes first and is plain TIFF."""
-    if not isinstance(file, TiffImagePlugin.TiffImageFile):
-        return False
-    reduced = file.tag_v2.get(SUBFILE_TYPE, 0) & 1
-    return NOT_READ.get(Path(path).suffix.lower()) == RAW or reduced or DNG_VERSION in file.tag_v2
 
 
 def _refuse_too_large(file: Image.Image) -> None:
@@ -254,19 +265,28 @@ def _refuse_too_large(file: Image.Image) -> None:
         )
 
 
-@contextmanager
-def _no_limit() -> Iterator[None]:
-    """Open files of any size: Pillow warns at 89 megapixels and refuses 179, whatever is free.
+class _NoLimit(AbstractContextManager):
+    """Read files of any size: Pillow warns at 89 megapixels and refuses 179, whatever is free.
 
-    Its limit belongs to the whole process. It is lifted for the moment in which a file is opened,
-    and set again for whoever else uses Pillow.
+    Its limit belongs to the whole process. It is lifted while a file is being read, and set again
+    after the last one, for whoever else uses Pillow.
     """
-    with _limit:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+
+    lock = threading.Lock()
+    readers = 0
+    limit: int | None = None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if _NoLimit.readers == 0:
+                _NoLimit.limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            _NoLimit.readers += 1
+
+    def __exit__(self, *error) -> None:
+        with self.lock:
+            _NoLimit.readers -= 1
+            if _NoLimit.readers == 0:
+                Image.MAX_IMAGE_PIXELS = _NoLimit.limit
 
 
 @cache

@@ -1,6 +1,7 @@
 """A file as Pillow opens it, once what is broken without need has been mended in memory."""
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from PIL import Image
 
 from images.colour import of_boxes, of_png
 from images.jpeg import completed, with_right_lengths
-from images.kinds import ImageError, open_image, special_kind
+from images.kinds import open_image
 from images.png import SIGNATURE, take_apart
 
 GRAY_PNG = (0, 4)  # colour types: gray, and gray with alpha
@@ -40,8 +41,6 @@ def opened(path: str | Path) -> Iterator[Opened]:
         ImageError: no such kind, or damaged where it matters; without the file's name.
         Exception: whatever else Pillow raises.
     """
-    if special := special_kind(path):
-        raise ImageError(f"it is {special}, not a file")
     with open(path, "rb") as stream:
         start = stream.read(len(SIGNATURE))
     if start == SIGNATURE:
@@ -103,3 +102,11 @@ def _leave_out_damaged_exif(opened: Opened) -> None:
     if not readable:
         info.pop("exif")
         opened.remarks.append("its EXIF data is damaged, so it may lie on its side")
+
+
+def silence_pillow() -> None:
+    """For programs: keep Pillow's warnings, which name no file, off the screen.
+
+    Where one matters to a result, `opened` has a remark of its own.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")

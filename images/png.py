@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+IEND = b"\0\0\0\0IEND\xae\x42\x60\x82"
 NEEDED = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")  # of the ancillary ones
 COLOURS = {b"cICP": 4, b"iCCP": 3, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}  # and their least lengths
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
@@ -42,7 +43,7 @@ def take_apart(png: bytes) -> Chunks:
         ChunkError: the checksum of a critical chunk is wrong.
     """
     parts, chunks = [SIGNATURE], Chunks(b"")
-    kind = b""
+    kind = whole = b""
     for kind, data, whole, intact in _chunks(png):
         name = kind.decode("latin-1")
         critical = not kind[0] & 0x20
@@ -57,8 +58,9 @@ def take_apart(png: bytes) -> Chunks:
         elif critical or needed:
             parts.append(whole)
     if kind != b"IEND":
-        chunks.remarks.append("its end is missing, but no pixel")
-        parts.append(b"\0\0\0\0IEND\xae\x42\x60\x82")
+        chunks.remarks.append("its end is missing, but no pixel")  # unless decoding it fails
+        if len(whole) == 12 + int.from_bytes(whole[:4], "big"):  # the last one is complete
+            parts.append(IEND)
     chunks.slim = b"".join(parts)
     return chunks
 

@@ -62,6 +62,7 @@ def enlarge_nearest(image: np.ndarray, scale: int) -> np.ndarray:
     return image.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def resize_nearest(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The same for any height and width: uint8, (H, W, 3)."""
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.NEAREST))
+def resize_nearest(image: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The same at any scale: to the height and width of another image; uint8, (H, W, 3)."""
+    size = (other.shape[1], other.shape[0])
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.NEAREST))

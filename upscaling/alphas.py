@@ -6,7 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from images.colour import to_srgb
-from images.files import Picture, read_picture, to_8_bits, write_image
+from images.files import read_picture, to_8_bits, write_image
 from images.scores import psnr
 from images.strips import centre, labelled_strip
 from upscaling.inputs import (
@@ -40,19 +40,20 @@ def write_strips(
     Raises:
         UsageError: no photographs, or no place for the strips.
     """
-    found, root = find_inputs(source, output)
+    found, root = find_inputs(source, output, hr)
     paths = found.images
     strips = strip_names(paths, root, output)
-    high_res, others = partners_in(hr) if hr else ({}, [])
+    high_res = partners_in(hr) if hr else {}
     make_output(output)
     scores: list[dict[float, float]] = []
-    failures = [*found.others, *others]
+    failures = found.others
     done = 0
     for path in tqdm(paths, unit="image"):
         partner = find_partner(path.relative_to(root), high_res)
         try:
             picture = read_picture(path)
-            strip, score = draw_strip(picture, partner, upscalers)
+            image = to_8_bits(picture.rgb)
+            strip, score = draw_strip(image, partner, upscalers, picture.profile)
             write_image(strip, strips[path])
         except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
             failures.append(explain(path, error))
@@ -92,23 +93,26 @@ def strip_names(paths: list[Path], root: Path, output: Path) -> dict[Path, Path]
 
 
 def draw_strip(
-    picture: Picture, partner: Path | None, upscalers: dict[float, Upscaler]
+    image: np.ndarray,
+    partner: Path | None,
+    upscalers: dict[float, Upscaler],
+    profile: bytes | None = None,
 ) -> tuple[np.ndarray, dict[float, float]]:
-    """What each network makes of a picture, side by side, and how close that is to the truth.
+    """What each network makes of an image, side by side, and how close that is to the truth.
 
     The strip is in sRGB. Scores compare the files' own numbers, as papers do.
 
     Args:
-        picture: the photograph.
+        image: uint8, (H, W, 3).
         partner: file of the HR image, which then ends the strip. Without it there is no PSNR, and
             only the image's centre, which the strip shows, is upscaled.
         upscalers: by alpha.
+        profile: what the image's colours are; None: sRGB.
 
     Returns:
         The strip, uint8 (h, w, 3), and by alpha the PSNR of the whole image on Y in dB.
     """
     scale: int = next(iter(upscalers.values())).net.scale
-    image = to_8_bits(picture.rgb)
     pictures, scores = {}, {}
     high_res = None
     if partner is None:
@@ -121,7 +125,7 @@ def draw_strip(
         if high_res:
             scores[alpha] = psnr(enlarged, high_res.rgb, scale)
             label += f", {scores[alpha]:.2f} dB"
-        pictures[label] = to_srgb(enlarged, picture.profile)
+        pictures[label] = to_srgb(enlarged, profile)
     if high_res:
         pictures["HR"] = to_srgb(high_res.rgb, high_res.profile)
     return labelled_strip(pictures, SHOWN_SIDE), scores

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from images.files import Picture, read_picture, to_8_bits
+from images.files import WRITTEN, Picture, read_picture, to_8_bits
 from images.kinds import NO_IMAGES, Found, ImageError, find_images, special_kind
 
 
@@ -12,18 +12,20 @@ class UsageError(ValueError):
     """A command line that cannot be carried out; no image has been written."""
 
 
-def find_inputs(source: Path, output: Path) -> tuple[Found, Path]:
+def find_inputs(source: Path, output: Path, hr: Path | None = None) -> tuple[Found, Path]:
     """The images that `source` names, and the folder that their results' names are relative to.
 
     Args:
         source: an image, or a folder that is searched in depth.
         output: where results go; those of an earlier call inside `source` are no input.
+        hr: folder of HR images; what is not read in it is told, too.
 
     Raises:
         UsageError: there is none.
     """
+    others = find_images(hr).others if hr else []
     if source.is_file():
-        return Found([source], []), source.parent
+        return Found([source], others), source.parent
     if not source.is_dir():
         raise UsageError(f"{source}: {no_file(source)}")
     results = output.resolve() if output.resolve() != source.resolve() else None
@@ -31,6 +33,7 @@ def find_inputs(source: Path, output: Path) -> tuple[Found, Path]:
     found.images = [path for path in found.images if results not in path.resolve().parents]
     if not found.images:
         raise UsageError("\n  ".join([f"{source} {NO_IMAGES}", *found.others]))
+    found.others += others
     return found, source
 
 
@@ -55,19 +58,30 @@ def make_output(folder: Path) -> None:
         raise UsageError(f"the output folder {folder} is not writable; choose another with -o")
 
 
-def partners_in(hr: Path) -> tuple[dict[Path, list[Path]], list[str]]:
-    """The HR images by their place in `hr` and their plain name, and why others are none.
+def result_suffix(source: Path, format: str) -> str:
+    """Of the result in `format`; with "same", PNG's where the source's type is not written."""
+    own = source.suffix.lower()
+    return f".{format}" if format != "same" else own if own in WRITTEN else ".png"
+
+
+def not_written(sources: list[Path]) -> str:
+    """The suffixes of files whose type is not written: ".avif, .gif"."""
+    suffixes = {source.suffix.lower() for source in sources} - {*WRITTEN}
+    return ", ".join(sorted(suffix or "no suffix" for suffix in suffixes))
+
+
+def partners_in(hr: Path) -> dict[Path, list[Path]]:
+    """The HR images by their place in `hr` and their plain name.
 
     Raises:
         UsageError: no such folder.
     """
     if not hr.is_dir():
         raise UsageError(f"--hr {hr}: no such folder")
-    found = find_images(hr)
-    partners: dict[Path, list[Path]] = {}
-    for path in found.images:
-        partners.setdefault(path.relative_to(hr).parent / plain(path.stem), []).append(path)
-    return partners, found.others
+    found: dict[Path, list[Path]] = {}
+    for path in find_images(hr).images:
+        found.setdefault(path.relative_to(hr).parent / plain(path.stem), []).append(path)
+    return found
 
 
 def find_partner(name: Path, high_res: dict[Path, list[Path]]) -> Path | None:
