@@ -16,7 +16,7 @@ METADATA = range(0xE0, 0xF0)
 STARTS_OF_FRAME = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
 # What may follow a segment of metadata: another one, a comment, tables, a frame, a scan.
 MARKER = re.compile(rb"\xff+[\xc0-\xc4\xc9\xca\xcc\xda\xdb\xdd\xe0-\xef\xfe]")
-BLOCKS = 16  # rows of pixels that are stored together, at most
+BLOCKS = 18  # rows that are stored together, and two that interpolation or chance may add
 MISSING = 0.02  # of the rows, or as many as that, may be made up: with more, a picture is refused
 
 
@@ -62,7 +62,7 @@ def completed(jpeg: bytes) -> tuple[Image.Image, str]:
         The picture, and a phrase about what is missing.
 
     Raises:
-        CutShortError: more than 2% and 16 of the rows are missing, or a part of all of them.
+        CutShortError: more than 2% and 18 of the rows are missing, or a part of all of them.
         OSError: it cannot be decoded.
     """
     if not _has_all_scans(jpeg):
@@ -70,9 +70,9 @@ def completed(jpeg: bytes) -> tuple[Image.Image, str]:
     jpeg = jpeg.rstrip(b"\xff")  # half of a marker, or of an escape
     image, other = (_decoded(jpeg + tail) for tail in (EOI, _noise(jpeg) + EOI))
     # libjpeg makes up what is missing, from whatever follows. So a row that is the same whatever
-    # follows is there, and so are all before it.
+    # follows is there, and so are all before it; but the last may be the same by chance.
     differs = (np.asarray(image) != np.asarray(other)).reshape(image.height, -1).any(1)
-    rows = int(differs.argmax()) if differs.any() else image.height
+    rows = max(0, int(differs.argmax()) - 1) if differs.any() else image.height
     if image.height - rows > max(BLOCKS, MISSING * image.height):
         raise CutShortError(
             f"it is cut short: {rows} of its {image.height} rows are there; get it again, or "
