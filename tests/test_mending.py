@@ -1,6 +1,7 @@
 """Files that other programs read are read, and say what was wrong with them; bad pixels are not."""
 
 import io
+import re
 import struct
 import zlib
 
@@ -61,16 +62,16 @@ def test_a_jpeg_without_its_end_marker_has_all_of_its_pixels(kind, cut, read):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("cut", [3, 20])
+@pytest.mark.parametrize("cut", [3, 10, 40])
 def test_a_few_missing_rows_are_told(kind, cut, read):
     picture = read(photo(kind)[:-cut])
     changed = np.flatnonzero((picture.rgb != decoded(photo(kind))).any((1, 2)))
-    assert "it is cut short: its last " in picture.remark
-    rows = int(picture.remark.split()[6])
-    assert 0 < rows <= 18 and (changed >= len(PHOTO) - rows).all()
+    told = re.fullmatch(r"it is cut short: its last (\d+) rows may be made up", picture.remark)
+    rows = int(told[1]) if told else 0  # a few bits are of pixels beyond the border
+    assert rows <= 18 and (changed >= len(PHOTO) - rows).all() and (rows or cut == 3)
 
 
-@pytest.mark.parametrize("kind", set(KINDS) - {"progressive"})
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"progressive"}))
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.85])
 def test_a_download_that_broke_off_is_refused_with_how_much_is_there(kind, share, read):
     whole = photo(kind)
