@@ -118,12 +118,9 @@ def _built(corners: tuple[Point, ...], curve: Curve, gray: bool) -> tuple[bytes 
     if (corners, curve) == (SRGB, SRGB_CURVE) or (gray and curve == SRGB_CURVE):
         return None, ""
     try:
-        profile = build_profile(None if gray else corners, curve)
-    except (ZeroDivisionError, np.linalg.LinAlgError, struct.error):
-        profile = b""
-    if profile and colour_space(profile):
-        return profile, ""
-    return None, "it names impossible colours, which were left out"
+        return build_profile(None if gray else corners, curve), ""
+    except ValueError:
+        return None, "it names impossible colours, which were left out"
 
 
 def build_profile(corners: tuple[Point, ...] | None, curve: Curve) -> bytes:
@@ -134,8 +131,10 @@ def build_profile(corners: tuple[Point, ...] | None, curve: Curve) -> bytes:
         curve: exponent g, or g, a, b, c, d: (a x + b) ** g from x = d on, and c x below.
 
     Raises:
-        ZeroDivisionError, LinAlgError, struct.error: no such colours can be.
+        ValueError: no such colours can be.
     """
+    if not 0.1 <= curve[0] <= 10:
+        raise ValueError(f"a curve with the exponent {curve[0]:g}")
     kind = 0 if len(curve) == 1 else 3  # of parametricCurveType (ICC.1:2022, 10.18)
     parametric = struct.pack(">4s4xH2x", b"para", kind) + _fixed(curve)
     tags = {
@@ -165,9 +164,16 @@ def build_profile(corners: tuple[Point, ...] | None, curve: Curve) -> bytes:
 
 def _matrix(corners: tuple[Point, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Columns: XYZ of red, green and blue under D50; and the adaptation to it by Bradford."""
+    (xr, yr), (xg, yg), (xb, yb), _ = corners
+    area = (xr - xb) * (yg - yb) - (xg - xb) * (yr - yb)  # twice that of their triangle
+    if abs(area) < 0.001 or min(y for _, y in corners) <= 0:
+        raise ValueError("primaries that are no triangle")
     red, green, blue, white = ([x / y, 1, (1 - x - y) / y] for x, y in corners)
     columns = np.array([red, green, blue]).T
-    columns = columns * np.linalg.solve(columns, white)
+    shares = np.linalg.solve(columns, white)
+    if shares.min() <= 0:
+        raise ValueError("a white that is no mixture of the primaries")
+    columns = columns * shares
     cones = np.diag((BRADFORD @ D50) / (BRADFORD @ white))
     adaptation = np.linalg.solve(BRADFORD, cones @ BRADFORD)
     return adaptation @ columns, adaptation
