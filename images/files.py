@@ -24,7 +24,15 @@ UPRIGHT = {  # its values -> (mirror left and right first, quarter turns to the 
     **{1: (False, 0), 2: (True, 0), 3: (False, 2), 4: (True, 2)},
     **{5: (True, 1), 6: (False, 3), 7: (True, 3), 8: (False, 1)},
 }
-ANIMATED = ("GIF", "WEBP", "TIFF", "PNG")  # what has frames or pages; a phone's JPEG has previews
+ANIMATED = (
+    "GIF",
+    "WEBP",
+    "TIFF",
+    "PNG",
+    "AVIF",
+    "FLI",
+    "DCX",
+)  # what has frames or pages; a phone's JPEG has previews
 
 
 @dataclass
@@ -37,6 +45,7 @@ class Picture:
         gray: the file has one channel of colour (`rgb` has it three times), and so will a copy.
         profile: its ICC profile, or None.
         remark: a phrase about what was left out of the file; mostly empty.
+        complete: no pixel is made up, as the last rows of a file that is cut short are.
     """
 
     rgb: np.ndarray
@@ -44,6 +53,7 @@ class Picture:
     gray: bool = False
     profile: bytes | None = None
     remark: str = ""
+    complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -101,26 +111,46 @@ def read_picture(path: str | Path) -> Picture:
             frames = getattr(file, "n_frames", 1) if file.format in ANIMATED else 1
             picture = _decode_16_bits(path, opening) if deep else _decode_8_bits(file)
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        if reason.startswith("image file is truncated"):
-            reason = "it is cut short; get it again"
-        raise ImageError(f"{path}: {reason}") from error
+        raise ImageError(f"{path}: {_reason(error)}") from error
     picture.rgb = _turned(picture.rgb, *turn)
     if picture.alpha is not None:
         picture.alpha = _turned(picture.alpha, *turn)
     picture.profile, remark = fitting(picture.profile, picture.gray)
     first = f"the first of {frames} frames" if frames > 1 else ""
     picture.remark = "; ".join(filter(None, (first, *opening.remarks, remark)))
+    picture.complete = opening.complete
     return picture
+
+
+def _reason(error: Exception) -> str:
+    """In plain words, and with what to do."""
+    if isinstance(error, ImageError | MemoryError):
+        return str(error) or "not enough memory"
+    if strerror := getattr(error, "strerror", None):  # the system's
+        return strerror
+    cut_short = str(error).startswith(("image file is truncated", "Truncated File Read"))
+    state = "cut short" if cut_short else f"damaged ({str(error) or type(error).__name__})"
+    return f"it is {state}; get it again"
 
 
 def read_image(path: str | Path) -> np.ndarray:
     """A file's colour alone, as training and metrics take it: uint8, (H, W, 3).
 
     Raises:
-        ImageError: it cannot be read; the message says why.
+        ImageError: it cannot be read, or not all of it; the message says why.
     """
-    return to_8_bits(read_picture(path).rgb)
+    return whole_8_bits(read_picture(path), path)
+
+
+def whole_8_bits(picture: Picture, path: str | Path) -> np.ndarray:
+    """The colours of a picture to learn from or to compare with: uint8, (H, W, 3).
+
+    Raises:
+        ImageError: a part of it is made up.
+    """
+    if not picture.complete:
+        raise ImageError(f"{path}: {picture.remark}")
+    return to_8_bits(picture.rgb)
 
 
 def to_8_bits(image: np.ndarray) -> np.ndarray:

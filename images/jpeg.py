@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from images.kinds import ImageError
+
 SOI, EOI, SOS = b"\xff\xd8", b"\xff\xd9", 0xDA
 METADATA = range(0xE0, 0xF0)
 STARTS_OF_FRAME = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
@@ -18,10 +20,6 @@ STARTS_OF_FRAME = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
 MARKER = re.compile(rb"\xff+[\xc0-\xc4\xc9\xca\xcc\xda\xdb\xdd\xe0-\xef\xfe]")
 BLOCKS = 18  # rows that are stored together, and two that interpolation or chance may add
 MISSING = 0.02  # of the rows, or as many as that, may be made up: with more, a picture is refused
-
-
-class CutShortError(ValueError):
-    """Too much of a picture is missing; the message says how much is there."""
 
 
 def with_right_lengths(jpeg: bytes) -> bytes:
@@ -55,18 +53,18 @@ def _end_of_metadata(jpeg: bytes, at: int) -> int:
     return found.start() if found else len(jpeg)
 
 
-def completed(jpeg: bytes) -> tuple[Image.Image, str]:
+def completed(jpeg: bytes) -> tuple[Image.Image, int]:
     """Decode a file without its end.
 
     Returns:
-        The picture, and a phrase about what is missing.
+        The picture, and how many of its last rows may be made up; mostly 0.
 
     Raises:
-        CutShortError: more than 2% and 18 of the rows are missing, or a part of all of them.
+        ImageError: more than 2% and 18 of the rows are missing, or a part of all of them.
         OSError: it cannot be decoded.
     """
     if not _has_all_scans(jpeg):
-        raise CutShortError("it is cut short: only a coarse version of it is there; get it again")
+        raise ImageError("it is cut short: only a coarse version of it is there; get it again")
     jpeg = jpeg.rstrip(b"\xff")  # half of a marker, or of an escape
     image, other = (_decoded(jpeg + tail) for tail in (EOI, _noise(jpeg) + EOI))
     # libjpeg makes up what is missing, from whatever follows. So a row that is the same whatever
@@ -74,13 +72,11 @@ def completed(jpeg: bytes) -> tuple[Image.Image, str]:
     differs = (np.asarray(image) != np.asarray(other)).reshape(image.height, -1).any(1)
     rows = max(0, int(differs.argmax()) - 1) if differs.any() else image.height
     if image.height - rows > max(BLOCKS, MISSING * image.height):
-        raise CutShortError(
+        raise ImageError(
             f"it is cut short: {rows} of its {image.height} rows are there; get it again, or "
             "crop it to those"
         )
-    if rows == image.height:
-        return image, "its end is missing, but no pixel"
-    return image, f"it is cut short: its last {image.height - rows} rows may be made up"
+    return image, image.height - rows
 
 
 def _decoded(jpeg: bytes) -> Image.Image:

@@ -171,8 +171,8 @@ def _reason_against(path: Path) -> str | None:
         return None
     try:
         refuse_raw(path)
-        with open_image(path):
-            return None
+        with open_image(path) as file:
+            return None if file.format != "TGA" else NOT_READ.get(suffix, "")  # a mere guess
     except Exception as error:  # Pillow's plugins raise a dozen types on what they do not expect
         return str(error) if suffix else ""
 

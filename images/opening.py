@@ -9,10 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from images.colour import of_boxes, of_png
+from images.colour import DAMAGED, of_boxes, of_png
 from images.jpeg import completed, with_right_lengths
 from images.kinds import open_image
-from images.png import SIGNATURE, take_apart
+from images.png import NO_END, SIGNATURE, take_apart
 
 GRAY_PNG = (0, 4)  # colour types: gray, and gray with alpha
 BOXES = 2**20  # bytes from the start in which AVIF and HEIF say what their colours are
@@ -26,11 +26,13 @@ class Opened:
         file: as Pillow sees it; its info has the profile that its own words for colours stand for.
         content: the bytes that Pillow reads, where they are not the file's.
         remarks: phrases about what was mended or left out.
+        complete: no pixel is made up.
     """
 
     file: Image.Image
     content: bytes | None = None
     remarks: list[str] = field(default_factory=list)
+    complete: bool = True
 
 
 @contextmanager
@@ -73,10 +75,12 @@ def _opened_jpeg(path: str | Path) -> Iterator[Opened]:
         except OSError as error:
             if "truncated" not in str(error):
                 raise
-            whole, remark = completed(content)
-            yield Opened(whole, content, [remark])
+            whole, made_up = completed(content)
+            told = f"it is cut short: its last {made_up} rows may be made up"
+            yield Opened(whole, content, [told if made_up else NO_END], not made_up)
         else:
-            yield Opened(file, content)
+            damaged = file.info.get("icc_profile", b"") is None  # a part of it is missing
+            yield Opened(file, content, [DAMAGED] if damaged else [])
 
 
 @contextmanager

@@ -5,17 +5,16 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from images.kinds import ImageError
+
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 IEND = b"\0\0\0\0IEND\xae\x42\x60\x82"
+NO_END = "its end is missing, but no pixel"
 NEEDED = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")  # of the ancillary ones
 COLOURS = {b"cICP": 4, b"iCCP": 3, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}  # and their least lengths
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 HELD = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts that say how the camera was
 LARGEST_PROFILE = 2**26  # bytes; what unpacks to more is no profile
-
-
-class ChunkError(ValueError):
-    """A chunk without which there is no picture is damaged."""
 
 
 @dataclass
@@ -40,7 +39,7 @@ def take_apart(png: bytes) -> Chunks:
         png: a file, perhaps a damaged one.
 
     Raises:
-        ChunkError: the checksum of a critical chunk is wrong.
+        ImageError: the checksum of a critical chunk is wrong.
     """
     parts, chunks = [SIGNATURE], Chunks(b"")
     kind = whole = b""
@@ -49,7 +48,7 @@ def take_apart(png: bytes) -> Chunks:
         critical = not kind[0] & 0x20
         needed = kind in NEEDED or (kind in TEXTS and data.startswith(HELD))
         if critical and not intact:
-            raise ChunkError(f"its {name} chunk is damaged (wrong checksum); get the file again")
+            raise ImageError(f"its {name} chunk is damaged (wrong checksum); get the file again")
         if not intact or len(data) < COLOURS.get(kind, 0):
             if needed or kind in COLOURS:
                 chunks.remarks.append(f"its {name} chunk is damaged and was left out")
@@ -58,7 +57,7 @@ def take_apart(png: bytes) -> Chunks:
         elif critical or needed:
             parts.append(whole)
     if kind != b"IEND":
-        chunks.remarks.append("its end is missing, but no pixel")  # unless decoding it fails
+        chunks.remarks.append(NO_END)  # unless decoding it fails
         if len(whole) == 12 + int.from_bytes(whole[:4], "big"):  # the last one is complete
             parts.append(IEND)
     chunks.slim = b"".join(parts)

@@ -200,6 +200,7 @@ def test_what_means_srgb_needs_no_profile(chunks, tmp_path):
         ([iccp(b"broken" * 50)], "damaged"),
         ([iccp(LAB)], "one of Lab"),
         ([iccp(GRAY)], "one of GRAY"),
+        ([iccp(P3[:16] + b"CMYK" + P3[20:])], "one of CMYK"),
         ([iccp(LINK)], "damaged"),
     ],
 )

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from images import jpeg
-from images.files import ImageError, read_picture
+from images.colour import DAMAGED
+from images.files import ImageError, read_image, read_picture
 
 PHOTO = np.dstack([np.mgrid[0:160, 0:90][0], np.mgrid[0:160, 0:90][1] * 2, np.full((160, 90), 99)])
 PHOTO = PHOTO.astype(np.uint8) ^ np.random.default_rng(0).integers(0, 16, PHOTO.shape, np.uint8)
@@ -68,7 +69,16 @@ def test_a_few_missing_rows_are_told(kind, cut, read):
     changed = np.flatnonzero((picture.rgb != decoded(photo(kind))).any((1, 2)))
     told = re.fullmatch(r"it is cut short: its last (\d+) rows may be made up", picture.remark)
     rows = int(told[1]) if told else 0  # a few bits are of pixels beyond the border
+    assert picture.complete == (rows == 0)
     assert rows <= 18 and (changed >= len(PHOTO) - rows).all() and (rows or cut == 3)
+
+
+def test_what_is_made_up_is_nothing_to_learn_from(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(photo("baseline")[:-40])
+    with pytest.raises(ImageError, match=r"x\.jpg: it is cut short: its last \d+ rows"):
+        read_image(tmp_path / "x.jpg")
+    (tmp_path / "x.jpg").write_bytes(photo("baseline")[:-2])
+    assert np.array_equal(read_image(tmp_path / "x.jpg"), decoded(photo("baseline")))
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"progressive"}))
@@ -126,6 +136,15 @@ def test_damaged_exif_is_told(read):
     picture = read(content[:at] + b"XX" * 20 + content[at + 40 :])
     assert np.array_equal(picture.rgb, decoded(content))
     assert picture.remark == "its EXIF data is damaged, so it may lie on its side"
+
+
+def test_a_profile_of_which_a_part_is_missing_is_told(read):
+    content = encoded("JPEG", icc_profile=b"x" * 150_000)  # in three segments
+    at = content.index(b"ICC_PROFILE\0\2\3") - 4
+    end = at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    picture = read(content[:at] + content[end:])
+    assert picture.profile is None and picture.remark == DAMAGED
+    assert np.array_equal(picture.rgb, decoded(content))
 
 
 def test_garbage_behind_the_end_is_passed_over(read):

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from images.files import WRITTEN, Picture, read_picture, to_8_bits
+from images.files import WRITTEN, Picture, read_picture, whole_8_bits
 from images.kinds import NO_IMAGES, Found, ImageError, find_images, special_kind
 
 
@@ -113,11 +113,11 @@ def read_high_res(path: Path, size: tuple[int, int], scale: float) -> Picture:
         scale: of that result.
 
     Raises:
-        ImageError: it cannot be read, or is of another size.
+        ImageError: it cannot be read, not all of it is there, or it is of another size.
     """
     picture = read_picture(path)
     (height, width), (own_height, own_width) = size, picture.rgb.shape[:2]
     if not all(0 <= side < scale for side in (own_height - height, own_width - width)):
         raise ImageError(f"{path} is {own_width}x{own_height}; the result is {width}x{height}")
-    rgb = to_8_bits(picture.rgb)[:height, :width]
+    rgb = whole_8_bits(picture, path)[:height, :width]
     return Picture(rgb, gray=picture.gray, profile=picture.profile)
