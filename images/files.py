@@ -24,15 +24,8 @@ UPRIGHT = {  # its values -> (mirror left and right first, quarter turns to the 
     **{1: (False, 0), 2: (True, 0), 3: (False, 2), 4: (True, 2)},
     **{5: (True, 1), 6: (False, 3), 7: (True, 3), 8: (False, 1)},
 }
-ANIMATED = (
-    "GIF",
-    "WEBP",
-    "TIFF",
-    "PNG",
-    "AVIF",
-    "FLI",
-    "DCX",
-)  # what has frames or pages; a phone's JPEG has previews
+# What has frames or pages; a phone's JPEG has previews.
+ANIMATED = ("GIF", "WEBP", "TIFF", "PNG", "AVIF", "FLI", "DCX")
 
 
 @dataclass
@@ -75,11 +68,10 @@ class FileType:
     profile: float = math.inf
 
 
-# Pillow unpacks at most 1 MiB of a PNG's profile, as of a text. JPEG cuts it into 255 segments.
+# Pillow unpacks at most 1 MiB of a PNG's profile. JPEG holds one in up to 255 segments; without
+# subsampling it keeps the resolution of colours.
 PNG = FileType("PNG", deep=True, alpha=True, profile=2**20 - 1)
-JPEG = FileType(
-    "JPEG", dict(quality=95, subsampling=0), profile=255 * 65519
-)  # all of the colours' resolution
+JPEG = FileType("JPEG", dict(quality=95, subsampling=0), profile=255 * 65519)
 TIFF = FileType("TIFF", deep=True, alpha=True)
 WRITTEN = {
     ".png": PNG,
@@ -236,8 +228,8 @@ def bleed(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 def write_picture(picture: Picture, path: str | Path) -> str:
     """Encode to the type of the path's suffix; the file is there whole or not at all.
 
-    What `WRITTEN` says that the type cannot hold is turned into what it can: 16 bits into 8, alpha
-    into a white background, the profile's colours into sRGB.
+    What the type cannot hold is turned into what it can: 16 bits into 8, alpha into a white
+    background, colours into sRGB where their profile is too large or of the wrong kind.
 
     Returns:
         A phrase about that; mostly empty.
