@@ -249,7 +249,7 @@ def sum_up(
     for failure in results.failures:
         print(f"Failed: {failure}", file=sys.stderr)
     if arguments.format == "same" and (others := not_written([job.source for job in jobs])):
-        print(f"Of types that are not written, so their results are PNG: {others}")
+        print(f"These types are not written, so their results are PNG: {others}")
     if results.skipped:
         print(f"{len(results.skipped)} images had a result already and were skipped")
     print(

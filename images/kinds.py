@@ -52,6 +52,7 @@ READ = {  # Pillow's names of what it decodes by itself -> suffixes
 }
 HEIF = "HEIC and HEIF are read once this is installed: pip install pillow-heif"
 JXL = "JPEG XL is read once this is installed: pip install pillow-jxl-plugin"
+AVIF = "AVIF is read by Pillow 11.3 and newer"
 RAW = "a camera's raw file; develop it first and save 16-bit TIFF or PNG"
 LAYERS = "an editor's file with layers; export it as PNG or TIFF"
 DRAWING = "a drawing or a document, not pixels; export it as PNG at the size that you need"
@@ -69,7 +70,7 @@ REMEDIES = {  # what looks like an image and is not read -> why, and what to do
     LAYERS: (".psd", ".psb", ".xcf", ".kra", ".ora", ".clip", ".afphoto", ".pdn"),
     DRAWING: (".svg", ".svgz", ".eps", ".ps", ".pdf", ".ai", ".wmf", ".emf", ".djvu"),
     HDR: (".exr", ".hdr", ".rgbe"),
-    SCIENCE: (".fits", ".fit", ".dcm"),
+    SCIENCE: (".fits", ".dcm"),
     PREVIEW: (".pcd",),
 }
 PLUGINS = {  # of those, what a package teaches Pillow -> its module, and Pillow's name
@@ -85,7 +86,7 @@ MAGIC = {  # first bytes of such files, whatever they are called; "ftyp" stands 
     DRAWING: (b"%!PS", b"\xc5\xd0\xd3\xc6", b"%PDF", b"<svg", b"<?xml", b"\xd7\xcd\xc6\x9a"),
     HDR: (b"v/1\x01", b"#?RADIANCE", b"#?RGBE"),
     SCIENCE: (b"SIMPLE  =",),
-    "AVIF is read by Pillow 11.3 and newer": (b"ftypavi",),
+    AVIF: (b"ftypavi",),
     "it is a web page, no image": (b"<!doctype", b"<!DOCTYPE", b"<html"),
     "it only points at the file in Git LFS; run `git lfs pull`": (b"version https://g",),
 }
@@ -236,12 +237,20 @@ def open_image(path: str | Path, content: BinaryIO | None = None) -> Iterator[Im
         try:
             file = Image.open(content or path, formats=formats)
         except UnidentifiedImageError:
-            unknown = "it is no image, or a damaged one" if start else "it is empty"
-            by_suffix = NOT_READ.get(Path(path).suffix.lower(), unknown)
-            raise ImageError(reason or by_suffix) from None
+            raise ImageError(_unidentified(path, start, formats)) from None
         with file:
             _refuse_too_large(file)
             yield file
+
+
+def _unidentified(path: str | Path, start: bytes, formats: list[str]) -> str:
+    """Why a file that begins like this is none of these formats."""
+    unknown = "it is no image, or a damaged one" if start else "it is empty"
+    names = {AVIF: "AVIF"} | {kind: name for kind, (_, name) in PLUGINS.items()}
+    reason = _named_by(start)
+    if names.get(reason) in formats:  # so it can be read here, in principle
+        return unknown
+    return reason or NOT_READ.get(Path(path).suffix.lower(), unknown)
 
 
 def _start(path: str | Path) -> bytes:
@@ -252,6 +261,10 @@ def _start(path: str | Path) -> bytes:
 def _named_by(start: bytes) -> str:
     """The reason of `MAGIC` that a file's first bytes stand for, or nothing."""
     marks = start[4:] if start[4:8] == b"ftyp" else start
+    if (
+        marks.startswith(b"ftyp") and b"avif" in marks
+    ):  # among the brands that it is compatible with
+        return AVIF
     return next((reason for reason, magic in MAGIC.items() if marks.startswith(magic)), "")
 
 

@@ -171,6 +171,13 @@ def test_heic_is_read_where_its_package_is_installed(tmp_path):
         assert np.abs(read_picture(tmp_path / name).rgb.astype(int) - TRUE).max() <= 3
 
 
+def test_a_damaged_heic_is_not_sent_to_a_package_that_is_there(tmp_path):
+    pytest.importorskip("pillow_heif")
+    (tmp_path / "x.heic").write_bytes(box(b"heic") + b"\0" * 400)
+    with pytest.raises(ImageError, match=r"x\.heic: it is (no image, or a damaged one|damaged)"):
+        read_picture(tmp_path / "x.heic")
+
+
 def test_a_raw_file_gives_no_preview(tmp_path):
     preview = Image.fromarray(TRUE)
     cases = {
