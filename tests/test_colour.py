@@ -103,6 +103,12 @@ def test_a_gray_profile_is_a_curve():
     assert np.abs(to_srgb(gray, gray_profile(1.8)) - expected).max() <= 1
 
 
+def test_the_curve_of_srgb_is_srgbs():
+    """Under the same curve and white, a gray is the same gray whatever the primaries."""
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, 2)
+    assert np.abs(to_srgb(ramp, P3).astype(int) - ramp).max() <= 1
+
+
 def test_without_a_profile_nothing_changes():
     assert to_srgb(CHART, None) is CHART
 

@@ -3,6 +3,7 @@
 import io
 import re
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from images import jpeg
 from images.colour import DAMAGED
 from images.files import ImageError, read_image, read_picture
+from images.opening import silence_pillow
 
 PHOTO = np.dstack([np.mgrid[0:160, 0:90][0], np.mgrid[0:160, 0:90][1] * 2, np.full((160, 90), 99)])
 PHOTO = PHOTO.astype(np.uint8) ^ np.random.default_rng(0).integers(0, 16, PHOTO.shape, np.uint8)
@@ -136,6 +138,20 @@ def test_damaged_exif_is_told(read):
     picture = read(content[:at] + b"XX" * 20 + content[at + 40 :])
     assert np.array_equal(picture.rgb, decoded(content))
     assert picture.remark == "its EXIF data is damaged, so it may lie on its side"
+
+
+def test_pillows_warnings_are_kept_off_the_screen_of_programs(read):
+    content = with_exif()
+    at = content.index(b"Exif\0\0") + 6
+    cut = content[: at - 8] + struct.pack(">H", 38) + content[at - 6 : at + 30]
+    rest = content[content.index(b"\xff\xdb") :]
+    for silent in (False, True):
+        with warnings.catch_warnings(record=True) as raw:
+            warnings.simplefilter("always")
+            if silent:
+                silence_pillow()
+            assert "EXIF data is damaged" in read(cut + rest).remark
+        assert any("EXIF" in str(warning.message) for warning in raw) != silent
 
 
 def test_a_profile_of_which_a_part_is_missing_is_told(read):
