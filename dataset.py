@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.utils import download_url, extract_archive
 
-from images.files import find_images
+from images.kinds import find_images
 from images.packs import Pack
 from images.pairs import DataError
 from utils import replacing, worker_init
@@ -169,7 +169,7 @@ def fetch_div2k(root: Path, base_url: str = DIV2K_URL, archives: dict = DIV2K_AR
         os.replace(unpacking / folder, target)
         unpacking.rmdir()
         (root / file_name).unlink()
-        print(f"{len(find_images(target))} images in {target}")
+        print(f"{len(find_images(target).images)} images in {target}")
 
 
 def main() -> None:

@@ -22,12 +22,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
+from images.colour import to_srgb
 from images.files import Picture, read_picture, to_8_bits, write_image, write_picture
+from images.opening import silence_pillow
+from images.resize import resize_nearest
 from images.scores import Metric, MetricError, as_text, load_metrics, rate, save_table
 from images.strips import labelled_strip
 from upscaling.inputs import (
@@ -35,8 +36,10 @@ from upscaling.inputs import (
     find_inputs,
     find_partner,
     make_output,
+    not_written,
     partners_in,
     read_high_res,
+    result_suffix,
 )
 from upscaling.report import add_to_page, write_page
 from upscaling.upscaler import CHANNELS, SMALLEST_TILE, Upscaler, check_channels, enlarge, explain
@@ -75,7 +78,7 @@ class Results:
 def main(ranks: Ranks) -> int:
     arguments = parse_args()
     weights = arguments.weights or newest_generator() or IN_THE_BOX
-    jobs = plan(arguments)
+    jobs, others = plan(arguments)
     device = choose_device(arguments.device, ranks.local)
     generator = read_generator(weights, arguments.scale)
     upscaler = build(generator.net, weights, arguments, device)
@@ -91,6 +94,7 @@ def main(ranks: Ranks) -> int:
     began = time.perf_counter()
     own = work(jobs[ranks.rank :: ranks.count], upscaler, metrics, arguments, ranks.first)
     results = own.of_all(ranks)
+    results.failures += others
     seconds = time.perf_counter() - began
     if ranks.first:
         try:
@@ -184,7 +188,7 @@ def finish(
     arguments: argparse.Namespace,
     results: Results,
 ) -> None:
-    """Write, score, show."""
+    """Write, score, show (in sRGB)."""
     with failure_noted(job, results):
         for remark in filter(None, (enlarged.remark, write_picture(enlarged, job.target))):
             tqdm.write(f"{job.source}: {remark}")
@@ -194,18 +198,19 @@ def finish(
             low_res, ours = to_8_bits(picture.rgb), to_8_bits(enlarged.rgb)
             pictures, score = {"bicubic": upscaler.bicubic(low_res), "ours": ours}, {}
             name = job.target.relative_to(arguments.output)
+            profiles: dict[str, bytes | None] = dict.fromkeys(pictures, picture.profile)
             if job.high_res:
-                pictures["HR"] = read_high_res(job.high_res, ours.shape[:2], upscaler.scale)
-            if scored:
+                true = read_high_res(job.high_res, ours.shape[:2], upscaler.scale)
+                pictures["HR"], profiles["HR"] = true.rgb, true.profile
+            if scored:  # the files' own numbers, as papers do
                 score = rate(low_res, pictures, upscaler.scale, metrics)
                 results.scores.append({"image": name.as_posix()} | score)
+            shown = {key: to_srgb(pixels, profiles[key]) for key, pixels in pictures.items()}
             if arguments.report:
-                results.shown.append(add_to_page(arguments.output, name, pictures, score))
+                results.shown.append(add_to_page(arguments.output, name, shown, score))
             if job.comparison:
-                size = ours.shape[1::-1]
-                given = Image.fromarray(low_res).resize(size, Image.Resampling.NEAREST)
-                strip = labelled_strip({"input": np.asarray(given)} | pictures, COMPARED_SIDE)
-                write_image(strip, job.comparison)
+                shown = {"input": to_srgb(resize_nearest(low_res, ours), picture.profile)} | shown
+                write_image(labelled_strip(shown, COMPARED_SIDE), job.comparison)
         results.pixels.append(enlarged.rgb.shape[0] * enlarged.rgb.shape[1])
 
 
@@ -247,6 +252,8 @@ def sum_up(
             print(f"No partner in {arguments.hr}: {job.source}")
     for failure in results.failures:
         print(f"Failed: {failure}", file=sys.stderr)
+    if arguments.format == "same" and (others := not_written([job.source for job in jobs])):
+        print(f"These types are not written, so their results are PNG: {others}")
     if results.skipped:
         print(f"{len(results.skipped)} images had a result already and were skipped")
     print(
@@ -259,22 +266,22 @@ def sum_up(
 # --------------------------------------------------------------------------------------- planning
 
 
-def plan(arguments: argparse.Namespace) -> list[Job]:
-    """What is read from where and written to where, all of it checked before any work."""
+def plan(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
+    """What is read from where and written to where, all of it checked before any work; and why
+    files are not read, which are failures: status 0 says that each picture has its result."""
     output = arguments.output
-    paths, root = find_inputs(arguments.input, output)
+    found, root = find_inputs(arguments.input, output, arguments.hr)
     high_res = partners_in(arguments.hr) if arguments.hr else {}
     jobs = []
-    for path in paths:
+    for path in found.images:
         relative = path.relative_to(root)
-        kept = path.suffix.lower() if path.suffix.lower() != ".gif" else ".png"
-        kind = kept if arguments.format == "same" else f".{arguments.format}"
-        name = relative.with_name(path.stem + arguments.suffix + kind)
+        suffix = arguments.suffix + result_suffix(path, arguments.format)
+        name = relative.with_name(path.stem + suffix)
         strip = output / "compare" / name.with_suffix(".png") if arguments.compare else None
         jobs.append(Job(path, output / name, strip, find_partner(relative, high_res)))
     refuse_overwriting(jobs)
     make_output(output)
-    return jobs
+    return jobs, found.others
 
 
 def refuse_overwriting(jobs: list[Job]) -> None:
@@ -405,6 +412,7 @@ def tile_size(text: str) -> int | None:
 
 
 if __name__ == "__main__":
+    silence_pillow()
     try:
         with Ranks.of_torchrun() as ranks:
             status = main(ranks)

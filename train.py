@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from config import PHASES, Config, Phase, given_settings, parse_args
 from dataset import batches
+from images.opening import silence_pillow
 from images.pairs import DataError
 from loss import (
     VGGError,
@@ -384,6 +385,7 @@ def remedy_for(error: Exception) -> str | None:
 
 def run_as_program() -> None:
     """`main`, whose foreseeable errors end the process with a line and a status."""
+    silence_pillow()
     try:
         main()
     except (DataError, DeviceError, VGGError, CheckpointError, WeightsError) as error:

@@ -35,6 +35,7 @@ from formats.layouts import (
 )
 from formats.onnx import onnx_program
 from formats.published import PUBLISHED, locate
+from images.opening import silence_pillow
 from model import SCALES, RRDBNet, SRResNet
 from upscaling.alphas import write_strips
 from upscaling.inputs import UsageError
@@ -438,6 +439,7 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    silence_pillow()
     try:
         sys.exit(main())
     except (WeightsError, UsageError, DeviceError) as error:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from images.files import ImageError, read_image
+from images.files import read_image
+from images.kinds import ImageError
 from images.pairs import LOWEST_FIT, DataError, Fit, fit
 from images.resize import imresize
 from utils import listed

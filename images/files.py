@@ -1,13 +1,11 @@
-"""Image files of every common kind: colour, alpha, 8 or 16 bits, profile and orientation.
+"""Images of every common kind, in and out: colour, alpha, 8 or 16 bits, profile, orientation.
 
 Pillow reads and writes 8 bits; OpenCV what Pillow cannot: 16 bits a channel in colour.
 """
 
 import io
-import os
-import struct
-import zlib
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -15,20 +13,19 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
+from images.colour import GRAY, colour_space, fitting, to_srgb
+from images.kinds import ImageError, refuse_raw, special_kind
+from images.opening import Opened, opened
+from images.png import with_profile
 from utils import replacing
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 UPRIGHT = {  # its values -> (mirror left and right first, quarter turns to the left after that)
     **{1: (False, 0), 2: (True, 0), 3: (False, 2), 4: (True, 2)},
     **{5: (True, 1), 6: (False, 3), 7: (True, 3), 8: (False, 1)},
 }
-JPEG = dict(quality=95, subsampling=0)  # no colour resolution is thrown away
-ANIMATED = ("GIF", "WEBP", "TIFF", "PNG")  # what has frames or pages; a phone's JPEG has previews
-
-
-class ImageError(ValueError):
-    """An image file that cannot be read or written; the message names the file and the cause."""
+# What has frames or pages; a phone's JPEG has previews.
+ANIMATED = ("GIF", "WEBP", "TIFF", "PNG", "AVIF", "FLI", "DCX")
 
 
 @dataclass
@@ -41,6 +38,7 @@ class Picture:
         gray: the file has one channel of colour (`rgb` has it three times), and so will a copy.
         profile: its ICC profile, or None.
         remark: a phrase about what was left out of the file; mostly empty.
+        complete: no pixel is made up, as the last rows of a file that is cut short are.
     """
 
     rgb: np.ndarray
@@ -48,21 +46,41 @@ class Picture:
     gray: bool = False
     profile: bytes | None = None
     remark: str = ""
+    complete: bool = True
 
 
-def find_images(folder: str | Path) -> list[Path]:
-    """Every image below `folder`, in depth, in an order that is the same on every system."""
-    found, visited = [], set()
-    for root, dirs, files in os.walk(folder, followlinks=True):
-        if os.path.realpath(root) in visited:  # a link that leads back up
-            dirs.clear()
-            continue
-        visited.add(os.path.realpath(root))
-        dirs[:] = sorted(name for name in dirs if not name.startswith("."))
-        for name in files:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                found.append(Path(root, name))
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+@dataclass(frozen=True)
+class FileType:
+    """A type of file to write.
+
+    Attributes:
+        name: Pillow's.
+        options: of its encoder.
+        deep, alpha, gray: it holds 16 bits, transparency, one channel.
+        profile: bytes of the largest profile that it holds so that Pillow opens it.
+    """
+
+    name: str
+    options: dict = field(default_factory=dict)
+    deep: bool = False
+    alpha: bool = False
+    gray: bool = True
+    profile: float = math.inf
+
+
+# Pillow unpacks at most 1 MiB of a PNG's profile. JPEG holds one in up to 255 segments; without
+# subsampling it keeps the resolution of colours.
+PNG = FileType("PNG", deep=True, alpha=True, profile=2**20 - 1)
+JPEG = FileType("JPEG", dict(quality=95, subsampling=0), profile=255 * 65519)
+TIFF = FileType("TIFF", deep=True, alpha=True)
+WRITTEN = {
+    ".png": PNG,
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), JPEG),
+    **dict.fromkeys((".tif", ".tiff"), TIFF),
+    ".webp": FileType("WEBP", dict(quality=95), alpha=True, gray=False),
+    ".bmp": FileType("BMP", profile=0),
+    ".tga": FileType("TGA", alpha=True, profile=0),
+}
 
 
 # ---------------------------------------------------------------------------------------- reading
@@ -75,29 +93,56 @@ def read_picture(path: str | Path) -> Picture:
         ImageError: it cannot be read; the message says why.
     """
     try:
-        with Image.open(path) as file:
+        if special := special_kind(path):
+            raise ImageError(f"it is {special}, not a file")
+        refuse_raw(path)
+        with opened(path) as opening:
+            file = opening.file
             deep = _has_16_bits(file)  # asked before anything makes Pillow load the file
-            turn = UPRIGHT.get(file.getexif().get(ORIENTATION), (False, 0))
+            turn = UPRIGHT.get(file.getexif().get(ORIENTATION, 1), (False, 0))
             frames = getattr(file, "n_frames", 1) if file.format in ANIMATED else 1
-            picture = _decode_16_bits(path, file) if deep else _decode_8_bits(file)
+            picture = _decode_16_bits(path, opening) if deep else _decode_8_bits(file)
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
-        reason = str(error).replace(repr(str(path)), "it").replace(repr(path), "it")
-        raise ImageError(f"{path}: {reason or type(error).__name__}") from error
+        raise ImageError(f"{path}: {_reason(error)}") from error
     picture.rgb = _turned(picture.rgb, *turn)
     if picture.alpha is not None:
         picture.alpha = _turned(picture.alpha, *turn)
-    if frames > 1:
-        picture.remark = f"the first of {frames} frames"
+    picture.profile, remark = fitting(picture.profile, picture.gray)
+    first = f"the first of {frames} frames" if frames > 1 else ""
+    picture.remark = "; ".join(filter(None, (first, *opening.remarks, remark)))
+    picture.complete = opening.complete
     return picture
+
+
+def _reason(error: Exception) -> str:
+    """In plain words, and with what to do."""
+    if isinstance(error, ImageError | MemoryError):
+        return str(error) or "not enough memory"
+    if strerror := getattr(error, "strerror", None):  # the system's
+        return strerror
+    cut_short = str(error).startswith(("image file is truncated", "Truncated File Read"))
+    state = "cut short" if cut_short else f"damaged ({str(error) or type(error).__name__})"
+    return f"it is {state}; get it again"
 
 
 def read_image(path: str | Path) -> np.ndarray:
     """A file's colour alone, as training and metrics take it: uint8, (H, W, 3).
 
     Raises:
-        ImageError: it cannot be read; the message says why.
+        ImageError: it cannot be read, or not all of it; the message says why.
     """
-    return to_8_bits(read_picture(path).rgb)
+    return whole_8_bits(read_picture(path), path)
+
+
+def whole_8_bits(picture: Picture, path: str | Path) -> np.ndarray:
+    """The colours of a picture to learn from or to compare with: uint8, (H, W, 3).
+
+    Raises:
+        ImageError: a part of it is made up.
+    """
+    if not picture.complete:
+        raise ImageError(f"{path}: {picture.remark}")
+    return to_8_bits(picture.rgb)
 
 
 def to_8_bits(image: np.ndarray) -> np.ndarray:
@@ -136,12 +181,13 @@ def _from_cmyk(file: Image.Image, profile: bytes | None) -> Image.Image:
     return file.convert("RGB")
 
 
-def _decode_16_bits(path: str | Path, file: Image.Image) -> Picture:
+def _decode_16_bits(path: str | Path, opening: Opened) -> Picture:
     # OpenCV's imread knows no paths outside the system's code page on Windows; imdecode needs none.
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    content = opening.content or Path(path).read_bytes()
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
         raise ImageError("its 16-bit pixels cannot be decoded")
-    profile = file.info.get("icc_profile")
+    profile = opening.file.info.get("icc_profile")
     if pixels.ndim == 2:
         return Picture(np.stack([pixels] * 3, -1), None, True, profile)
     rgb = np.ascontiguousarray(pixels[..., 2::-1])  # OpenCV has blue before red
@@ -182,29 +228,22 @@ def bleed(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 def write_picture(picture: Picture, path: str | Path) -> str:
     """Encode to the type of the path's suffix; the file is there whole or not at all.
 
-    PNG and TIFF keep 16 bits and alpha, WebP keeps alpha; JPEG and BMP get a white background.
+    What the type cannot hold is turned into what it can: 16 bits into 8, alpha into a white
+    background, colours into sRGB where their profile is too large or of the wrong kind.
 
     Returns:
-        A phrase about what the type cannot hold; mostly empty.
+        A phrase about that; mostly empty.
 
     Raises:
         ImageError: the type cannot hold an image of that size.
     """
-    path, suffix = Path(path), Path(path).suffix.lower()
-    remarks = []
-    rgb, alpha = picture.rgb, picture.alpha
-    if rgb.dtype == np.uint16 and suffix not in (".png", ".tif", ".tiff"):
-        remarks.append("8 of 16 bits")
-        rgb, alpha = to_8_bits(rgb), None if alpha is None else to_8_bits(alpha)
-    if alpha is not None and suffix in (".jpg", ".jpeg", ".bmp"):
-        remarks.append("on white instead of transparent")
-        opacity = alpha[..., None] / np.float32(255)
-        rgb, alpha = np.uint8(rgb * opacity + 255 * (1 - opacity) + 0.5), None
-    if picture.gray:
-        rgb = rgb[..., :1]
-    pixels = rgb if alpha is None else np.concatenate((rgb, alpha[..., None]), -1)
+    path, kind = Path(path), WRITTEN[Path(path).suffix.lower()]
+    held, remarks = _as_held(picture, kind)
+    pixels = held.rgb[..., :1] if held.gray else held.rgb
+    if held.alpha is not None:
+        pixels = np.concatenate((pixels, held.alpha[..., None]), -1)
     try:
-        encoded = _encode(pixels, suffix, picture.profile)
+        encoded = _encode(pixels, kind, held.profile)
     except (ValueError, OSError, cv2.error) as error:
         size = f"{pixels.shape[1]}x{pixels.shape[0]}"
         raise ImageError(f"{path}: {size} pixels cannot be written ({error})") from error
@@ -214,25 +253,46 @@ def write_picture(picture: Picture, path: str | Path) -> str:
     return ", ".join(remarks)
 
 
+def _as_held(picture: Picture, kind: FileType) -> tuple[Picture, list[str]]:
+    """What a type of file holds of a picture, and phrases about the rest."""
+    remarks = []
+    rgb, alpha, gray, profile = picture.rgb, picture.alpha, picture.gray, picture.profile
+    space = colour_space(profile) if profile else b""
+    too_large = profile and len(profile) > kind.profile
+    misfit = profile and (too_large or (space == GRAY and not kind.gray))
+    if rgb.dtype == np.uint16 and (misfit or not kind.deep):
+        remarks.append("8 of 16 bits")
+        rgb, alpha = to_8_bits(rgb), None if alpha is None else to_8_bits(alpha)
+    if misfit:
+        remarks.append(f"colours turned into sRGB, as {kind.name} cannot hold their profile")
+        rgb, profile = to_srgb(rgb, profile), None
+        gray = gray and bool((rgb == rgb[..., :1]).all())
+    if alpha is not None and not kind.alpha:
+        remarks.append("on white instead of transparent")
+        opacity = alpha[..., None] / np.float32(255)
+        rgb, alpha = np.uint8(rgb * opacity + 255 * (1 - opacity) + 0.5), None
+    # A profile of RGB would not fit one channel.
+    return Picture(rgb, alpha, gray and (profile is None or space == GRAY), profile), remarks
+
+
 def write_image(image: np.ndarray, path: str | Path) -> None:
     """Write colour alone: uint8, (H, W, 3)."""
     write_picture(Picture(image), path)
 
 
-def _encode(pixels: np.ndarray, suffix: str, profile: bytes | None) -> bytes:
+def _encode(pixels: np.ndarray, kind: FileType, profile: bytes | None) -> bytes:
     """(H, W, 1 to 4): gray, gray and alpha, RGB or RGBA."""
     channels = pixels.shape[2]
     if pixels.dtype == np.uint8:
         buffer = io.BytesIO()
         image = Image.fromarray(pixels.squeeze(2) if channels == 1 else pixels)
-        best = {".jpg": JPEG, ".jpeg": JPEG, ".webp": dict(quality=95)}.get(suffix, {})
-        image.save(buffer, Image.registered_extensions()[suffix], icc_profile=profile, **best)
+        image.save(buffer, kind.name, icc_profile=profile, **kind.options)
         return buffer.getvalue()
-    if suffix == ".png":
+    if kind.name == "PNG":
         # OpenCV has no gray with alpha, and blue before red.
         order = {1: [0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]
         _, encoded = cv2.imencode(".png", pixels[..., order])
-        return _with_profile(encoded.tobytes(), profile)
+        return with_profile(encoded.tobytes(), profile)
     buffer = io.BytesIO()
     tifffile.imwrite(
         buffer,
@@ -245,13 +305,3 @@ def _encode(pixels: np.ndarray, suffix: str, profile: bytes | None) -> bytes:
         metadata=None,
     )
     return buffer.getvalue()
-
-
-def _with_profile(png: bytes, profile: bytes | None) -> bytes:
-    """Put an iCCP chunk, which OpenCV does not write, behind the header (PNG, section 11.3.2.3)."""
-    if not profile:
-        return png
-    chunk = b"iCCP" + b"ICC profile\0\0" + zlib.compress(profile)
-    header = 8 + 25  # signature and IHDR
-    whole = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    return png[:header] + whole + png[header:]

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from images.decoding import Findings, decode_all
-from images.files import ImageError, find_images
+from images.kinds import NO_IMAGES, ImageError, find_images
 from images.pairs import DataError, find_partners
 from utils import gigabytes, listed, locked, replacing
 
@@ -211,12 +211,12 @@ def pack_folder(
 def list_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    return find_images(folder)
+    return find_images(folder).images
 
 
 def refuse_empty(folder: Path, images: list[Path]) -> None:
     if not images:
-        raise DataError(f"{folder} holds no PNG, JPEG, WebP, BMP or TIFF image, at any depth")
+        raise DataError("\n  ".join([f"{folder} {NO_IMAGES}", *find_images(folder).others]))
 
 
 def fingerprint(folder: Path, paths: list[Path]) -> list:

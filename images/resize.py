@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from PIL import Image
 
 
 def imresize(image: np.ndarray, scale: float) -> np.ndarray:
@@ -59,3 +60,9 @@ def _cubic(x: np.ndarray) -> np.ndarray:
 def enlarge_nearest(image: np.ndarray, scale: int) -> np.ndarray:
     """Each pixel as a block of scale x scale: what a network is given, at the size it answers."""
     return image.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def resize_nearest(image: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The same at any scale: to the height and width of another image; uint8, (H, W, 3)."""
+    size = (other.shape[1], other.shape[0])
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.NEAREST))

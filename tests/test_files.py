@@ -12,21 +12,23 @@ import tifffile
 from PIL import Image, ImageCms, ImageOps
 
 from images import files
+from images.colour import build_profile
 from images.files import (
-    SUFFIXES,
-    ImageError,
     Picture,
     bleed,
-    find_images,
     read_image,
     read_picture,
     to_8_bits,
     write_image,
     write_picture,
 )
+from images.kinds import ImageError, find_images
 from utils import replacing
 
-PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+GRAY_PROFILE = build_profile(None, (2.2,))
 
 
 def png_16(path, pixels, *chunks):
@@ -49,14 +51,16 @@ def noise(channels, dtype=np.uint16, height=5, width=7):
     return np.random.default_rng(channels).integers(0, top + 1, (height, width, channels), dtype)
 
 
-@pytest.mark.parametrize("suffix", [*SUFFIXES, ".JPEG"])
+@pytest.mark.parametrize(
+    "suffix", [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".JPEG"]
+)
 def test_formats_are_found_in_depth_and_read(suffix, tmp_path):
     path = tmp_path / "in" / "ö ä" / f"a picture{suffix}"
     path.parent.mkdir(parents=True)
     Image.new("RGB", (6, 4), (200, 100, 50)).save(path)
     (tmp_path / ".hidden.png").write_text("a file manager's")
     (tmp_path / "notes.txt").write_text("no image")
-    assert find_images(tmp_path) == [path]
+    assert find_images(tmp_path).images == [path]
     image = read_image(path)
     assert image.shape == (4, 6, 3) and image.dtype == np.uint8
     assert np.abs(image.astype(int) - (200, 100, 50)).max() <= 4
@@ -210,13 +214,6 @@ def test_32_bits_are_refused(mode, tmp_path):
         read_picture(tmp_path / "x.tif")
 
 
-def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
-    Image.new("1", (100, 100)).save(tmp_path / "x.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
-    with pytest.raises(ImageError, match=r"x.png: .*decompression bomb"):
-        read_picture(tmp_path / "x.png")
-
-
 # ------------------------------------------------------------------------------------------ copies
 
 
@@ -229,7 +226,8 @@ def test_what_is_written_comes_back(suffix, dtype, gray, alpha, tmp_path):
     rgb = np.ascontiguousarray(
         np.broadcast_to(pixels[..., :1], (40, 50, 3)) if gray else pixels[..., :3]
     )
-    given = Picture(rgb, pixels[..., 3] if alpha else None, gray, PROFILE)
+    profile = GRAY_PROFILE if gray and suffix != ".webp" else PROFILE
+    given = Picture(rgb, pixels[..., 3] if alpha else None, gray, profile)
     remark = write_picture(given, tmp_path / f"x{suffix}")
     exact = suffix != ".webp"
     if suffix == ".tif" and dtype == np.uint16 and gray and alpha:
@@ -237,7 +235,7 @@ def test_what_is_written_comes_back(suffix, dtype, gray, alpha, tmp_path):
         return
     read = read_picture(tmp_path / f"x{suffix}")
     assert remark == ("8 of 16 bits" if not exact and dtype == np.uint16 else "")
-    assert read.profile == PROFILE and (read.alpha is not None) == alpha
+    assert read.profile == profile and (read.alpha is not None) == alpha
     if exact:
         assert read.rgb.dtype == dtype and read.gray == gray
         assert np.array_equal(read.rgb, rgb)

@@ -10,7 +10,8 @@ import skimage.metrics
 import torch
 import torchmetrics
 
-from images.files import find_images, read_image
+from images.files import read_image
+from images.kinds import find_images
 from images.resize import imresize
 from images.scores import psnr, ssim
 from images.strips import labelled_strip
@@ -79,7 +80,7 @@ def test_resize_refuses_floats():
 @needs_benchmarks
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_resize_equals_matlabs_own_files_in_every_pixel(scale):
-    for path in find_images(BENCHMARKS / "Set5" / "HR"):
+    for path in find_images(BENCHMARKS / "Set5" / "HR").images:
         matlab = BENCHMARKS / "Set5" / "LR_bicubic" / f"X{scale}" / f"{path.stem}x{scale}.png"
         assert np.array_equal(
             imresize(modcrop(read_image(path), scale), 1 / scale), read_image(matlab)
@@ -92,7 +93,7 @@ def test_resize_equals_matlabs_own_files_in_every_pixel(scale):
 )
 def test_bicubic_scores_on_the_benchmarks(name, expected_psnr, expected_ssim):
     scores = []
-    for path in find_images(BENCHMARKS / name / "HR"):
+    for path in find_images(BENCHMARKS / name / "HR").images:
         high_res = modcrop(read_image(path), 4)
         bicubic = imresize(imresize(high_res, 1 / 4), 4)
         scores.append((psnr(bicubic, high_res, 4), ssim(bicubic, high_res, 4)))

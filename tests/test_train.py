@@ -214,6 +214,16 @@ def test_training_without_validation_says_so(workplace, monkeypatch, capsys):
     assert Path("checkpoints/tiny/curves.png").exists()
 
 
+def test_files_of_kinds_that_are_not_read_are_left_out_by_name(workplace, monkeypatch, capsys):
+    Path("photos/x.CR2").write_bytes(b"II*\0\x10\0\0\0CR\2\0")
+    Path("photos/dead.png").symlink_to("nowhere.png")
+    run(monkeypatch, "--gan.steps", "0", data=("--train-dir", "photos"))
+    output = capsys.readouterr().out
+    assert "Left out (2):" in output
+    assert f"{Path('photos/x.CR2')}: a camera's raw file; develop it" in output
+    assert f"{Path('photos/dead.png')}: a link that leads nowhere" in output
+
+
 def test_without_images_nothing_is_downloaded_before_the_three_lines(workplace, monkeypatch):
     def fail(*args):
         raise AssertionError("VGG19 was asked for")

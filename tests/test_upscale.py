@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 import upscaling.upscaler
 from images.files import Picture, read_image, read_picture, write_image, write_picture
@@ -197,7 +197,8 @@ def test_16_bits_gray_and_profile_come_out_as_they_went_in(workplace, net, monke
     deep = pixels.astype(np.uint16) * 257 + 3
     gray = np.repeat(deep[..., :1], 3, -1)
     Path("kinds").mkdir()
-    write_picture(Picture(deep, profile=b"profile"), "kinds/deep.png")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    write_picture(Picture(deep, profile=profile), "kinds/deep.png")
     write_picture(Picture(gray, gray=True), "kinds/gray.tif")
     assert run(monkeypatch, "kinds", "--format", "same") == 0
     for name, given in (("deep.png", deep), ("gray.tif", gray)):
@@ -209,7 +210,67 @@ def test_16_bits_gray_and_profile_come_out_as_they_went_in(workplace, net, monke
         result = read_picture(f"results/{name}")
         assert result.rgb.dtype == np.uint16 and result.gray == (name == "gray.tif")
         assert np.abs(result.rgb - expected).max() <= 1
-    assert read_picture("results/deep.png").profile == b"profile"
+    assert read_picture("results/deep.png").profile == profile
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes are POSIX's")
+def test_what_is_not_read_is_a_failure_with_its_reason(workplace, monkeypatch, capsys):
+    os.mkfifo("photos/pipe.png")
+    Path("photos/gone.jpg").symlink_to("nowhere.jpg")
+    Path("photos/cat.CR2").write_bytes(b"II*\0\x10\0\0\0CR\2\0")
+    Path("photos/text.jpg").write_text("no picture")
+    Path("photos/notes.txt").write_text("no picture")
+    assert run(monkeypatch, "photos") == 1
+    output, errors = capsys.readouterr()
+    assert "4 of 5 images upscaled" in output
+    failures = [line for line in errors.splitlines() if line.startswith("Failed: ")]
+    for name, reason in {
+        "pipe.png": "a pipe",
+        "gone.jpg": "leads nowhere",
+        "cat.CR2": "develop it",
+        "text.jpg": "no image, or a damaged one",
+    }.items():
+        (line,) = (line for line in failures if name in line)
+        assert reason in line
+    assert len(failures) == 4
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes are POSIX's")
+def test_a_pipe_or_a_dead_link_is_no_input(workplace, monkeypatch):
+    os.mkfifo("pipe.png")
+    Path("dead.png").symlink_to("nowhere.png")
+    for name, words in {"pipe.png": "a pipe; give a file", "dead.png": "leads nowhere"}.items():
+        with pytest.raises(command.UsageError, match=f"{name}: .*{words}"):
+            run(monkeypatch, name)
+
+
+def test_a_folder_of_what_is_not_read_says_why(workplace, monkeypatch):
+    Path("raws").mkdir()
+    for name in ("a.nef", "b.nef"):
+        Path("raws", name).write_bytes(b"MM\0*")
+    with pytest.raises(
+        command.UsageError, match=r"holds no PNG.*\n.*a\.nef, .*b\.nef: .*develop it"
+    ):
+        run(monkeypatch, "raws")
+
+
+def test_types_that_are_not_written_become_png(workplace, monkeypatch, capsys, identity_weights):
+    Path("in").mkdir()
+    pixels = read_image("photos/a.png")
+    for name in ("a.tga", "b.ppm", "c.JFIF", "d.jp2"):
+        format = {".JFIF": "JPEG"}.get(Path(name).suffix)
+        Image.fromarray(pixels).save(Path("in", name), format)
+    Image.fromarray(pixels).save("in/e", "PNG")
+    flags = ("--weights", identity_weights, "--format", "same")
+    assert run(monkeypatch, "in", *flags) == 0
+    written = sorted(path.name for path in Path("results").iterdir())
+    assert written == ["a.tga", "b.png", "c.jfif", "d.png", "e.png"]
+    assert "so their results are PNG: .jp2, .ppm, no suffix" in capsys.readouterr().out
+    for name in ("a.tga", "b.png", "d.png", "e.png"):
+        assert np.array_equal(np.array(Image.open(f"results/{name}").convert("RGB")), pixels)
+    assert Image.open("results/c.jfif").format == "JPEG"
+    assert run(monkeypatch, "in/e", *flags, "-o", "one") == 0
+    assert [path.name for path in Path("one").iterdir()] == ["e.png"]
 
 
 def test_transparent_images_have_no_halo(workplace, monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from config import PHASES, Config
 from dataset import DEMO_DIR, CropStream, write_demo_photographs
-from images.files import find_images
+from images.kinds import find_images
 from images.packs import Pack, pack_folder
 from images.pairs import LOWEST_FIT, DataError
 from training.validation import chosen, smallest_scored
@@ -32,7 +32,7 @@ def prepare_folders(config: Config) -> None:
     """
     if uses_demo(config):
         write_demo_photographs()
-    if config.train_dir == Config.train_dir and not find_images(config.train_dir[0]):
+    if config.train_dir == Config.train_dir and not find_images(config.train_dir[0]).images:
         raise DataError(NO_DATA)
 
 
@@ -55,12 +55,14 @@ def load_data(
         for folder, lr_dir in zip(config.train_dir, lr_dirs, strict=True)
     ]
     valid = None
-    if config.valid_dir == Config.valid_dir and not find_images(config.valid_dir):
+    if config.valid_dir == Config.valid_dir and not find_images(config.valid_dir).images:
         print(f"No validation: no images in {config.valid_dir}; --valid-dir names another folder.")
     elif config.valid_dir:
         valid = pack_folder(config.valid_dir, config.scale, config.valid_lr_dir or None, packed)
     phases = [name for name in PHASES if getattr(config, name).steps]
-    remarks = [remark for pack in packs for remark in remarks_on(pack)]
+    folders = (*config.train_dir, *config.lr_dir, config.valid_dir, config.valid_lr_dir)
+    remarks = [f"Left out: {line}" for name in folders if name for line in find_images(name).others]
+    remarks += [remark for pack in packs for remark in remarks_on(pack)]
     remarks += [remark for name in phases if (remark := below_crop(config, name, packs))]
     scored = []
     if valid is not None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from images.files import read_image, write_image
+from images.colour import to_srgb
+from images.files import read_picture, to_8_bits, write_image
 from images.scores import psnr
 from images.strips import centre, labelled_strip
 from upscaling.inputs import (
@@ -39,20 +40,27 @@ def write_strips(
     Raises:
         UsageError: no photographs, or no place for the strips.
     """
-    paths, root = find_inputs(source, output)
+    found, root = find_inputs(source, output, hr)
+    paths = found.images
     strips = strip_names(paths, root, output)
     high_res = partners_in(hr) if hr else {}
     make_output(output)
     scores: list[dict[float, float]] = []
-    failures = []
+    failures = found.others
+    done = 0
     for path in tqdm(paths, unit="image"):
         partner = find_partner(path.relative_to(root), high_res)
         try:
-            strip, score = draw_strip(read_image(path), partner, upscalers)
+            picture = read_picture(path)
+            image = to_8_bits(picture.rgb)
+            strip, score = draw_strip(image, partner, upscalers, picture.profile)
             write_image(strip, strips[path])
         except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
             failures.append(explain(path, error))
             continue
+        done += 1
+        if picture.remark:
+            tqdm.write(f"{path}: {picture.remark}")
         if score:
             scores.append(score)
         elif hr:
@@ -60,7 +68,7 @@ def write_strips(
     for alpha in upscalers if scores else ():
         mean = np.mean([score[alpha] for score in scores])
         print(f"alpha {alpha:<4g} {mean:.2f} dB PSNR on Y, mean of {len(scores)} images")
-    print(f"{len(paths) - len(failures)} of {len(paths)} strips are in {output}")
+    print(f"{done} of {len(paths)} strips are in {output}")
     return failures
 
 
@@ -85,15 +93,21 @@ def strip_names(paths: list[Path], root: Path, output: Path) -> dict[Path, Path]
 
 
 def draw_strip(
-    image: np.ndarray, partner: Path | None, upscalers: dict[float, Upscaler]
+    image: np.ndarray,
+    partner: Path | None,
+    upscalers: dict[float, Upscaler],
+    profile: bytes | None = None,
 ) -> tuple[np.ndarray, dict[float, float]]:
     """What each network makes of an image, side by side, and how close that is to the truth.
+
+    The strip is in sRGB. Scores compare the files' own numbers, as papers do.
 
     Args:
         image: uint8, (H, W, 3).
         partner: file of the HR image, which then ends the strip. Without it there is no PSNR, and
             only the image's centre, which the strip shows, is upscaled.
         upscalers: by alpha.
+        profile: what the image's colours are; None: sRGB.
 
     Returns:
         The strip, uint8 (h, w, 3), and by alpha the PSNR of the whole image on Y in dB.
@@ -107,11 +121,11 @@ def draw_strip(
         size = (image.shape[0] * scale, image.shape[1] * scale)
         high_res = read_high_res(partner, size, scale)
     for alpha, upscaler in upscalers.items():
-        picture, label = upscaler(image), f"alpha {alpha:g}"
-        if high_res is not None:
-            scores[alpha] = psnr(picture, high_res, scale)
+        enlarged, label = upscaler(image), f"alpha {alpha:g}"
+        if high_res:
+            scores[alpha] = psnr(enlarged, high_res.rgb, scale)
             label += f", {scores[alpha]:.2f} dB"
-        pictures[label] = picture
-    if high_res is not None:
-        pictures["HR"] = high_res
+        pictures[label] = to_srgb(enlarged, profile)
+    if high_res:
+        pictures["HR"] = to_srgb(high_res.rgb, high_res.profile)
     return labelled_strip(pictures, SHOWN_SIDE), scores

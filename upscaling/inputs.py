@@ -4,9 +4,8 @@ import os
 import re
 from pathlib import Path
 
-import numpy as np
-
-from images.files import ImageError, find_images, read_image
+from images.files import WRITTEN, Picture, read_picture, whole_8_bits
+from images.kinds import NO_IMAGES, Found, ImageError, find_images, special_kind
 from utils import listed
 
 
@@ -14,25 +13,36 @@ class UsageError(ValueError):
     """A command line that cannot be carried out; no image has been written."""
 
 
-def find_inputs(source: Path, output: Path) -> tuple[list[Path], Path]:
+def find_inputs(source: Path, output: Path, hr: Path | None = None) -> tuple[Found, Path]:
     """The images that `source` names, and the folder that their results' names are relative to.
 
     Args:
         source: an image, or a folder that is searched in depth.
         output: where results go; those of an earlier call inside `source` are no input.
+        hr: folder of HR images; what is not read in it is told, too.
 
     Raises:
         UsageError: there is none.
     """
+    others = find_images(hr).others if hr else []
     if source.is_file():
-        return [source], source.parent
+        return Found([source], others), source.parent
     if not source.is_dir():
-        raise UsageError(f"{source}: no such file or folder")
+        raise UsageError(f"{source}: {no_file(source)}")
     results = output.resolve() if output.resolve() != source.resolve() else None
-    paths = [path for path in find_images(source) if results not in path.resolve().parents]
-    if not paths:
-        raise UsageError(f"{source} holds no PNG, JPEG, WebP, BMP, TIFF or GIF image, at any depth")
-    return paths, source
+    found = find_images(source)
+    found.images = [path for path in found.images if results not in path.resolve().parents]
+    if not found.images:
+        raise UsageError("\n  ".join([f"{source} {NO_IMAGES}", *found.others]))
+    found.others += others
+    return found, source
+
+
+def no_file(path: Path) -> str:
+    """What a path is that is neither a file nor a folder."""
+    if not os.path.lexists(path):
+        return "no such file or folder"
+    return f"{special_kind(path)}; give a file" if path.exists() else "a link that leads nowhere"
 
 
 def make_output(folder: Path) -> None:
@@ -49,6 +59,18 @@ def make_output(folder: Path) -> None:
         raise UsageError(f"the output folder {folder} is not writable; choose another with -o")
 
 
+def result_suffix(source: Path, format: str) -> str:
+    """Of the result in `format`; with "same", PNG's where the source's type is not written."""
+    own = source.suffix.lower()
+    return f".{format}" if format != "same" else own if own in WRITTEN else ".png"
+
+
+def not_written(sources: list[Path]) -> str:
+    """The suffixes of files whose type is not written: ".avif, .gif"."""
+    suffixes = {source.suffix.lower() for source in sources} - {*WRITTEN}
+    return ", ".join(sorted(suffix or "no suffix" for suffix in suffixes))
+
+
 def partners_in(hr: Path) -> dict[Path, list[Path]]:
     """The HR images by their place in `hr` and their plain name.
 
@@ -58,7 +80,7 @@ def partners_in(hr: Path) -> dict[Path, list[Path]]:
     if not hr.is_dir():
         raise UsageError(f"--hr {hr}: no such folder")
     found: dict[Path, list[Path]] = {}
-    for path in find_images(hr):
+    for path in find_images(hr).images:
         found.setdefault(path.relative_to(hr).parent / plain(path.stem), []).append(path)
     return found
 
@@ -94,8 +116,8 @@ def plain(stem: str) -> str:
     return re.sub(marks, "", stem, flags=re.IGNORECASE)
 
 
-def read_high_res(path: Path, size: tuple[int, int], scale: float) -> np.ndarray:
-    """An HR image, without the pixels at the right and the bottom that make no whole LR pixel.
+def read_high_res(path: Path, size: tuple[int, int], scale: float) -> Picture:
+    """An HR image, 8 bits, without the pixels at its right and bottom that make no whole LR pixel.
 
     Args:
         path: of the HR image.
@@ -103,13 +125,11 @@ def read_high_res(path: Path, size: tuple[int, int], scale: float) -> np.ndarray
         scale: of that result.
 
     Raises:
-        ImageError: it cannot be read, or is of another size.
+        ImageError: it cannot be read, not all of it is there, or it is of another size.
     """
-    high_res = read_image(path)
-    height, width = size
-    surplus = (high_res.shape[0] - height, high_res.shape[1] - width)
-    if not all(0 <= side < scale for side in surplus):
-        raise ImageError(
-            f"{path} is {high_res.shape[1]}x{high_res.shape[0]}; the result is {width}x{height}"
-        )
-    return high_res[:height, :width]
+    picture = read_picture(path)
+    (height, width), (own_height, own_width) = size, picture.rgb.shape[:2]
+    if not all(0 <= side < scale for side in (own_height - height, own_width - width)):
+        raise ImageError(f"{path} is {own_width}x{own_height}; the result is {width}x{height}")
+    rgb = whole_8_bits(picture, path)[:height, :width]
+    return Picture(rgb, gray=picture.gray, profile=picture.profile)

@@ -1,0 +1,328 @@
+"""Which files are images: what a folder holds, what is read, and what to do about the rest.
+
+A file's first bytes decide what it is. Its suffix decides only whether a folder's search looks at
+it, and tells cameras' raw files, which begin like TIFF, from TIFF.
+"""
+
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import BinaryIO
+
+import psutil
+from PIL import Image, UnidentifiedImageError
+
+READ = {  # Pillow's names of what it decodes by itself -> suffixes
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".mpo"),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "GIF": (".gif",),
+    "AVIF": (".avif", ".avifs"),
+    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "QOI": (".qoi",),
+    "DDS": (".dds",),
+    "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
+    "PCX": (".pcx",),
+    "DCX": (".dcx",),
+    "ICO": (".ico",),
+    "CUR": (".cur",),
+    "ICNS": (".icns",),
+    "BLP": (".blp",),
+    "FTEX": (".ftc", ".ftu"),
+    "FLI": (".fli", ".flc"),
+    "GBR": (".gbr",),
+    "MSP": (".msp",),
+    "PIXAR": (".pxr",),
+    "SUN": (".ras",),
+    "XBM": (".xbm",),
+    "XPM": (".xpm",),
+    "XVTHUMB": (),
+    "TGA": (".tga", ".icb", ".vda", ".vst"),  # has no magic bytes, so it comes last
+}
+HEIF = "HEIC and HEIF are read once this is installed: pip install pillow-heif"
+JXL = "JPEG XL is read once this is installed: pip install pillow-jxl-plugin"
+AVIF = "AVIF is read by Pillow 11.3 and newer"
+RAW = "a camera's raw file; develop it first and save 16-bit TIFF or PNG"
+LAYERS = "an editor's file with layers; export it as PNG or TIFF"
+DRAWING = "a drawing or a document, not pixels; export it as PNG at the size that you need"
+HDR = "it holds light as floating-point numbers; tone-map it and save 16-bit TIFF or PNG"
+SCIENCE = "scientific or medical data; save it as TIFF or PNG with 8 or 16 bits"
+PREVIEW = "a Photo CD, of which only a preview would be read; convert it to TIFF or PNG"
+REMEDIES = {  # what looks like an image and is not read -> why, and what to do
+    HEIF: (".heic", ".heif", ".hif", ".heics", ".heifs"),
+    JXL: (".jxl",),
+    RAW: (
+        *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2"),
+        *(".raf", ".pef", ".srw", ".raw", ".3fr", ".fff", ".iiq", ".rwl", ".x3f", ".erf", ".kdc"),
+        *(".dcr", ".mrw", ".mef", ".mos", ".gpr"),
+    ),
+    LAYERS: (".psd", ".psb", ".xcf", ".kra", ".ora", ".clip", ".afphoto", ".pdn"),
+    DRAWING: (".svg", ".svgz", ".eps", ".ps", ".pdf", ".ai", ".wmf", ".emf", ".djvu"),
+    HDR: (".exr", ".hdr", ".rgbe"),
+    SCIENCE: (".fits", ".dcm"),
+    PREVIEW: (".pcd",),
+}
+PLUGINS = {  # of those, what a package teaches Pillow -> its module, and Pillow's name
+    HEIF: ("pillow_heif", "HEIF"),
+    JXL: ("pillow_jxl.JpegXLImagePlugin", "JXL"),
+}
+NOT_READ = {suffix: reason for reason, suffixes in REMEDIES.items() for suffix in suffixes}
+MAGIC = {  # first bytes of such files, whatever they are called; "ftyp" stands behind a length
+    HEIF: tuple(b"ftyp" + brand for brand in (b"hei", b"hev", b"mif1", b"msf1")),
+    JXL: (b"\xff\x0a", b"\0\0\0\x0cJXL "),
+    RAW: (b"ftypcrx", b"II*\0\x10\0\0\0CR", b"FUJIFILMCCD-RAW", b"IIRO", b"IIU\0", b"\0MRM"),
+    LAYERS: (b"8BPS", b"gimp xcf"),
+    DRAWING: (b"%!PS", b"\xc5\xd0\xd3\xc6", b"%PDF", b"<svg", b"<?xml", b"\xd7\xcd\xc6\x9a"),
+    HDR: (b"v/1\x01", b"#?RADIANCE", b"#?RGBE"),
+    SCIENCE: (b"SIMPLE  =",),
+    AVIF: (b"ftypavi",),
+    "it is a web page, no image": (b"<!doctype", b"<!DOCTYPE", b"<html"),
+    "it only points at the file in Git LFS; run `git lfs pull`": (b"version https://g",),
+}
+SPECIAL = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+SUBFILE_TYPE, DNG_VERSION = 0xFE, 0xC612  # tags of TIFF: what a page is; only raw files have this
+NO_IMAGES = "holds no PNG, JPEG, WebP, TIFF, AVIF, BMP, GIF or other image, at any depth"
+SHOWN = 3  # files named of those that share a reason
+PIXEL_BYTES = 12  # of memory for each pixel while it is decoded: Pillow's copies and ours
+
+
+class ImageError(ValueError):
+    """An image file that cannot be read or written; the message names the file and the cause."""
+
+
+# ------------------------------------------------------------------------------------ in a folder
+
+
+@dataclass
+class Found:
+    """What a folder holds.
+
+    Attributes:
+        images: files to read, in an order that is the same on every system.
+        others: what looks like images, or may hold some, and cannot be read: a line for each
+            reason, which names files and says what to do.
+    """
+
+    images: list[Path]
+    others: list[str]
+
+
+def find_images(folder: str | Path) -> Found:
+    """Every image below `folder`, in depth; hidden files and folders are passed over.
+
+    A file without any suffix is an image if it begins like one.
+    """
+    images: list[Path] = []
+    others: dict[str, list[Path]] = {}  # reason -> files
+
+    def note(error: OSError) -> None:
+        if isinstance(error, FileNotFoundError):  # gone since it was listed
+            return
+        reason = f"the folder may not be read ({error.strerror})"
+        others.setdefault(reason, []).append(Path(error.filename))
+
+    visited = set()
+    for root, dirs, files in os.walk(folder, followlinks=True, onerror=note):
+        if os.path.realpath(root) in visited:  # a link that leads back up
+            dirs.clear()
+            continue
+        visited.add(os.path.realpath(root))
+        dirs[:] = sorted(name for name in dirs if not name.startswith("."))
+        for path in (Path(root, name) for name in files if not name.startswith(".")):
+            reason = _reason_against(path)
+            if reason is None:
+                images.append(path)
+            elif reason:
+                others.setdefault(reason, []).append(path)
+    images.sort(key=lambda path: path.relative_to(folder).as_posix())
+    return Found(images, [_line(sorted(paths), reason) for reason, paths in others.items()])
+
+
+def _reason_against(path: Path) -> str | None:
+    """Why a file of a folder is not read; None if it is, "" if it does not look like an image."""
+    suffix = path.suffix.lower()
+    if suffix and suffix not in _suffixes() and suffix not in NOT_READ:
+        return ""
+    try:
+        special = special_kind(path)
+    except OSError as error:
+        return "a link that leads nowhere" if path.is_symlink() else str(error.strerror)
+    if special:
+        return f"{special}, not a file" if suffix else ""
+    if not os.access(path, os.R_OK):
+        return "it may not be read (no permission)"
+    if suffix in _suffixes():
+        return None
+    try:
+        refuse_raw(path)
+        with open_image(path) as file:
+            return None if file.format != "TGA" else NOT_READ.get(suffix, "")  # a mere guess
+    except Exception as error:  # Pillow's plugins raise a dozen types on what they do not expect
+        return str(error) if suffix else ""
+
+
+def _line(paths: list[Path], reason: str) -> str:
+    names = ", ".join(map(str, paths[:SHOWN]))
+    more = f" and {len(paths) - SHOWN} more" if paths[SHOWN:] else ""
+    return f"{names}{more}: {reason}"
+
+
+# ---------------------------------------------------------------------------------------- one file
+
+
+def special_kind(path: str | Path) -> str:
+    """What a path is that is no plain file: reading a pipe would wait for ever. Empty for a file.
+
+    Raises:
+        OSError: there is nothing.
+    """
+    mode = os.stat(path).st_mode
+    return "" if stat.S_ISREG(mode) else SPECIAL.get(stat.S_IFMT(mode), "something special")
+
+
+def refuse_raw(path: str | Path) -> None:
+    """Most raw files are TIFF, and what any reader of TIFF would give is the preview in them.
+
+    Raises:
+        ImageError: it is one; without the file's name.
+    """
+    if _named_by(_start(path)) == RAW:
+        raise ImageError(RAW)
+    try:
+        with _NoLimit(), Image.open(path, formats=["TIFF"]) as file:
+            tags = file.tag_v2
+    except Exception:  # another kind, or a damaged file, which decoding will tell
+        return
+    by_suffix = NOT_READ.get(Path(path).suffix.lower()) == RAW
+    if by_suffix or DNG_VERSION in tags or tags.get(SUBFILE_TYPE, 0) & 1:  # a reduced image
+        raise ImageError(RAW)
+
+
+@contextmanager
+def open_image(path: str | Path, content: BinaryIO | None = None) -> Iterator[Image.Image]:
+    """Have Pillow open a file, not decode it, as one of the formats that it decodes by itself.
+
+    Other formats start programs (EPS), or take nearly any file for theirs.
+
+    Args:
+        path: of the file.
+        content: what to read instead of what is in it.
+
+    Raises:
+        ImageError: what it is instead, and what to do; without the file's name.
+    """
+    start = _start(path)
+    reason = _named_by(start)
+    formats = _formats()
+    if reason in PLUGINS and _installed(PLUGINS[reason][0]):
+        formats = [PLUGINS[reason][1]]
+    with _NoLimit():
+        try:
+            file = Image.open(content or path, formats=formats)
+        except UnidentifiedImageError:
+            raise ImageError(_unidentified(path, start, formats)) from None
+        with file:
+            _refuse_too_large(file)
+            yield file
+
+
+def _unidentified(path: str | Path, start: bytes, formats: list[str]) -> str:
+    """Why a file that begins like this is none of these formats."""
+    unknown = "it is no image, or a damaged one" if start else "it is empty"
+    names = {AVIF: "AVIF"} | {kind: name for kind, (_, name) in PLUGINS.items()}
+    reason = _named_by(start)
+    if names.get(reason) in formats:  # so it can be read here, in principle
+        return unknown
+    return reason or NOT_READ.get(Path(path).suffix.lower(), unknown)
+
+
+def _start(path: str | Path) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read(32)
+
+
+def _named_by(start: bytes) -> str:
+    """The reason of `MAGIC` that a file's first bytes stand for, or nothing."""
+    marks = start[4:] if start[4:8] == b"ftyp" else start
+    if (
+        marks.startswith(b"ftyp") and b"avif" in marks
+    ):  # among the brands that it is compatible with
+        return AVIF
+    return next((reason for reason, magic in MAGIC.items() if marks.startswith(magic)), "")
+
+
+def _refuse_too_large(file: Image.Image) -> None:
+    pixels = file.width * file.height
+    free = psutil.virtual_memory().available
+    if pixels * PIXEL_BYTES > free:
+        raise ImageError(
+            f"{file.width}x{file.height} pixels take {pixels * PIXEL_BYTES / 2**30:.1f} GiB of "
+            f"memory to read and {free / 2**30:.1f} are free; cut it into smaller images"
+        )
+
+
+class _NoLimit(AbstractContextManager):
+    """Read files of any size: Pillow warns at 89 megapixels and refuses 179, whatever is free.
+
+    Its limit belongs to the whole process. It is lifted while a file is being read, and set again
+    after the last one, for whoever else uses Pillow.
+    """
+
+    lock = threading.Lock()
+    readers = 0
+    limit: int | None = None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if _NoLimit.readers == 0:
+                _NoLimit.limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            _NoLimit.readers += 1
+
+    def __exit__(self, *error) -> None:
+        with self.lock:
+            _NoLimit.readers -= 1
+            if _NoLimit.readers == 0:
+                Image.MAX_IMAGE_PIXELS = _NoLimit.limit
+
+
+@cache
+def _suffixes() -> frozenset[str]:
+    """Of all files that are read here."""
+    packages = {kind: module.partition(".")[0] for kind, (module, _) in PLUGINS.items()}
+    added = [REMEDIES[kind] for kind, package in packages.items() if find_spec(package)]
+    return frozenset(suffix for suffixes in (*READ.values(), *added) for suffix in suffixes)
+
+
+@cache
+def _formats() -> list[str]:
+    """Pillow's names of what it decodes by itself, in the order in which they are tried."""
+    return [name for name in READ if name != "AVIF" or find_spec("PIL.AvifImagePlugin")]
+
+
+@cache
+def _installed(module: str) -> bool:
+    """Whether an optional module can be imported; Pillow knows its format from then on."""
+    try:
+        plugin = import_module(module)
+    except ImportError:
+        return False
+    if module == "pillow_heif":  # the other one registers itself
+        plugin.register_heif_opener()
+    return True

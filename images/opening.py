@@ -1,0 +1,116 @@
+"""A file as Pillow opens it, once what is broken without need has been mended in memory."""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from images.colour import DAMAGED, of_boxes, of_png
+from images.jpeg import completed, with_right_lengths
+from images.kinds import open_image
+from images.png import NO_END, SIGNATURE, take_apart
+
+GRAY_PNG = (0, 4)  # colour types: gray, and gray with alpha
+BOXES = 2**20  # bytes from the start in which AVIF and HEIF say what their colours are
+
+
+@dataclass
+class Opened:
+    """An open file.
+
+    Attributes:
+        file: as Pillow sees it; its info has the profile that its own words for colours stand for.
+        content: the bytes that Pillow reads, where they are not the file's.
+        remarks: phrases about what was mended or left out.
+        complete: no pixel is made up.
+    """
+
+    file: Image.Image
+    content: bytes | None = None
+    remarks: list[str] = field(default_factory=list)
+    complete: bool = True
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[Opened]:
+    """Open an image file of any kind that is read.
+
+    Raises:
+        ImageError: no such kind, or damaged where it matters; without the file's name.
+        Exception: whatever else Pillow raises.
+    """
+    with open(path, "rb") as stream:
+        start = stream.read(len(SIGNATURE))
+    if start == SIGNATURE:
+        opening = _opened_png(path)
+    elif start.startswith(b"\xff\xd8\xff"):
+        opening = _opened_jpeg(path)
+    else:
+        opening = _opened_other(path)
+    with opening as result:
+        _leave_out_damaged_exif(result)
+        yield result
+
+
+@contextmanager
+def _opened_png(path: str | Path) -> Iterator[Opened]:
+    chunks = take_apart(Path(path).read_bytes())
+    gray = len(chunks.slim) > 25 and chunks.slim[25] in GRAY_PNG  # of the header
+    profile, remark = of_png(chunks.colours, gray)
+    with open_image(path, io.BytesIO(chunks.slim)) as file:
+        file.info["icc_profile"] = profile
+        yield Opened(file, chunks.slim, [*chunks.remarks, *filter(None, [remark])])
+
+
+@contextmanager
+def _opened_jpeg(path: str | Path) -> Iterator[Opened]:
+    content = with_right_lengths(Path(path).read_bytes())
+    with open_image(path, io.BytesIO(content)) as file:
+        try:
+            file.load()
+        except OSError as error:
+            if "truncated" not in str(error):
+                raise
+            whole, made_up = completed(content)
+            told = f"it is cut short: its last {made_up} rows may be made up"
+            yield Opened(whole, content, [told if made_up else NO_END], not made_up)
+        else:
+            damaged = file.info.get("icc_profile", b"") is None  # a part of it is missing
+            yield Opened(file, content, [DAMAGED] if damaged else [])
+
+
+@contextmanager
+def _opened_other(path: str | Path) -> Iterator[Opened]:
+    with open_image(path) as file:
+        profile, remark = file.info.get("icc_profile"), ""
+        if file.format in ("AVIF", "HEIF") and not profile:
+            with open(path, "rb") as stream:
+                profile, remark = of_boxes(stream.read(BOXES), file.mode in ("L", "LA"))
+            file.info["icc_profile"] = profile
+        yield Opened(file, None, [remark] if remark else [])
+
+
+def _leave_out_damaged_exif(opened: Opened) -> None:
+    """It may say how the camera was held; Pillow raises a dozen types when it is damaged."""
+    info = opened.file.info
+    if not info.get("exif"):
+        return
+    try:
+        readable = bool(opened.file.getexif())
+    except Exception:
+        readable = False
+    if not readable:
+        info.pop("exif")
+        opened.remarks.append("its EXIF data is damaged, so it may lie on its side")
+
+
+def silence_pillow() -> None:
+    """For programs: keep Pillow's warnings, which name no file, off the screen.
+
+    Where one matters to a result, `opened` has a remark of its own.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")

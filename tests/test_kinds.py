@@ -1,0 +1,300 @@
+"""Which files are images: every raster format, whatever its suffix; all others are named."""
+
+import io
+import os
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from images import kinds
+from images.files import read_picture
+from images.kinds import HEIF, NOT_READ, RAW, READ, ImageError, find_images
+
+TRUE = np.dstack([np.mgrid[0:32, 0:32][0] * 7, np.mgrid[0:32, 0:32][1] * 7, np.full((32, 32), 90)])
+TRUE = TRUE.astype(np.uint8)
+LOSSY = {"JPEG", "WEBP", "AVIF", "MPO"}
+
+
+def encoded(format: str, mode: str = "RGB", **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(TRUE).convert(mode).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+# ------------------------------------------------------------------------------------ formats
+
+
+@pytest.mark.parametrize(
+    "format, suffix",
+    [
+        *(
+            ("PNG", ".apng"),
+            ("JPEG", ".jfif"),
+            ("JPEG", ".jpe"),
+            ("MPO", ".mpo"),
+            ("WEBP", ".webp"),
+        ),
+        *(
+            ("AVIF", ".avif"),
+            ("JPEG2000", ".jp2"),
+            ("PPM", ".ppm"),
+            ("PPM", ".pnm"),
+            ("TGA", ".tga"),
+        ),
+        *(("DDS", ".dds"), ("PCX", ".pcx"), ("SGI", ".sgi"), ("DIB", ".dib"), ("ICO", ".ico")),
+    ],
+)
+def test_what_pillow_decodes_is_read_whatever_its_suffix(format, suffix, tmp_path):
+    if format == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    content = encoded(format)
+    expected = np.array(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+    assert np.abs(expected - TRUE).max() <= (30 if format in LOSSY else 0)
+    for name in (f"x{suffix}", f"x{suffix.upper()}", "x.png", "x"):
+        path = tmp_path / name
+        path.write_bytes(content)
+        assert np.array_equal(read_picture(path).rgb, expected)
+        if name != "x" or format in ("PNG", "JPEG"):
+            assert path in find_images(tmp_path).images
+        path.unlink()
+
+
+def test_netpbm_files_hold_what_opencv_reads(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (5, 9, 3), np.uint8)
+    for name, array in (("x.ppm", pixels), ("x.pgm", pixels[..., 0]), ("x.pbm", pixels[..., 0])):
+        cv2.imwrite(str(tmp_path / name), array)
+        expected = cv2.cvtColor(cv2.imread(str(tmp_path / name)), cv2.COLOR_BGR2RGB)
+        assert np.array_equal(read_picture(tmp_path / name).rgb, expected)
+
+
+def test_the_largest_of_an_icons_sizes_is_read(tmp_path):
+    large = Image.fromarray(TRUE)
+    large.save(tmp_path / "x.ico", sizes=[(16, 16), (32, 32), (24, 24)])
+    assert np.array_equal(read_picture(tmp_path / "x.ico").rgb, TRUE)
+
+
+def test_every_format_is_one_that_pillow_knows_and_none_that_starts_a_program():
+    Image.init()
+    assert set(READ) - {"AVIF"} <= set(Image.OPEN)
+    programs_and_guesses = {"EPS", "WMF", "PDF", "FITS", "GRIB", "HDF5", "BUFR", "IM", "SPIDER"}
+    assert not set(READ) & programs_and_guesses
+    suffixes = [suffix for several in READ.values() for suffix in several]
+    assert len(suffixes) == len(set(suffixes)) and not set(suffixes) & set(NOT_READ)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("name", ["x.eps", "x.png", "x.jpg", "x"])
+def test_no_program_is_started(name, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"{args} was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(os, "system", refuse)
+    (tmp_path / name).write_bytes(EPS)
+    with pytest.raises(AssertionError, match="was started"):  # by Pillow left to itself
+        Image.open(tmp_path / name).load()
+    with pytest.raises(ImageError, match=r"a drawing or a document.* export it as PNG"):
+        read_picture(tmp_path / name)
+
+
+def box(brand: bytes) -> bytes:
+    return struct.pack(">I4s4s4x4s", 20, b"ftyp", brand, brand)
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (box(b"crx "), "raw file; develop it"),
+        (b"8BPS\0\1" + b"\0" * 40, "layers; export it"),
+        (b"gimp xcf v011\0", "layers"),
+        (b"<?xml version='1.0'?><svg/>", "drawing"),
+        (b"v/1\x01\2\0\0\0", "tone-map"),
+        (b"#?RADIANCE\n", "tone-map"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"no picture", "no image, or a damaged one"),
+        (b"", "it is empty"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_whatever_its_suffix(content, words, tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(content)
+    with pytest.raises(ImageError, match=rf"photo\.jpg: .*{words}"):
+        read_picture(tmp_path / "photo.jpg")
+
+
+@pytest.mark.parametrize(
+    "plugin, package, content, suffix",
+    [
+        ("pillow_heif", "pillow-heif", box(b"heic"), ".heic"),
+        ("pillow_jxl", "pillow-jxl-plugin", b"\xff\x0a\0\0", ".jxl"),
+    ],
+)
+def test_without_its_package_a_kind_is_named_with_it(
+    plugin, package, content, suffix, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, plugin, None)  # as if it were not installed
+    monkeypatch.setattr(kinds, "find_spec", lambda name: None)
+    for cached in (kinds._suffixes, kinds._installed):
+        cached.cache_clear()
+    for name in (f"a{suffix}", "b.jpg"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ImageError, match=f"pip install {package}"):
+            read_picture(tmp_path / name)
+    found = find_images(tmp_path)
+    assert found.images == [tmp_path / "b.jpg"]
+    (other,) = found.others
+    assert other.startswith(f"{tmp_path / 'a'}{suffix}: ") and package in other
+    for cached in (kinds._suffixes, kinds._installed):
+        cached.cache_clear()
+
+
+def test_heic_is_read_where_its_package_is_installed(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    heif = pillow_heif.from_pillow(Image.fromarray(TRUE))
+    heif.save(tmp_path / "x.heic", quality=-1, chroma=444)  # lossless but for YCbCr
+    (tmp_path / "iphone.jpg").write_bytes((tmp_path / "x.heic").read_bytes())
+    assert len(find_images(tmp_path).images) == 2
+    for name in ("x.heic", "iphone.jpg"):
+        assert np.abs(read_picture(tmp_path / name).rgb.astype(int) - TRUE).max() <= 3
+
+
+def test_a_damaged_heic_is_not_sent_to_a_package_that_is_there(tmp_path):
+    pytest.importorskip("pillow_heif")
+    (tmp_path / "x.heic").write_bytes(box(b"heic") + b"\0" * 400)
+    with pytest.raises(ImageError, match=r"x\.heic: it is (no image, or a damaged one|damaged)"):
+        read_picture(tmp_path / "x.heic")
+
+
+def test_a_raw_file_gives_no_preview(tmp_path):
+    preview = Image.fromarray(TRUE)
+    cases = {
+        "x.nef": ({}, RAW),
+        "x.tif": ({0xC612: bytes((1, 4, 0, 0))}, RAW),
+        "y.tif": ({254: 1}, RAW),
+        "z.tif": ({254: 0}, None),
+    }
+    for name, (tags, reason) in cases.items():
+        preview.save(tmp_path / name, "TIFF", tiffinfo=tags)
+        if reason:
+            with pytest.raises(ImageError, match="raw file; develop it"):
+                read_picture(tmp_path / name)
+        else:
+            assert np.array_equal(read_picture(tmp_path / name).rgb, TRUE)
+    assert find_images(tmp_path).others == [f"{tmp_path / 'x.nef'}: {RAW}"]
+
+
+def test_a_picture_with_a_wrong_suffix_is_an_image_of_its_folder(tmp_path):
+    for name in ("a.heic", "b.CR2", "c.psd", "d"):
+        (tmp_path / name).write_bytes(encoded("PNG"))
+    found = find_images(tmp_path)
+    assert [path.name for path in found.images] == ["a.heic", "b.CR2", "c.psd", "d"]
+    assert all(np.array_equal(read_picture(path).rgb, TRUE) for path in found.images)
+
+
+# -------------------------------------------------------------------------------- what is no file
+
+
+@contextmanager
+def nobody():
+    """Without root's right to read everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX's kinds of files")
+def test_pipes_sockets_links_and_locked_folders_are_named(tmp_path, monkeypatch):
+    folder = tmp_path / "p"
+    (folder / "locked").mkdir(parents=True)
+    (folder / "good.png").write_bytes(encoded("PNG"))
+    (folder / "notes.txt").write_text("no image")
+    (folder / "LICENSE").write_text("no image")
+    os.mkfifo(folder / "pipe.png")
+    os.mkfifo(folder / "pipe")  # looks like no image
+    (folder / "link.jpg").symlink_to("gone.jpg")
+    (folder / "disk").symlink_to("/not/mounted")
+    monkeypatch.chdir(folder)  # the path of a socket is short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.png")
+    (folder / "locked").chmod(0)
+    for above in (folder, *list(folder.parents)[:-2]):
+        above.chmod(stat.S_IMODE(above.stat().st_mode) | 0o555)
+    try:
+        with nobody():
+            found = find_images(folder)
+    finally:
+        (folder / "locked").chmod(0o755)
+    assert found.images == [folder / "good.png"]
+    assert {line.replace(f"{folder}{os.sep}", "") for line in found.others} == {
+        "pipe.png: a pipe, not a file",
+        "socket.png: a socket, not a file",
+        "disk, link.jpg: a link that leads nowhere",
+        "locked: the folder may not be read (Permission denied)",
+    }
+    for name in ("pipe.png", "pipe", "socket.png"):
+        with pytest.raises(ImageError, match=rf"{name}: it is a (pipe|socket), not a file"):
+            read_picture(folder / name)
+    with pytest.raises(ImageError, match=r"device, not a file"):
+        read_picture("/dev/zero")
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "secret.png").write_bytes(encoded("PNG"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may read everything
+    assert find_images(tmp_path).images == []
+    assert "secret.png: it may not be read" in find_images(tmp_path).others[0]
+
+
+def test_many_files_of_a_kind_are_one_line(tmp_path):
+    for i in range(30):
+        (tmp_path / f"{i:02}.CR2").write_bytes(b"II*\0\x10\0\0\0CR\2\0")
+        (tmp_path / f"{i:02}.jpg").write_bytes(encoded("JPEG"))
+    found = find_images(tmp_path)
+    assert len(found.images) == 30
+    (line,) = found.others
+    assert "00.CR2" in line and "02.CR2 and 27 more: " in line and line.endswith(RAW)
+
+
+def test_the_remedy_names_the_package():
+    assert "pip install pillow-heif" in HEIF and NOT_READ[".hif"] == HEIF
+
+
+# ------------------------------------------------------------------------------------- large files
+
+
+def test_more_pixels_than_pillows_limit_are_read_without_a_warning(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
+    for name in ("x.png", "x.jpg", "x.tif", "x.bmp"):  # 1024 pixels: beyond twice the limit
+        Image.fromarray(TRUE).save(tmp_path / name)
+        assert read_picture(tmp_path / name).rgb.shape == TRUE.shape
+    assert Image.MAX_IMAGE_PIXELS == 300 and not recwarn.list
+
+
+def test_more_pixels_than_memory_holds_are_refused_before_they_are_decoded(tmp_path):
+    header = struct.pack(">IIBBBBB", 2**20, 2**20, 8, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    Path(tmp_path / "bomb.png").write_bytes(png)
+    with pytest.raises(ImageError, match=r"bomb.png: 1048576x1048576 pixels take .* GiB"):
+        read_picture(tmp_path / "bomb.png")
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
