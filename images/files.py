@@ -1,6 +1,6 @@
 """Image files of every common kind: colour, alpha, 8 or 16 bits, profile and orientation.
 
-Pillow reads and writes 8 bits; OpenCV what Pillow cannot: 16 bits a channel in colour.
+Pillow reads and writes 8 bits; tifffile, OpenCV and imagecodecs what Pillow cannot.
 """
 
 import io
@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
 import tifffile
-from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
+from PIL import Image
 
+from images.deep import lost_bits, read_deep
+from images.modes import pixels_of
+from images.tiff import is_tiff, read_tiff
 from utils import replacing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -24,7 +28,7 @@ UPRIGHT = {  # its values -> (mirror left and right first, quarter turns to the 
     **{5: (True, 1), 6: (False, 3), 7: (True, 3), 8: (False, 1)},
 }
 JPEG = dict(quality=95, subsampling=0)  # no colour resolution is thrown away
-ANIMATED = ("GIF", "WEBP", "TIFF", "PNG")  # what has frames or pages; a phone's JPEG has previews
+ANIMATED = ("GIF", "WEBP", "PNG")  # what has frames or pages; a phone's JPEG has previews
 
 
 class ImageError(ValueError):
@@ -75,19 +79,14 @@ def read_picture(path: str | Path) -> Picture:
         ImageError: it cannot be read; the message says why.
     """
     try:
-        with Image.open(path) as file:
-            deep = _has_16_bits(file)  # asked before anything makes Pillow load the file
-            turn = UPRIGHT.get(file.getexif().get(ORIENTATION), (False, 0))
-            frames = getattr(file, "n_frames", 1) if file.format in ANIMATED else 1
-            picture = _decode_16_bits(path, file) if deep else _decode_8_bits(file)
+        picture, orientation = _read_tiff(path) if is_tiff(path) else _read_other(path)
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
         reason = str(error).replace(repr(str(path)), "it").replace(repr(path), "it")
         raise ImageError(f"{path}: {reason or type(error).__name__}") from error
+    turn = UPRIGHT.get(orientation, UPRIGHT[1])
     picture.rgb = _turned(picture.rgb, *turn)
     if picture.alpha is not None:
         picture.alpha = _turned(picture.alpha, *turn)
-    if frames > 1:
-        picture.remark = f"the first of {frames} frames"
     return picture
 
 
@@ -105,50 +104,22 @@ def to_8_bits(image: np.ndarray) -> np.ndarray:
     return image if image.dtype == np.uint8 else ((image + 128.0) / 257).astype(np.uint8)
 
 
-def _has_16_bits(file: Image.Image) -> bool:
-    if isinstance(file, TiffImagePlugin.TiffImageFile):
-        return file.tag_v2.get(258, (8,))[0] == 16  # bits per sample
-    return isinstance(file, PngImagePlugin.PngImageFile) and "16" in str(file.tile[0].args)
+def _read_tiff(path: str | Path) -> tuple[Picture, int]:
+    pixels, orientation, profile, remark = read_tiff(path)
+    return Picture(*pixels, profile, remark), orientation
 
 
-def _decode_8_bits(file: Image.Image) -> Picture:
-    if file.mode in ("I", "F"):
-        raise ImageError("it has 32 bits a channel; save it with 8 or 16")
-    gray, profile = file.mode in ("1", "L", "LA", "La"), file.info.get("icc_profile")
-    if file.mode == "CMYK":
-        return Picture(np.array(_from_cmyk(file, profile)))  # which a CMYK profile does not fit
-    if not file.has_transparency_data:
-        return Picture(np.array(file.convert("RGB")), None, gray, profile)
-    rgba = np.array(file.convert("RGBA"))
-    return Picture(rgba[..., :3], rgba[..., 3], gray, profile)
-
-
-def _from_cmyk(file: Image.Image, profile: bytes | None) -> Image.Image:
-    """To sRGB, by the profile where there is one: ink alone does not say what colour it is."""
-    if profile:
-        try:
-            srgb = ImageCms.createProfile("sRGB")
-            converted = ImageCms.profileToProfile(file, io.BytesIO(profile), srgb, outputMode="RGB")
-        except (OSError, ImageCms.PyCMSError):  # a broken profile is as good as none
-            converted = None
-        if converted:
-            return converted
-    return file.convert("RGB")
-
-
-def _decode_16_bits(path: str | Path, file: Image.Image) -> Picture:
-    # OpenCV's imread knows no paths outside the system's code page on Windows; imdecode needs none.
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.dtype != np.uint16:
-        raise ImageError("its 16-bit pixels cannot be decoded")
-    profile = file.info.get("icc_profile")
-    if pixels.ndim == 2:
-        return Picture(np.stack([pixels] * 3, -1), None, True, profile)
-    rgb = np.ascontiguousarray(pixels[..., 2::-1])  # OpenCV has blue before red
-    if pixels.shape[2] == 3:
-        return Picture(rgb, None, False, profile)
-    gray = bool((rgb == rgb[..., :1]).all())  # it gives gray with alpha as colour with alpha
-    return Picture(rgb, pixels[..., 3], gray, profile)
+def _read_other(path: str | Path) -> tuple[Picture, int]:
+    """By Pillow, but for more than 8 bits; and the orientation that is yet to be applied."""
+    with Image.open(path) as file:
+        frames = getattr(file, "n_frames", 1) if file.format in ANIMATED else 1
+        lost = lost_bits(file)  # asked, as the next are, before Pillow loads the file
+        converted = file.mode in ("CMYK", "LAB")  # which the profile does not fit any more
+        pixels = read_deep(path, file) or pixels_of(file)
+        profile = None if converted else file.info.get("icc_profile")
+        orientation = file.getexif().get(ORIENTATION, 1)
+    remarks = [f"the first of {frames} frames"] if frames > 1 else []
+    return Picture(*pixels, profile, ", ".join([*remarks, *filter(None, [lost])])), orientation
 
 
 def _turned(pixels: np.ndarray, mirrored: bool, quarters: int) -> np.ndarray:
@@ -205,7 +176,7 @@ def write_picture(picture: Picture, path: str | Path) -> str:
     pixels = rgb if alpha is None else np.concatenate((rgb, alpha[..., None]), -1)
     try:
         encoded = _encode(pixels, suffix, picture.profile)
-    except (ValueError, OSError, cv2.error) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         size = f"{pixels.shape[1]}x{pixels.shape[0]}"
         raise ImageError(f"{path}: {size} pixels cannot be written ({error})") from error
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -229,10 +200,7 @@ def _encode(pixels: np.ndarray, suffix: str, profile: bytes | None) -> bytes:
         image.save(buffer, Image.registered_extensions()[suffix], icc_profile=profile, **best)
         return buffer.getvalue()
     if suffix == ".png":
-        # OpenCV has no gray with alpha, and blue before red.
-        order = {1: [0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]
-        _, encoded = cv2.imencode(".png", pixels[..., order])
-        return _with_profile(encoded.tobytes(), profile)
+        return _with_profile(bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels))), profile)
     buffer = io.BytesIO()
     tifffile.imwrite(
         buffer,

@@ -1,0 +1,195 @@
+"""TIFF by tifffile, from the file's own tags: every kind becomes right pixels or a clear refusal.
+
+What the tags mean: "TIFF, Revision 6.0" (Adobe, 1992) and its technical notes.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, TiffFile, TiffPage
+
+from images.levels import Pixels, from_channels, in_bands, rgb_of_inks, rgb_of_lab, scaled, straight
+from images.modes import pixels_of
+
+STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # both byte orders, plain and BigTIFF
+PHOTOMETRIC_TAG, ORIENTATION, INK_SET, PROFILE = 262, 274, 332, 34675
+COLOURS: dict[int, int] = {  # channels of colour that each photometric interpretation has
+    **{PHOTOMETRIC.MINISWHITE: 1, PHOTOMETRIC.MINISBLACK: 1, PHOTOMETRIC.PALETTE: 1},
+    **{PHOTOMETRIC.RGB: 3, PHOTOMETRIC.YCBCR: 3, PHOTOMETRIC.CIELAB: 3, PHOTOMETRIC.ICCLAB: 3},
+    PHOTOMETRIC.SEPARATED: 4,
+}
+LAB = (PHOTOMETRIC.CIELAB, PHOTOMETRIC.ICCLAB)
+KINDS = {"i": " (signed)", "f": " (floating point)", "c": " (complex)"}  # numpy's letters
+REDUCED, MASK = 1, 4  # bits of NewSubfileType
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs, besides, what it raises
+
+
+class Tiff(NamedTuple):
+    """A picture as it lies in the file.
+
+    Attributes:
+        orientation: the value of its tag, 1 to 8, to be applied yet.
+        profile: the ICC profile that belongs to `pixels`, or None.
+        remark: a phrase about what was left out; mostly empty.
+    """
+
+    pixels: Pixels
+    orientation: int
+    profile: bytes | None
+    remark: str
+
+
+def is_tiff(path: str | Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) in STARTS
+
+
+def read_tiff(path: str | Path) -> Tiff:
+    """The first picture of a TIFF file.
+
+    Raises:
+        ValueError: it is damaged, or of a kind that has no one right conversion to RGB.
+    """
+    with open(path, "rb") as stream, TiffFile(stream) as file:
+        pages = _pictures(file)
+        page, frames = pages[0], max(len(pages), (file.imagej_metadata or {}).get("images", 1))
+        _refuse_unknown(page)
+        remarks = [f"the first of {frames} frames"] if frames > 1 else []
+        profile = page.tags.valueof(PROFILE)
+        if _needs_libtiff(page):
+            pixels, orientation = _by_pillow(path, page.index)
+        else:
+            pixels, orientation = _by_tifffile(page), page.tags.valueof(ORIENTATION, 1)
+            used = COLOURS[_photometric(page)] + (pixels.alpha is not None)
+            if page.samplesperpixel > used:
+                remarks.append(f"{used} of {page.samplesperpixel} channels")
+    converted = _photometric(page) in (
+        PHOTOMETRIC.SEPARATED,
+        *LAB,
+    )  # which the profile does not fit
+    return Tiff(pixels, orientation, None if converted else profile, ", ".join(remarks))
+
+
+def _pictures(file: TiffFile) -> list[TiffPage]:
+    """The pages that are no thumbnails and no masks."""
+    pages = [page for page in file.pages if isinstance(page, TiffPage)]
+    whole = [page for page in pages if not page.subfiletype & (REDUCED | MASK)]
+    if not whole and pages[0].subifds:
+        raise ValueError("it is a raw photograph with a preview; save it as plain TIFF")
+    return whole or pages[:1]
+
+
+def _photometric(page: TiffPage) -> int:
+    """As libtiff has it where the tag, which is obligatory, is not there."""
+    usual = PHOTOMETRIC.MINISBLACK if page.samplesperpixel < 3 else PHOTOMETRIC.RGB
+    return page.photometric if PHOTOMETRIC_TAG in page.tags else usual
+
+
+def _refuse_unknown(page: TiffPage) -> None:
+    bits: Any = page.bitspersample  # a tuple where they differ
+    photometric = _photometric(page)
+    largest = Image.MAX_IMAGE_PIXELS
+    if largest and page.imagewidth * page.imagelength > 2 * largest:  # Pillow's rule, for any file
+        size = f"{page.imagewidth}x{page.imagelength}"
+        raise ValueError(f"{size} pixels could be a decompression bomb")
+    if isinstance(bits, tuple):
+        raise ValueError(f"its channels have {bits} bits; save it with 8 or 16")
+    if page.dtype is None or page.dtype.kind not in "bu" or bits > 16:
+        kind = KINDS.get(page.dtype.kind, "") if page.dtype is not None else ""
+        raise ValueError(f"it has {bits} bits a channel{kind}; save it with 8 or 16")
+    if page.imagedepth > 1:
+        raise ValueError("it is a volume; save one of its slices")
+    name = getattr(photometric, "name", photometric)
+    known = photometric in COLOURS and page.samplesperpixel >= COLOURS[photometric]
+    if not known or (photometric in LAB and bits not in (8, 16)):
+        raise ValueError(
+            f"its colours are {name} of {page.samplesperpixel} channels, {bits} bits each; "
+            "save it as RGB or gray"
+        )
+    if photometric == PHOTOMETRIC.SEPARATED and page.tags.valueof(INK_SET, 1) != 1:
+        raise ValueError("its inks are not cyan, magenta, yellow and black; save it as RGB")
+
+
+def _needs_libtiff(page: TiffPage) -> bool:
+    """Old kinds of 8 bits, which Pillow reads by libtiff and tifffile does not read."""
+    if page.compression in (COMPRESSION.OJPEG, COMPRESSION.THUNDERSCAN):
+        return True
+    return _photometric(page) == PHOTOMETRIC.YCBCR and page.compression != COMPRESSION.JPEG
+
+
+def _by_pillow(path: str | Path, index: int) -> tuple[Pixels, int]:
+    with Image.open(path, formats=["TIFF"]) as image:
+        image.seek(index)
+        pixels = pixels_of(image)
+        return pixels, image.getexif().get(ORIENTATION, 1)  # newer ones apply and delete the tag
+
+
+def _by_tifffile(page: TiffPage) -> Pixels:
+    levels, photometric, highest = _levels(page), _photometric(page), 2**page.bitspersample - 1
+    count = COLOURS[photometric]
+    alpha, multiplied = None, False
+    if (place := _alpha_channel(page, count)) is not None:
+        alpha = scaled(levels[..., place], highest)
+        multiplied = EXTRASAMPLE.ASSOCALPHA in page.extrasamples
+    levels = levels[..., :count]
+    if photometric == PHOTOMETRIC.PALETTE:
+        return _looked_up(levels[..., 0], alpha, page.colormap)
+    if photometric in LAB:
+        signed = photometric == PHOTOMETRIC.CIELAB
+        full = (
+            0xFF00 if highest > 255 and not signed else highest
+        )  # 16 bits of ICC leave room above
+        return Pixels(rgb_of_lab(levels, full, signed), alpha)
+    colour = scaled(levels, highest, inverted=photometric == PHOTOMETRIC.MINISWHITE)
+    if alpha is not None and multiplied:
+        colour = straight(colour, alpha)
+    if photometric == PHOTOMETRIC.SEPARATED:
+        return Pixels(rgb_of_inks(colour, page.tags.valueof(PROFILE)), alpha)
+    return from_channels(colour, alpha)
+
+
+def _levels(page: TiffPage) -> np.ndarray:
+    """(H, W, C): what the file says of each pixel."""
+    present = zip(page.dataoffsets, page.databytecounts, strict=False)
+    size = page.parent.filehandle.size + len(b"\xff\xd9")  # JPEG's end, which nobody misses
+    if sum(count > 0 and start + count <= size for start, count in present) < np.prod(page.chunked):
+        # JPEG's decoder would make up what is not there, and tifffile leave whole strips black.
+        raise ValueError("it is cut short; get it again")
+    try:
+        levels = page.asarray(squeeze=False)[:, 0]
+    except Exception as error:  # each codec has a type of its own
+        name = getattr(page.compression, "name", page.compression)
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"its pixels ({name}) cannot be decoded: {reason}") from error
+    separate = page.planarconfig == PLANARCONFIG.SEPARATE
+    return np.moveaxis(levels[..., 0], 0, -1) if separate else levels[0]
+
+
+def _alpha_channel(page: TiffPage, colours: int) -> int | None:
+    """Which channel is alpha: the first that the file calls so.
+
+    Programs that write a fourth channel without a word about extra samples, such as OpenCV, mean
+    alpha. "Unspecified" is what it says: Photoshop keeps masks and selections there.
+    """
+    if page.samplesperpixel == colours + 1 and not page.extrasamples:
+        return colours
+    alphas = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
+    found = [i for i, kind in enumerate(page.extrasamples) if kind in alphas]
+    return colours + found[0] if found else None
+
+
+def _looked_up(indices: np.ndarray, alpha: np.ndarray | None, palette: np.ndarray | None) -> Pixels:
+    """The colours of a palette, (3, N) of uint16, which of most are 8 bits at heart."""
+    if palette is None or indices.max() >= palette.shape[1]:
+        raise ValueError("its palette is missing or too short; is it damaged?")
+    small = palette.max() < 256  # libtiff, too, takes these for 8 bits
+    eight = small or (palette % 257 == 0).all() or (palette % 256 == 0).all()
+    if eight and (alpha is None or alpha.dtype == np.uint8):
+        palette = (palette if small else palette >> 8).astype(np.uint8)
+    elif alpha is not None and alpha.dtype == np.uint8:
+        alpha = alpha * np.uint16(257)
+    return Pixels(in_bands(palette.T.__getitem__, indices), alpha)
