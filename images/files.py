@@ -113,13 +113,15 @@ def _read_other(path: str | Path) -> tuple[Picture, int]:
     """By Pillow, but for more than 8 bits; and the orientation that is yet to be applied."""
     with Image.open(path) as file:
         frames = getattr(file, "n_frames", 1) if file.format in ANIMATED else 1
-        lost = lost_bits(file)  # asked, as the next are, before Pillow loads the file
-        converted = file.mode in ("CMYK", "LAB")  # which the profile does not fit any more
-        pixels = read_deep(path, file) or pixels_of(file)
+        remarks = [f"the first of {frames} frames"] if frames > 1 else []
+        converted = file.mode in ("CMYK", "LAB")  # to sRGB, which the profile does not fit
+        pixels = read_deep(file, Path(path).read_bytes)
+        if pixels is None:
+            remarks += lost_bits(file)
+            pixels = pixels_of(file)
         profile = None if converted else file.info.get("icc_profile")
         orientation = file.getexif().get(ORIENTATION, 1)
-    remarks = [f"the first of {frames} frames"] if frames > 1 else []
-    return Picture(*pixels, profile, ", ".join([*remarks, *filter(None, [lost])])), orientation
+    return Picture(*pixels, profile, ", ".join(remarks)), orientation
 
 
 def _turned(pixels: np.ndarray, mirrored: bool, quarters: int) -> np.ndarray:

@@ -15,13 +15,18 @@ from images.levels import Pixels, from_channels, in_bands, rgb_of_inks, rgb_of_l
 from images.modes import pixels_of
 
 STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # both byte orders, plain and BigTIFF
-PHOTOMETRIC_TAG, ORIENTATION, INK_SET, PROFILE = 262, 274, 332, 34675
+PHOTOMETRIC_TAG, ORIENTATION, INK_SET, SUBSAMPLING, PROFILE = 262, 274, 332, 530, 34675
+LUMA = {529: (0.299, 0.587, 0.114), 532: (0, 255, 128, 255, 128, 255)}  # YCbCr of JPEG, by tag
 COLOURS: dict[int, int] = {  # channels of colour that each photometric interpretation has
     **{PHOTOMETRIC.MINISWHITE: 1, PHOTOMETRIC.MINISBLACK: 1, PHOTOMETRIC.PALETTE: 1},
     **{PHOTOMETRIC.RGB: 3, PHOTOMETRIC.YCBCR: 3, PHOTOMETRIC.CIELAB: 3, PHOTOMETRIC.ICCLAB: 3},
     PHOTOMETRIC.SEPARATED: 4,
 }
 LAB = (PHOTOMETRIC.CIELAB, PHOTOMETRIC.ICCLAB)
+BITS: dict[int, tuple[int, ...]] = {  # of the others, any number up to 16
+    **{PHOTOMETRIC.CIELAB: (8, 16), PHOTOMETRIC.ICCLAB: (8, 16), PHOTOMETRIC.YCBCR: (8, 12)}
+}
+OLD = (COMPRESSION.OJPEG, COMPRESSION.THUNDERSCAN)
 KINDS = {"i": " (signed)", "f": " (floating point)", "c": " (complex)"}  # numpy's letters
 REDUCED, MASK = 1, 4  # bits of NewSubfileType
 
@@ -105,18 +110,30 @@ def _refuse_unknown(page: TiffPage) -> None:
         raise ValueError("it is a volume; save one of its slices")
     name = getattr(photometric, "name", photometric)
     known = photometric in COLOURS and page.samplesperpixel >= COLOURS[photometric]
-    if not known or (photometric in LAB and bits not in (8, 16)):
+    if not known or bits not in BITS.get(photometric, range(17)):
         raise ValueError(
             f"its colours are {name} of {page.samplesperpixel} channels, {bits} bits each; "
             "save it as RGB or gray"
         )
+    if photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.NONE:
+        _refuse_unusual_luma(page)
     if photometric == PHOTOMETRIC.SEPARATED and page.tags.valueof(INK_SET, 1) != 1:
         raise ValueError("its inks are not cyan, magenta, yellow and black; save it as RGB")
 
 
+def _refuse_unusual_luma(page: TiffPage) -> None:
+    """Pillow takes any uncompressed YCbCr for JPEG's, and at full resolution."""
+    unusual = page.tags.valueof(SUBSAMPLING, (2, 2)) != (1, 1)
+    for tag, usual in LUMA.items():
+        fractions = np.reshape(page.tags.valueof(tag, [(n, 1) for n in usual]), (-1, 2))
+        unusual |= not np.allclose(fractions[:, 0] / fractions[:, 1], usual, atol=1e-3)
+    if unusual:
+        raise ValueError("its YCbCr is subsampled or scaled otherwise than JPEG's; save it as RGB")
+
+
 def _needs_libtiff(page: TiffPage) -> bool:
     """Old kinds of 8 bits, which Pillow reads by libtiff and tifffile does not read."""
-    if page.compression in (COMPRESSION.OJPEG, COMPRESSION.THUNDERSCAN):
+    if page.compression in OLD:
         return True
     return _photometric(page) == PHOTOMETRIC.YCBCR and page.compression != COMPRESSION.JPEG
 
