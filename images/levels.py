@@ -46,7 +46,7 @@ def scaled(levels: np.ndarray, highest: int, inverted: bool = False) -> np.ndarr
     """Each level to the nearest of 8 bits, or of 16 where `highest` takes more than 8.
 
     Args:
-        levels: (H, W, ...), unsigned or bool.
+        levels: (H, W, ...), unsigned.
         highest: the level that is full: 4095 for 12 bits.
         inverted: 0 is full, and `highest` nothing.
 
@@ -58,7 +58,6 @@ def scaled(levels: np.ndarray, highest: int, inverted: bool = False) -> np.ndarr
     if highest == top:
         levels = levels.astype(dtype, copy=False)
         return ~levels if inverted else levels
-    levels = levels.view(np.uint8) if levels.dtype == bool else levels
     if levels.size and levels.max() > highest:
         raise ValueError(f"a pixel has level {levels.max()} of at most {highest}; is it damaged?")
     table = np.rint(np.linspace(0, top, highest + 1)).astype(dtype)

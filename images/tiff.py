@@ -182,6 +182,7 @@ def _levels(page: TiffPage) -> np.ndarray:
         name = getattr(page.compression, "name", page.compression)
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"its pixels ({name}) cannot be decoded: {reason}") from error
+    levels = levels.view(np.uint8) if levels.dtype == bool else levels
     separate = page.planarconfig == PLANARCONFIG.SEPARATE
     return np.moveaxis(levels[..., 0], 0, -1) if separate else levels[0]
 

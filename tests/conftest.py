@@ -29,6 +29,24 @@ def photos(tmp_path, random_image):
 
 
 @pytest.fixture
+def identity_weights(tmp_path):
+    """A file with a generator at x1 that gives back its input: zero blocks, delta kernels."""
+    import safetensors.torch
+    import torch
+
+    from model import RRDBNet
+
+    net = RRDBNet(scale=1, features=4, blocks=1, growth=4)
+    state = {name: torch.zeros_like(tensor) for name, tensor in net.state_dict().items()}
+    for i in range(4):
+        state["conv_hr.weight"][i, i, 1, 1] = 1
+    for i in range(3):
+        state["conv_first.weight"][i, i, 1, 1] = state["conv_last.weight"][i, i, 1, 1] = 1
+    safetensors.torch.save_file(state, tmp_path / "identity.safetensors")
+    return tmp_path / "identity.safetensors"
+
+
+@pytest.fixture
 def malicious_pickle(tmp_path):
     """A .pth whose unpickling would create the second file of the pair."""
     marker = tmp_path / "marker"
