@@ -40,7 +40,7 @@ def lost_bits(file: ImageFile) -> list[str]:
 
 def _png(file: ImageFile, content: Callable[[], bytes]) -> Pixels | None:
     mode, key = file.tile[0][3], file.info.get("transparency")  # a gray level or a colour
-    if mode in ("L;2", "L;4") and key is not None:  # which Pillow compares with scaled levels
+    if mode in ("1", "L;2", "L;4") and key is not None:  # which Pillow compares with scaled levels
         return from_array(imagecodecs.png_decode(content()))
     if "16" not in str(mode):
         return None

@@ -70,7 +70,7 @@ def straight(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
     def divide(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         opacity = np.maximum(alpha, 1)[..., None].astype(np.uint32)  # which 65535 squared fits
-        quotient = (colour * np.uint32(top) + opacity // 2) // opacity
+        quotient = (colour.astype(np.uint32) * top + opacity // 2) // opacity
         return np.where(alpha[..., None] > 0, np.minimum(quotient, top), 0).astype(colour.dtype)
 
     return in_bands(divide, colour, alpha)

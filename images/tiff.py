@@ -26,7 +26,10 @@ LAB = (PHOTOMETRIC.CIELAB, PHOTOMETRIC.ICCLAB)
 BITS: dict[int, tuple[int, ...]] = {  # of the others, any number up to 16
     **{PHOTOMETRIC.CIELAB: (8, 16), PHOTOMETRIC.ICCLAB: (8, 16), PHOTOMETRIC.YCBCR: (8, 12)}
 }
-OLD = (COMPRESSION.OJPEG, COMPRESSION.THUNDERSCAN)
+OLD = (  # compressions
+    *(COMPRESSION.CCITTRLE, COMPRESSION.CCITT_T4, COMPRESSION.CCITT_T6),
+    *(COMPRESSION.OJPEG, COMPRESSION.THUNDERSCAN),
+)
 KINDS = {"i": " (signed)", "f": " (floating point)", "c": " (complex)"}  # numpy's letters
 REDUCED, MASK = 1, 4  # bits of NewSubfileType
 
@@ -72,11 +75,9 @@ def read_tiff(path: str | Path) -> Tiff:
             used = COLOURS[_photometric(page)] + (pixels.alpha is not None)
             if page.samplesperpixel > used:
                 remarks.append(f"{used} of {page.samplesperpixel} channels")
-    converted = _photometric(page) in (
-        PHOTOMETRIC.SEPARATED,
-        *LAB,
-    )  # which the profile does not fit
-    return Tiff(pixels, orientation, None if converted else profile, ", ".join(remarks))
+    if _photometric(page) in (PHOTOMETRIC.SEPARATED, *LAB):
+        profile = None  # they are sRGB by now
+    return Tiff(pixels, orientation, profile, ", ".join(remarks))
 
 
 def _pictures(file: TiffFile) -> list[TiffPage]:
@@ -115,27 +116,28 @@ def _refuse_unknown(page: TiffPage) -> None:
             f"its colours are {name} of {page.samplesperpixel} channels, {bits} bits each; "
             "save it as RGB or gray"
         )
-    if photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.NONE:
-        _refuse_unusual_luma(page)
+    uncompressed = page.compression == COMPRESSION.NONE  # for which Pillow needs no libtiff
+    if photometric == PHOTOMETRIC.YCBCR and uncompressed and not _is_luma_of_jpeg(page):
+        raise ValueError("its YCbCr is subsampled or scaled otherwise than JPEG's; save it as RGB")
     if photometric == PHOTOMETRIC.SEPARATED and page.tags.valueof(INK_SET, 1) != 1:
         raise ValueError("its inks are not cyan, magenta, yellow and black; save it as RGB")
 
 
-def _refuse_unusual_luma(page: TiffPage) -> None:
-    """Pillow takes any uncompressed YCbCr for JPEG's, and at full resolution."""
-    unusual = page.tags.valueof(SUBSAMPLING, (2, 2)) != (1, 1)
-    for tag, usual in LUMA.items():
-        fractions = np.reshape(page.tags.valueof(tag, [(n, 1) for n in usual]), (-1, 2))
-        unusual |= not np.allclose(fractions[:, 0] / fractions[:, 1], usual, atol=1e-3)
-    if unusual:
-        raise ValueError("its YCbCr is subsampled or scaled otherwise than JPEG's; save it as RGB")
+def _is_luma_of_jpeg(page: TiffPage) -> bool:
+    """Whether YCbCr is what Pillow takes it for: JPEG's, at full resolution."""
+    usual = page.tags.valueof(SUBSAMPLING, (2, 2)) == (1, 1)
+    for tag, values in LUMA.items():
+        fractions = np.reshape(page.tags.valueof(tag, [(n, 1) for n in values]), (-1, 2))
+        usual &= np.allclose(fractions[:, 0] / fractions[:, 1], values, atol=1e-3)
+    return usual
 
 
 def _needs_libtiff(page: TiffPage) -> bool:
-    """Old kinds of 8 bits, which Pillow reads by libtiff and tifffile does not read."""
+    """Kinds of 8 bits or 1 that Pillow reads by libtiff, and tifffile not at all or only lately."""
     if page.compression in OLD:
         return True
-    return _photometric(page) == PHOTOMETRIC.YCBCR and page.compression != COMPRESSION.JPEG
+    decoded = page.compression == COMPRESSION.JPEG or _is_luma_of_jpeg(page)
+    return _photometric(page) == PHOTOMETRIC.YCBCR and not decoded
 
 
 def _by_pillow(path: str | Path, index: int) -> tuple[Pixels, int]:
@@ -157,10 +159,12 @@ def _by_tifffile(page: TiffPage) -> Pixels:
         return _looked_up(levels[..., 0], alpha, page.colormap)
     if photometric in LAB:
         signed = photometric == PHOTOMETRIC.CIELAB
-        full = (
-            0xFF00 if highest > 255 and not signed else highest
-        )  # 16 bits of ICC leave room above
+        room_above = highest > 255 and not signed  # of ICC's encoding
+        full = 0xFF00 if room_above else highest
         return Pixels(rgb_of_lab(levels, full, signed), alpha)
+    if photometric == PHOTOMETRIC.YCBCR and page.compression != COMPRESSION.JPEG:
+        size = (page.imagewidth, page.imagelength)
+        return pixels_of(Image.frombytes("YCbCr", size, levels.tobytes()))._replace(alpha=alpha)
     colour = scaled(levels, highest, inverted=photometric == PHOTOMETRIC.MINISWHITE)
     if alpha is not None and multiplied:
         colour = straight(colour, alpha)

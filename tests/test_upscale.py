@@ -74,11 +74,6 @@ def test_the_identity_gives_back_every_pixel(kind, identity_weights, tmp_path, m
         "turned": (photo[..., :3], turn, np.rot90(photo[..., :3], -1)),
         "turned_16": (deep[..., :3], turn, np.rot90(deep[..., :3], -1)),
         "white_is_0": (deep[..., 0], dict(photometric="miniswhite"), 65535 - deep[..., 0]),
-        "12_bits": (
-            deep[..., :3] >> 4,
-            dict(photometric="rgb", bitspersample=12),
-            np.floor((deep[..., :3] >> 4) * (65535 / 4095) + 0.5),
-        ),
         "premultiplied": (
             np.dstack([multiplied, alpha]),
             dict(photometric="rgb", extrasamples=["assocalpha"]),
