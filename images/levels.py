@@ -1,7 +1,7 @@
 """Pixels by value: any number of bits, alpha that is multiplied in, inks and L*a*b*, to RGB."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -78,23 +78,19 @@ def straight(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 def rgb_of_inks(inks: np.ndarray, profile: bytes | None) -> np.ndarray:
     """CMYK (H, W, 4) to sRGB, by the profile where there is one: ink alone names no colour."""
-    spaces: dict[str, Any] = dict(colorspace="cmyk", outcolorspace="rgb")
+    if profile:
+        try:
+            return imagecodecs.cms_transform(
+                np.ascontiguousarray(inks), profile, SRGB, colorspace="cmyk", outcolorspace="rgb"
+            )
+        except (imagecodecs.CmsError, ValueError):  # one that is broken is as good as none
+            pass
     top = np.iinfo(inks.dtype).max
 
     def multiply(inks: np.ndarray) -> np.ndarray:
         light = top - inks.astype(np.uint32)
         return ((light[..., :3] * light[..., 3:] + top // 2) // top).astype(inks.dtype)
 
-    if profile:
-        try:
-            return in_bands(
-                lambda inks: imagecodecs.cms_transform(
-                    np.ascontiguousarray(inks), profile, SRGB, **spaces
-                ),
-                inks,
-            )
-        except (imagecodecs.CmsError, ValueError):  # one that is broken is as good as none
-            pass
     return in_bands(multiply, inks)
 
 
@@ -106,14 +102,15 @@ def rgb_of_lab(levels: np.ndarray, full: int, signed: bool) -> np.ndarray:
         full: the level of L* = 100.
         signed: 0 stands for a* and b* of 0, in two's complement; otherwise the middle does.
     """
-    spaces: dict[str, Any] = dict(colorspace="lab", outcolorspace="rgb")
     step = 1 if levels.dtype == np.uint8 else 256
 
     def look_up(levels: np.ndarray) -> np.ndarray:
         lab = levels.astype(np.float32)
         lab[..., 0] *= 100 / full
         lab[..., 1:] = (levels[..., 1:] ^ (128 * step if signed else 0)) / step - 128.0
-        return imagecodecs.cms_transform(lab, LAB, SRGB, outdtype=levels.dtype, **spaces)
+        return imagecodecs.cms_transform(
+            lab, LAB, SRGB, colorspace="lab", outcolorspace="rgb", outdtype=levels.dtype
+        )
 
     return in_bands(look_up, levels)
 

@@ -21,7 +21,7 @@ def pixels_of(image: Image.Image) -> Pixels:
         return from_array(np.array(image).astype(np.uint16))
     if mode.startswith(("I", "F")):
         bits = 16 if ";16" in mode else 32
-        raise ValueError(f"it has {bits} bits a channel, none of them white; save it with 8 or 16")
+        raise ValueError(f"it has {bits} bits a channel without a white; save it with 8 or 16")
     if mode in ("La", "RGBa"):
         pixels = np.array(image)
         return from_channels(straight(pixels[..., :-1], pixels[..., -1]), pixels[..., -1])

@@ -34,6 +34,12 @@ LAYOUTS = {
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))  # of FillOrder 2
 
 
+@pytest.fixture(autouse=True)
+def bands(monkeypatch):
+    """Several in each of these low pictures."""
+    monkeypatch.setattr("images.levels.BAND", 7)
+
+
 def noise(channels=3, bits=16):
     dtype = np.uint8 if bits <= 8 else np.uint16
     return np.random.default_rng(bits).integers(0, 2**bits, (HEIGHT, WIDTH, channels), dtype)
@@ -414,12 +420,13 @@ def test_the_first_of_several_frames_is_taken(tmp_path):
     pages = [(frame, dict(photometric="rgb")) for frame in frames[:2]]
     picture = read(tmp_path, frames[2], photometric="rgb", pages=pages)
     assert same(picture, frames[0]) and picture.remark == "the first of 3 frames"
-    tifffile.imwrite(tmp_path / "x.tif", frames[..., 0], imagej=True)
+    tifffile.imwrite(tmp_path / "x.tif", frames[..., 0], imagej=True, byteorder="<")
     with tifffile.TiffFile(tmp_path / "x.tif") as file:
         head = file.pages.first.offset
     single = bytearray((tmp_path / "x.tif").read_bytes())  # ImageJ itself writes one directory
-    count = int.from_bytes(single[head : head + 2], "big")
-    single[head + 2 + 12 * count :][:4] = bytes(4)
+    count = int.from_bytes(single[head : head + 2], "little")
+    next_one = head + 2 + 12 * count
+    single[next_one : next_one + 4] = bytes(4)
     (tmp_path / "x.tif").write_bytes(single)
     picture = read_picture(tmp_path / "x.tif")
     assert same(picture, frames[0, ..., 0]) and picture.remark == "the first of 3 frames"
