@@ -249,6 +249,18 @@ def test_palettes_of_16_bits(bits, tmp_path):
     assert same(read, colours.T[indices])
 
 
+@pytest.mark.parametrize("factor", [257, 251])  # 8 bits at heart, or 16
+def test_palettes_with_alpha(factor, tmp_path):
+    pixels, colours = noise(2, 8), np.random.default_rng(0).integers(0, 256, (3, 256)) * factor
+    palette = dict(photometric=3, samples=2, t338=2, t320=colours.ravel())
+    picture = read_crafted(tmp_path, pixels.tobytes(), 8, **palette)
+    expected = colours.T[pixels[..., 0]].astype(np.uint16)
+    if factor == 257:
+        assert same(picture, (expected // 257).astype(np.uint8), pixels[..., 1])
+    else:
+        assert same(picture, expected, pixels[..., 1] * np.uint16(257))
+
+
 def test_a_palette_that_is_too_short(tmp_path):
     with pytest.raises(ImageError, match="its palette is missing or too short"):
         read_crafted(tmp_path, noise(1, 8).tobytes(), 8, 3, t320=[9] * 30)
