@@ -1,6 +1,6 @@
 """Images of every common kind, in and out: colour, alpha, 8 or 16 bits, profile, orientation.
 
-Pillow reads and writes 8 bits; OpenCV what Pillow cannot: 16 bits a channel in colour.
+Pillow reads and writes 8 bits; tifffile, OpenCV and imagecodecs what Pillow cannot.
 """
 
 import io
@@ -9,14 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
 import tifffile
-from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
+from PIL import Image
 
 from images.colour import GRAY, colour_space, fitting, to_srgb
+from images.deep import lost_bits, read_deep
 from images.kinds import ImageError, refuse_raw, special_kind
-from images.opening import Opened, opened
+from images.modes import pixels_of
+from images.opening import opened
 from images.png import with_profile
+from images.tiff import is_tiff, read_tiff
 from utils import replacing
 
 ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
@@ -25,7 +29,7 @@ UPRIGHT = {  # its values -> (mirror left and right first, quarter turns to the 
     **{5: (True, 1), 6: (False, 3), 7: (True, 3), 8: (False, 1)},
 }
 # What has frames or pages; a phone's JPEG has previews.
-ANIMATED = ("GIF", "WEBP", "TIFF", "PNG", "AVIF", "FLI", "DCX")
+ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "FLI", "DCX")
 
 
 @dataclass
@@ -96,21 +100,15 @@ def read_picture(path: str | Path) -> Picture:
         if special := special_kind(path):
             raise ImageError(f"it is {special}, not a file")
         refuse_raw(path)
-        with opened(path) as opening:
-            file = opening.file
-            deep = _has_16_bits(file)  # asked before anything makes Pillow load the file
-            turn = UPRIGHT.get(file.getexif().get(ORIENTATION, 1), (False, 0))
-            frames = getattr(file, "n_frames", 1) if file.format in ANIMATED else 1
-            picture = _decode_16_bits(path, opening) if deep else _decode_8_bits(file)
+        picture, orientation = _read_tiff(path) if is_tiff(path) else _read_other(path)
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
         raise ImageError(f"{path}: {_reason(error)}") from error
+    turn = UPRIGHT.get(orientation, UPRIGHT[1])
     picture.rgb = _turned(picture.rgb, *turn)
     if picture.alpha is not None:
         picture.alpha = _turned(picture.alpha, *turn)
-    picture.profile, remark = fitting(picture.profile, picture.gray)
-    first = f"the first of {frames} frames" if frames > 1 else ""
-    picture.remark = "; ".join(filter(None, (first, *opening.remarks, remark)))
-    picture.complete = opening.complete
+    picture.profile, misfit = fitting(picture.profile, picture.gray)
+    picture.remark = "; ".join(filter(None, (picture.remark, misfit)))
     return picture
 
 
@@ -150,51 +148,26 @@ def to_8_bits(image: np.ndarray) -> np.ndarray:
     return image if image.dtype == np.uint8 else ((image + 128.0) / 257).astype(np.uint8)
 
 
-def _has_16_bits(file: Image.Image) -> bool:
-    if isinstance(file, TiffImagePlugin.TiffImageFile):
-        return file.tag_v2.get(258, (8,))[0] == 16  # bits per sample
-    return isinstance(file, PngImagePlugin.PngImageFile) and "16" in str(file.tile[0].args)
+def _read_tiff(path: str | Path) -> tuple[Picture, int]:
+    pixels, orientation, profile, remark = read_tiff(path)
+    return Picture(*pixels, profile, remark), orientation
 
 
-def _decode_8_bits(file: Image.Image) -> Picture:
-    if file.mode in ("I", "F"):
-        raise ImageError("it has 32 bits a channel; save it with 8 or 16")
-    gray, profile = file.mode in ("1", "L", "LA", "La"), file.info.get("icc_profile")
-    if file.mode == "CMYK":
-        return Picture(np.array(_from_cmyk(file, profile)))  # which a CMYK profile does not fit
-    if not file.has_transparency_data:
-        return Picture(np.array(file.convert("RGB")), None, gray, profile)
-    rgba = np.array(file.convert("RGBA"))
-    return Picture(rgba[..., :3], rgba[..., 3], gray, profile)
-
-
-def _from_cmyk(file: Image.Image, profile: bytes | None) -> Image.Image:
-    """To sRGB, by the profile where there is one: ink alone does not say what colour it is."""
-    if profile:
-        try:
-            srgb = ImageCms.createProfile("sRGB")
-            converted = ImageCms.profileToProfile(file, io.BytesIO(profile), srgb, outputMode="RGB")
-        except (OSError, ImageCms.PyCMSError):  # a broken profile is as good as none
-            converted = None
-        if converted:
-            return converted
-    return file.convert("RGB")
-
-
-def _decode_16_bits(path: str | Path, opening: Opened) -> Picture:
-    # OpenCV's imread knows no paths outside the system's code page on Windows; imdecode needs none.
-    content = opening.content or Path(path).read_bytes()
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.dtype != np.uint16:
-        raise ImageError("its 16-bit pixels cannot be decoded")
-    profile = opening.file.info.get("icc_profile")
-    if pixels.ndim == 2:
-        return Picture(np.stack([pixels] * 3, -1), None, True, profile)
-    rgb = np.ascontiguousarray(pixels[..., 2::-1])  # OpenCV has blue before red
-    if pixels.shape[2] == 3:
-        return Picture(rgb, None, False, profile)
-    gray = bool((rgb == rgb[..., :1]).all())  # it gives gray with alpha as colour with alpha
-    return Picture(rgb, pixels[..., 3], gray, profile)
+def _read_other(path: str | Path) -> tuple[Picture, int]:
+    """By Pillow, but for more than 8 bits; and the orientation that is yet to be applied."""
+    with opened(path) as opening:
+        file = opening.file
+        frames = getattr(file, "n_frames", 1) if file.format in ANIMATED else 1
+        remarks = [f"the first of {frames} frames"] if frames > 1 else []
+        converted = file.mode in ("CMYK", "LAB")  # to sRGB, which the profile does not fit
+        pixels = read_deep(file, lambda: opening.content or Path(path).read_bytes())
+        if pixels is None:
+            remarks += lost_bits(file)
+            pixels = pixels_of(file)
+        profile = None if converted else file.info.get("icc_profile")
+        orientation = file.getexif().get(ORIENTATION, 1)
+    remark = "; ".join([*remarks, *opening.remarks])
+    return Picture(*pixels, profile, remark, opening.complete), orientation
 
 
 def _turned(pixels: np.ndarray, mirrored: bool, quarters: int) -> np.ndarray:
@@ -244,7 +217,7 @@ def write_picture(picture: Picture, path: str | Path) -> str:
         pixels = np.concatenate((pixels, held.alpha[..., None]), -1)
     try:
         encoded = _encode(pixels, kind, held.profile)
-    except (ValueError, OSError, cv2.error) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         size = f"{pixels.shape[1]}x{pixels.shape[0]}"
         raise ImageError(f"{path}: {size} pixels cannot be written ({error})") from error
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -289,10 +262,7 @@ def _encode(pixels: np.ndarray, kind: FileType, profile: bytes | None) -> bytes:
         image.save(buffer, kind.name, icc_profile=profile, **kind.options)
         return buffer.getvalue()
     if kind.name == "PNG":
-        # OpenCV has no gray with alpha, and blue before red.
-        order = {1: [0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]
-        _, encoded = cv2.imencode(".png", pixels[..., order])
-        return with_profile(encoded.tobytes(), profile)
+        return with_profile(bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels))), profile)
     buffer = io.BytesIO()
     tifffile.imwrite(
         buffer,

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from images.kinds import ImageError
 
@@ -53,7 +53,7 @@ def _end_of_metadata(jpeg: bytes, at: int) -> int:
     return found.start() if found else len(jpeg)
 
 
-def completed(jpeg: bytes) -> tuple[Image.Image, int]:
+def completed(jpeg: bytes) -> tuple[ImageFile.ImageFile, int]:
     """Decode a file without its end.
 
     Returns:
@@ -79,7 +79,7 @@ def completed(jpeg: bytes) -> tuple[Image.Image, int]:
     return image, image.height - rows
 
 
-def _decoded(jpeg: bytes) -> Image.Image:
+def _decoded(jpeg: bytes) -> ImageFile.ImageFile:
     image = Image.open(io.BytesIO(jpeg), formats=["JPEG"])
     image.load()
     return image

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import psutil
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 READ = {  # Pillow's names of what it decodes by itself -> suffixes
     "PNG": (".png", ".apng"),
@@ -97,7 +97,7 @@ SPECIAL = {
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
 }
-SUBFILE_TYPE, DNG_VERSION = 0xFE, 0xC612  # tags of TIFF: what a page is; only raw files have this
+DNG_VERSION = 0xC612  # a tag of TIFF that only raw files have
 NO_IMAGES = "holds no PNG, JPEG, WebP, TIFF, AVIF, BMP, GIF or other image, at any depth"
 SHOWN = 3  # files named of those that share a reason
 PIXEL_BYTES = 12  # of memory for each pixel while it is decoded: Pillow's copies and ours
@@ -206,17 +206,17 @@ def refuse_raw(path: str | Path) -> None:
     if _named_by(_start(path)) == RAW:
         raise ImageError(RAW)
     try:
-        with _NoLimit(), Image.open(path, formats=["TIFF"]) as file:
+        with NoLimit(), Image.open(path, formats=["TIFF"]) as file:
             tags = file.tag_v2
     except Exception:  # another kind, or a damaged file, which decoding will tell
         return
     by_suffix = NOT_READ.get(Path(path).suffix.lower()) == RAW
-    if by_suffix or DNG_VERSION in tags or tags.get(SUBFILE_TYPE, 0) & 1:  # a reduced image
+    if by_suffix or DNG_VERSION in tags:
         raise ImageError(RAW)
 
 
 @contextmanager
-def open_image(path: str | Path, content: BinaryIO | None = None) -> Iterator[Image.Image]:
+def open_image(path: str | Path, content: BinaryIO | None = None) -> Iterator[ImageFile.ImageFile]:
     """Have Pillow open a file, not decode it, as one of the formats that it decodes by itself.
 
     Other formats start programs (EPS), or take nearly any file for theirs.
@@ -233,13 +233,13 @@ def open_image(path: str | Path, content: BinaryIO | None = None) -> Iterator[Im
     formats = _formats()
     if reason in PLUGINS and _installed(PLUGINS[reason][0]):
         formats = [PLUGINS[reason][1]]
-    with _NoLimit():
+    with NoLimit():
         try:
             file = Image.open(content or path, formats=formats)
         except UnidentifiedImageError:
             raise ImageError(_unidentified(path, start, formats)) from None
         with file:
-            _refuse_too_large(file)
+            refuse_too_large(file.width, file.height)
             yield file
 
 
@@ -268,17 +268,18 @@ def _named_by(start: bytes) -> str:
     return next((reason for reason, magic in MAGIC.items() if marks.startswith(magic)), "")
 
 
-def _refuse_too_large(file: Image.Image) -> None:
-    pixels = file.width * file.height
+def refuse_too_large(width: int, height: int) -> None:
+    """Raise an ImageError rather than be killed by the system while decoding."""
+    pixels = width * height
     free = psutil.virtual_memory().available
     if pixels * PIXEL_BYTES > free:
         raise ImageError(
-            f"{file.width}x{file.height} pixels take {pixels * PIXEL_BYTES / 2**30:.1f} GiB of "
+            f"{width}x{height} pixels take {pixels * PIXEL_BYTES / 2**30:.1f} GiB of "
             f"memory to read and {free / 2**30:.1f} are free; cut it into smaller images"
         )
 
 
-class _NoLimit(AbstractContextManager):
+class NoLimit(AbstractContextManager):
     """Read files of any size: Pillow warns at 89 megapixels and refuses 179, whatever is free.
 
     Its limit belongs to the whole process. It is lifted while a file is being read, and set again
@@ -291,15 +292,15 @@ class _NoLimit(AbstractContextManager):
 
     def __enter__(self) -> None:
         with self.lock:
-            if _NoLimit.readers == 0:
-                _NoLimit.limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            _NoLimit.readers += 1
+            if NoLimit.readers == 0:
+                NoLimit.limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            NoLimit.readers += 1
 
     def __exit__(self, *error) -> None:
         with self.lock:
-            _NoLimit.readers -= 1
-            if _NoLimit.readers == 0:
-                Image.MAX_IMAGE_PIXELS = _NoLimit.limit
+            NoLimit.readers -= 1
+            if NoLimit.readers == 0:
+                Image.MAX_IMAGE_PIXELS = NoLimit.limit
 
 
 @cache

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
+from PIL import ImageFile
 
 from images.colour import DAMAGED, of_boxes, of_png
 from images.jpeg import completed, with_right_lengths
@@ -29,7 +29,7 @@ class Opened:
         complete: no pixel is made up.
     """
 
-    file: Image.Image
+    file: ImageFile.ImageFile
     content: bytes | None = None
     remarks: list[str] = field(default_factory=list)
     complete: bool = True

@@ -230,9 +230,6 @@ def test_what_is_written_comes_back(suffix, dtype, gray, alpha, tmp_path):
     given = Picture(rgb, pixels[..., 3] if alpha else None, gray, profile)
     remark = write_picture(given, tmp_path / f"x{suffix}")
     exact = suffix != ".webp"
-    if suffix == ".tif" and dtype == np.uint16 and gray and alpha:
-        assert tifffile.imread(tmp_path / "x.tif").shape == (40, 50, 2)  # which OpenCV cannot read
-        return
     read = read_picture(tmp_path / f"x{suffix}")
     assert remark == ("8 of 16 bits" if not exact and dtype == np.uint16 else "")
     assert read.profile == profile and (read.alpha is not None) == alpha

@@ -12,8 +12,10 @@ import time
 import types
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image, ImageCms
 
@@ -58,6 +60,45 @@ def run(monkeypatch, *args):
 def upscaled(net, path):
     with torch.no_grad():
         return to_image(net(to_tensor(read_image(path)))[0])
+
+
+@pytest.mark.parametrize("kind", ["png", "same"])
+def test_the_identity_gives_back_every_pixel(kind, identity_weights, tmp_path, monkeypatch):
+    """A network that gives back its input: the results are the pixels that others wrote."""
+    deep = np.random.default_rng(0).integers(0, 2**16, (40, 48, 4), np.uint16)
+    photo, alpha = (deep >> 8).astype(np.uint8), deep[..., 3:] | 1  # nowhere invisible
+    turn = dict(photometric="rgb", extratags=[(274, "H", 1, 6, True)])
+    multiplied = np.rint(deep[..., :3] * (alpha / 65535)).astype(np.uint16)
+    straight = np.minimum(np.floor(multiplied * 65535.0 / alpha + 0.5), 65535)
+    files = {  # what is written, how, and what it shows
+        "turned": (photo[..., :3], turn, np.rot90(photo[..., :3], -1)),
+        "turned_16": (deep[..., :3], turn, np.rot90(deep[..., :3], -1)),
+        "white_is_0": (deep[..., 0], dict(photometric="miniswhite"), 65535 - deep[..., 0]),
+        "premultiplied": (
+            np.dstack([multiplied, alpha]),
+            dict(photometric="rgb", extrasamples=["assocalpha"]),
+            np.dstack([straight, alpha]),
+        ),
+        "planes": (
+            np.moveaxis(deep, -1, 0),
+            dict(photometric="rgb", planarconfig="separate", extrasamples=["unspecified"]),
+            deep[..., :3],
+        ),
+    }
+    (tmp_path / "in").mkdir()
+    for name, (pixels, options, _) in files.items():
+        tifffile.imwrite(tmp_path / "in" / f"{name}.tif", pixels, metadata=None, **options)
+    gray_alpha = imagecodecs.png_encode(np.ascontiguousarray(deep[..., 2:] | 1))
+    (tmp_path / "in" / "gray_alpha.png").write_bytes(gray_alpha)
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "in", "--weights", identity_weights, "--format", kind) == 0
+    for name, (*_, shown) in files.items():
+        result = tmp_path / "results" / f"{name}.{'tif' if kind == 'same' else 'png'}"
+        whole = tifffile.imread if kind == "same" else lambda path: imagecodecs.imread(str(path))
+        assert np.array_equal(whole(result), shown), name
+    assert np.array_equal(
+        imagecodecs.imread("results/gray_alpha.png"), imagecodecs.png_decode(gray_alpha)
+    )
 
 
 def test_without_a_trained_run_the_weights_in_the_box_serve(tmp_path, photos, monkeypatch, capsys):

@@ -1,0 +1,103 @@
+"""The formats of which Pillow keeps 8 bits a channel, or scales other numbers of bits wrongly."""
+
+from collections.abc import Callable
+
+import cv2
+import imagecodecs
+import numpy as np
+from PIL.ImageFile import ImageFile
+
+from images.kinds import ImageError
+from images.levels import Pixels, from_array, from_channels, rgb_of_inks, scaled
+
+
+def read_deep(file: ImageFile, content: Callable[[], bytes]) -> Pixels | None:
+    """The pixels of a file that Pillow has opened but not loaded; None: Pillow gets them right.
+
+    Args:
+        content: reads the whole file.
+
+    Raises:
+        ImageError: it is damaged, or of a kind that cannot be read.
+    """
+    if file.format == "PNG":
+        return _png(file, content)
+    if file.format == "PPM":
+        return _netpbm(file, content)
+    if file.format == "JPEG2000" and file.mode not in ("P", "PA"):
+        return _jpeg_2000(file, content())
+    return _avif(content()) if file.format == "AVIF" else None
+
+
+def lost_bits(file: ImageFile) -> list[str]:
+    """A remark, if Pillow reduces to 8 bits what nothing here reads; of a file not yet loaded."""
+    bits = file.info.get("bit_depth", 8)  # pillow-heif says so
+    if file.format == "SGI" and "16" in str(file.tile[0]):
+        bits = 16
+    if file.format == "PPM" and file.mode == "RGB" and _white(file) > 255:
+        bits = 16
+    return [f"8 of {bits} bits"] if bits > 8 else []
+
+
+def _png(file: ImageFile, content: Callable[[], bytes]) -> Pixels | None:
+    mode, key = file.tile[0][3], file.info.get("transparency")  # a gray level or a colour
+    if mode in ("1", "L;2", "L;4") and key is not None:  # which Pillow compares with scaled levels
+        return from_array(imagecodecs.png_decode(content()))
+    if "16" not in str(mode):
+        return None
+    pixels = cv2.imdecode(np.frombuffer(content(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16:
+        raise ImageError("its 16-bit pixels cannot be decoded")
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    gray = mode in ("I;16B", "LA;16B")  # with alpha, OpenCV gives it as colour
+    colour = pixels[..., :1] if gray else pixels[..., 2::-1]  # OpenCV has blue before red
+    if key is not None:  # OpenCV heeds it in colour alone
+        visible = (colour != np.array(key, np.uint16)).any(-1)
+        return from_channels(colour, visible * np.uint16(65535))
+    return from_channels(colour, pixels[..., 3] if pixels.shape[2] == 4 else None)
+
+
+def _white(file: ImageFile) -> int:
+    """The level of white in a PGM or PPM file."""
+    codec, _, _, parameters = file.tile[0]
+    if isinstance(parameters, tuple) and codec != "raw":
+        return parameters[-1]
+    return 65535 if "16" in str(parameters) else 255
+
+
+def _netpbm(file: ImageFile, content: Callable[[], bytes]) -> Pixels | None:
+    """PGM and PPM with two bytes a level, the high one first, or with gray levels in words."""
+    codec, _, start, _ = file.tile[0]
+    white = _white(file)
+    if white <= 255 or (codec == "ppm_plain" and file.mode == "RGB"):
+        return None
+    if codec == "ppm_plain":
+        return from_array(np.array(file).astype(np.uint16))
+    (width, height), channels = file.size, len(file.getbands())
+    levels = np.frombuffer(content()[start : start + 2 * width * height * channels], ">u2")
+    if levels.size < width * height * channels:
+        raise ImageError("it is cut short; get it again")
+    return from_array(scaled(levels.reshape(height, width, channels), white))
+
+
+def _jpeg_2000(file: ImageFile, encoded: bytes) -> Pixels | None:
+    """Any number of bits but 8: of others, Pillow shifts the bits, and white gets gray."""
+    size = encoded.index(b"\xff\x4f\xff\x51")  # the markers that a codestream begins with
+    count = int.from_bytes(encoded[size + 40 : size + 42], "big")  # ISO 15444-1, A.5.1
+    precisions = set(encoded[size + 42 : size + 42 + 3 * count : 3])
+    if precisions == {7}:  # one less than the bits; the byte's highest bit says signed
+        return None
+    if len(precisions) > 1 or max(precisions) > 15 or count > 4:
+        raise ImageError("its channels are signed, unlike or more than 4; save it as PNG")
+    levels = scaled(imagecodecs.jpeg2k_decode(encoded), 2 ** (precisions.pop() + 1) - 1)
+    if file.mode == "CMYK":
+        return Pixels(rgb_of_inks(levels, file.info.get("icc_profile")))
+    return from_array(levels)
+
+
+def _avif(encoded: bytes) -> Pixels | None:
+    depth = encoded[encoded.index(b"pixi") + 9]  # of the first channel: ISO 23008-12, 6.5.6
+    if depth == 8:
+        return None
+    return from_array(scaled(imagecodecs.avif_decode(encoded), 2**depth - 1))

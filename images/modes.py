@@ -1,0 +1,37 @@
+"""Pillow's images by value: each mode becomes right pixels or a clear refusal.
+
+`Image.convert` alone clips 16 bits to 8 (all that is above 255 becomes white).
+"""
+
+import numpy as np
+from PIL import Image
+
+from images.kinds import ImageError
+from images.levels import Pixels, from_array, from_channels, rgb_of_inks, rgb_of_lab, straight
+
+
+def pixels_of(image: Image.Image) -> Pixels:
+    """8 bits a channel, or 16 where the image has them.
+
+    Raises:
+        ImageError: nothing says which of its numbers is white.
+    """
+    image.load()  # which may change the mode
+    mode = image.mode
+    if mode.startswith("I;16") and image.format != "FITS":  # whose numbers are signed
+        return from_array(np.array(image).astype(np.uint16))
+    if mode.startswith(("I", "F")):
+        bits = 16 if ";16" in mode else 32
+        raise ImageError(f"it has {bits} bits a channel without a white; save it with 8 or 16")
+    if mode in ("La", "RGBa"):
+        pixels = np.array(image)
+        return from_channels(straight(pixels[..., :-1], pixels[..., -1]), pixels[..., -1])
+    if mode == "CMYK":
+        return Pixels(rgb_of_inks(np.array(image), image.info.get("icc_profile")))
+    if mode == "LAB":
+        return Pixels(rgb_of_lab(np.array(image), full=255, signed=True))
+    gray = mode in ("1", "L", "LA")
+    if not image.has_transparency_data:
+        return Pixels(np.array(image.convert("RGB")), None, gray)
+    rgba = np.array(image.convert("RGBA"))
+    return Pixels(rgba[..., :3], rgba[..., 3], gray)

@@ -1,0 +1,215 @@
+"""TIFF by tifffile, from the file's own tags: every kind becomes right pixels or a clear refusal.
+
+What the tags mean: "TIFF, Revision 6.0" (Adobe, 1992) and its technical notes.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, TiffFile, TiffPage
+
+from images.kinds import ImageError, NoLimit, refuse_too_large
+from images.levels import Pixels, from_channels, in_bands, rgb_of_inks, rgb_of_lab, scaled, straight
+from images.modes import pixels_of
+
+STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # both byte orders, plain and BigTIFF
+PHOTOMETRIC_TAG, ORIENTATION, INK_SET, SUBSAMPLING, PROFILE = 262, 274, 332, 530, 34675
+LUMA = {529: (0.299, 0.587, 0.114), 532: (0, 255, 128, 255, 128, 255)}  # YCbCr of JPEG, by tag
+COLOURS: dict[int, int] = {  # channels of colour that each photometric interpretation has
+    **{PHOTOMETRIC.MINISWHITE: 1, PHOTOMETRIC.MINISBLACK: 1, PHOTOMETRIC.PALETTE: 1},
+    **{PHOTOMETRIC.RGB: 3, PHOTOMETRIC.YCBCR: 3, PHOTOMETRIC.CIELAB: 3, PHOTOMETRIC.ICCLAB: 3},
+    PHOTOMETRIC.SEPARATED: 4,
+}
+LAB = (PHOTOMETRIC.CIELAB, PHOTOMETRIC.ICCLAB)
+BITS: dict[int, tuple[int, ...]] = {  # of the others, any number up to 16
+    **{PHOTOMETRIC.CIELAB: (8, 16), PHOTOMETRIC.ICCLAB: (8, 16), PHOTOMETRIC.YCBCR: (8, 12)}
+}
+OLD = (  # compressions
+    *(COMPRESSION.CCITTRLE, COMPRESSION.CCITT_T4, COMPRESSION.CCITT_T6),
+    *(COMPRESSION.OJPEG, COMPRESSION.THUNDERSCAN),
+)
+KINDS = {"i": " (signed)", "f": " (floating point)", "c": " (complex)"}  # numpy's letters
+REDUCED, MASK = 1, 4  # bits of NewSubfileType
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs, besides, what it raises
+
+
+class Tiff(NamedTuple):
+    """A picture as it lies in the file.
+
+    Attributes:
+        orientation: the value of its tag, 1 to 8, to be applied yet.
+        profile: the ICC profile that belongs to `pixels`, or None.
+        remark: a phrase about what was left out; mostly empty.
+    """
+
+    pixels: Pixels
+    orientation: int
+    profile: bytes | None
+    remark: str
+
+
+def is_tiff(path: str | Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) in STARTS
+
+
+def read_tiff(path: str | Path) -> Tiff:
+    """The first picture of a TIFF file.
+
+    Raises:
+        ImageError: it is damaged, or of a kind that has no one right conversion to RGB.
+    """
+    with open(path, "rb") as stream, TiffFile(stream) as file:
+        pages = _pictures(file)
+        page, frames = pages[0], max(len(pages), (file.imagej_metadata or {}).get("images", 1))
+        _refuse_unknown(page)
+        remarks = [f"the first of {frames} frames"] if frames > 1 else []
+        profile = page.tags.valueof(PROFILE)
+        if _needs_libtiff(page):
+            pixels, orientation = _by_pillow(path, page.index)
+        else:
+            pixels, orientation = _by_tifffile(page), page.tags.valueof(ORIENTATION, 1)
+            used = COLOURS[_photometric(page)] + (pixels.alpha is not None)
+            if page.samplesperpixel > used:
+                remarks.append(f"{used} of {page.samplesperpixel} channels")
+    if _photometric(page) in (PHOTOMETRIC.SEPARATED, *LAB):
+        profile = None  # they are sRGB by now
+    return Tiff(pixels, orientation, profile, ", ".join(remarks))
+
+
+def _pictures(file: TiffFile) -> list[TiffPage]:
+    """The pages that are no thumbnails and no masks."""
+    pages = [page for page in file.pages if isinstance(page, TiffPage)]
+    whole = [page for page in pages if not page.subfiletype & (REDUCED | MASK)]
+    if not whole and pages[0].subifds:
+        raise ImageError("it is a raw photograph with a preview; save it as plain TIFF")
+    return whole or pages[:1]
+
+
+def _photometric(page: TiffPage) -> int:
+    """As libtiff has it where the tag, which is obligatory, is not there."""
+    usual = PHOTOMETRIC.MINISBLACK if page.samplesperpixel < 3 else PHOTOMETRIC.RGB
+    return page.photometric if PHOTOMETRIC_TAG in page.tags else usual
+
+
+def _refuse_unknown(page: TiffPage) -> None:
+    bits: Any = page.bitspersample  # a tuple where they differ
+    photometric = _photometric(page)
+    refuse_too_large(page.imagewidth, page.imagelength)
+    if isinstance(bits, tuple):
+        raise ImageError(f"its channels have {bits} bits; save it with 8 or 16")
+    if page.dtype is None or page.dtype.kind not in "bu" or bits > 16:
+        kind = KINDS.get(page.dtype.kind, "") if page.dtype is not None else ""
+        raise ImageError(f"it has {bits} bits a channel{kind}; save it with 8 or 16")
+    if page.imagedepth > 1:
+        raise ImageError("it is a volume; save one of its slices")
+    name = getattr(photometric, "name", photometric)
+    known = photometric in COLOURS and page.samplesperpixel >= COLOURS[photometric]
+    if not known or bits not in BITS.get(photometric, range(17)):
+        raise ImageError(
+            f"its colours are {name} of {page.samplesperpixel} channels, {bits} bits each; "
+            "save it as RGB or gray"
+        )
+    uncompressed = page.compression == COMPRESSION.NONE  # for which Pillow needs no libtiff
+    if photometric == PHOTOMETRIC.YCBCR and uncompressed and not _is_luma_of_jpeg(page):
+        raise ImageError("its YCbCr is subsampled or scaled otherwise than JPEG's; save it as RGB")
+    if photometric == PHOTOMETRIC.SEPARATED and page.tags.valueof(INK_SET, 1) != 1:
+        raise ImageError("its inks are not cyan, magenta, yellow and black; save it as RGB")
+
+
+def _is_luma_of_jpeg(page: TiffPage) -> bool:
+    """Whether YCbCr is what Pillow takes it for: JPEG's, at full resolution."""
+    usual = page.tags.valueof(SUBSAMPLING, (2, 2)) == (1, 1)
+    for tag, values in LUMA.items():
+        fractions = np.reshape(page.tags.valueof(tag, [(n, 1) for n in values]), (-1, 2))
+        usual &= np.allclose(fractions[:, 0] / fractions[:, 1], values, atol=1e-3)
+    return usual
+
+
+def _needs_libtiff(page: TiffPage) -> bool:
+    """Kinds of 8 bits or 1 that Pillow reads by libtiff, and tifffile not at all or only lately."""
+    if page.compression in OLD:
+        return True
+    decoded = page.compression == COMPRESSION.JPEG or _is_luma_of_jpeg(page)
+    return _photometric(page) == PHOTOMETRIC.YCBCR and not decoded
+
+
+def _by_pillow(path: str | Path, index: int) -> tuple[Pixels, int]:
+    with NoLimit(), Image.open(path, formats=["TIFF"]) as image:
+        image.seek(index)
+        pixels = pixels_of(image)
+        return pixels, image.getexif().get(ORIENTATION, 1)  # newer ones apply and delete the tag
+
+
+def _by_tifffile(page: TiffPage) -> Pixels:
+    levels, photometric, highest = _levels(page), _photometric(page), 2**page.bitspersample - 1
+    count = COLOURS[photometric]
+    alpha, multiplied = None, False
+    if (place := _alpha_channel(page, count)) is not None:
+        alpha = scaled(levels[..., place], highest)
+        multiplied = EXTRASAMPLE.ASSOCALPHA in page.extrasamples
+    levels = levels[..., :count]
+    if photometric == PHOTOMETRIC.PALETTE:
+        return _looked_up(levels[..., 0], alpha, page.colormap)
+    if photometric in LAB:
+        signed = photometric == PHOTOMETRIC.CIELAB
+        room_above = highest > 255 and not signed  # of ICC's encoding
+        full = 0xFF00 if room_above else highest
+        return Pixels(rgb_of_lab(levels, full, signed), alpha)
+    if photometric == PHOTOMETRIC.YCBCR and page.compression != COMPRESSION.JPEG:
+        size = (page.imagewidth, page.imagelength)
+        return pixels_of(Image.frombytes("YCbCr", size, levels.tobytes()))._replace(alpha=alpha)
+    colour = scaled(levels, highest, inverted=photometric == PHOTOMETRIC.MINISWHITE)
+    if alpha is not None and multiplied:
+        colour = straight(colour, alpha)
+    if photometric == PHOTOMETRIC.SEPARATED:
+        return Pixels(rgb_of_inks(colour, page.tags.valueof(PROFILE)), alpha)
+    return from_channels(colour, alpha)
+
+
+def _levels(page: TiffPage) -> np.ndarray:
+    """(H, W, C): what the file says of each pixel."""
+    present = zip(page.dataoffsets, page.databytecounts, strict=False)
+    size = page.parent.filehandle.size + len(b"\xff\xd9")  # JPEG's end, which nobody misses
+    if sum(count > 0 and start + count <= size for start, count in present) < np.prod(page.chunked):
+        # JPEG's decoder would make up what is not there, and tifffile leave whole strips black.
+        raise ImageError("it is cut short; get it again")
+    try:
+        levels = page.asarray(squeeze=False)[:, 0]
+    except Exception as error:  # each codec has a type of its own
+        name = getattr(page.compression, "name", page.compression)
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ImageError(f"its pixels ({name}) cannot be decoded: {reason}") from error
+    levels = levels.view(np.uint8) if levels.dtype == bool else levels
+    separate = page.planarconfig == PLANARCONFIG.SEPARATE
+    return np.moveaxis(levels[..., 0], 0, -1) if separate else levels[0]
+
+
+def _alpha_channel(page: TiffPage, colours: int) -> int | None:
+    """Which channel is alpha: the first that the file calls so.
+
+    Programs that write a fourth channel without a word about extra samples, such as OpenCV, mean
+    alpha. "Unspecified" is what it says: Photoshop keeps masks and selections there.
+    """
+    if page.samplesperpixel == colours + 1 and not page.extrasamples:
+        return colours
+    alphas = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
+    found = [i for i, kind in enumerate(page.extrasamples) if kind in alphas]
+    return colours + found[0] if found else None
+
+
+def _looked_up(indices: np.ndarray, alpha: np.ndarray | None, palette: np.ndarray | None) -> Pixels:
+    """The colours of a palette, (3, N) of uint16, which of most are 8 bits at heart."""
+    if palette is None or indices.max() >= palette.shape[1]:
+        raise ImageError("its palette is missing or too short; is it damaged?")
+    small = palette.max() < 256  # libtiff, too, takes these for 8 bits
+    eight = small or (palette % 257 == 0).all() or (palette % 256 == 0).all()
+    if eight and (alpha is None or alpha.dtype == np.uint8):
+        palette = (palette if small else palette >> 8).astype(np.uint8)
+    elif alpha is not None and alpha.dtype == np.uint8:
+        alpha = alpha * np.uint16(257)
+    return Pixels(in_bands(palette.T.__getitem__, indices), alpha)
