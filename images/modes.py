@@ -18,11 +18,10 @@ def pixels_of(image: Image.Image) -> Pixels:
     """
     image.load()  # which may change the mode
     mode = image.mode
-    if mode.startswith("I;16") and image.format != "FITS":  # whose numbers are signed
+    if mode.startswith("I;16"):
         return from_array(np.array(image).astype(np.uint16))
     if mode.startswith(("I", "F")):
-        bits = 16 if ";16" in mode else 32
-        raise ImageError(f"it has {bits} bits a channel without a white; save it with 8 or 16")
+        raise ImageError("it has 32 bits a channel without a white; save it with 8 or 16")
     if mode in ("La", "RGBa"):
         pixels = np.array(image)
         return from_channels(straight(pixels[..., :-1], pixels[..., -1]), pixels[..., -1])

@@ -138,10 +138,10 @@ def test_modes_without_a_white_are_refused(mode, tmp_path):
         read_picture(tmp_path / "x.tif")
 
 
-def test_signed_numbers_of_fits_are_refused(tmp_path):
+def test_numbers_of_no_picture_are_refused(tmp_path):
     cards = ["SIMPLE  = T", "BITPIX  = 16", "NAXIS   = 2", "NAXIS1  = 4", "NAXIS2  = 3", "END"]
     header = "".join(card.ljust(80) for card in cards).ljust(2880).encode()
-    with pytest.raises(ImageError, match=r"x.fits: it has (16|32) bits a channel without a white"):
+    with pytest.raises(ImageError, match=r"x.fits: scientific or medical data"):
         read(tmp_path, "x.fits", header + bytes(2880))
 
 
