@@ -15,6 +15,7 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
+from images.bands import bands
 from utils import replacing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -102,7 +103,12 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def to_8_bits(image: np.ndarray) -> np.ndarray:
     """Rounded to the nearest of 256 levels; uint8 stays as it is."""
-    return image if image.dtype == np.uint8 else ((image + 128.0) / 257).astype(np.uint8)
+    if image.dtype == np.uint8:
+        return image
+    rounded = np.empty(image.shape, np.uint8)
+    for band in bands(len(image), image[0].size):
+        rounded[band] = (image[band] + 128.0) / 257
+    return rounded
 
 
 def _has_16_bits(file: Image.Image) -> bool:
@@ -118,9 +124,18 @@ def _decode_8_bits(file: Image.Image) -> Picture:
     if file.mode == "CMYK":
         return Picture(np.array(_from_cmyk(file, profile)))  # which a CMYK profile does not fit
     if not file.has_transparency_data:
-        return Picture(np.array(file.convert("RGB")), None, gray, profile)
-    rgba = np.array(file.convert("RGBA"))
+        return Picture(_pixels(file, "RGB"), None, gray, profile)
+    rgba = _pixels(file, "RGBA")
     return Picture(rgba[..., :3], rgba[..., 3], gray, profile)
+
+
+def _pixels(file: Image.Image, mode: str) -> np.ndarray:
+    """(H, W, channels) of uint8. Of a whole image, Pillow's conversions would hold three copies."""
+    pixels = np.empty((file.height, file.width, len(mode)), np.uint8)
+    for band in bands(file.height, file.width * len(mode)):
+        part = file.crop((0, band.start, file.width, band.stop))
+        pixels[band] = np.asarray(part.convert(mode))
+    return pixels
 
 
 def _from_cmyk(file: Image.Image, profile: bytes | None) -> Image.Image:
