@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from images.files import ImageError, find_images, read_image
 from images.resize import imresize
-from utils import remove_leftovers, replacing
+from utils import prepare_output, remove_leftovers, replacing
 
 PACK_FORMAT = 1  # counts up when the layout of a pack changes, so that old ones are rebuilt
 
@@ -228,8 +228,8 @@ def pack_path(folder: Path, scale: int, lr_folder: Path | None) -> Path:
         return folder / name
     elsewhere = Path("data/packs")
     elsewhere.mkdir(parents=True, exist_ok=True)
-    identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
-    return elsewhere / f"{folder.name}-{identity}-{name}"
+    identity = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:8]
+    return elsewhere / f"{folder.name[:40]}-{identity}-{name}"
 
 
 def find_partners(
@@ -471,4 +471,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_output()
     main()

@@ -47,6 +47,7 @@ from utils import (
     choose_precision,
     is_lost_connection,
     place,
+    prepare_output,
 )
 from weights import Generator, WeightsError, init_generator
 
@@ -363,6 +364,7 @@ def check_batch_size(config: Config, ranks: Ranks) -> None:
 
 def run_as_program() -> None:
     """`main`, whose foreseeable errors end the process with a line and a status."""
+    prepare_output(needed=False)  # a run is worth more than the terminal it was started from
     try:
         main()
     except (DataError, DeviceError, VGGError, CheckpointError, WeightsError) as error:

@@ -1,9 +1,13 @@
-"""What every command needs: device and precision, ranks, stopping, files that are whole."""
+"""What every command needs: device and precision, ranks, stopping, output, files that are whole."""
 
+import errno
+import hashlib
+import io
 import os
 import pickle
 import platform
 import re
+import secrets
 import signal
 import sys
 import zipfile
@@ -22,6 +26,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 Placed = TypeVar("Placed", bound=nn.Module | Tensor)
 Part = TypeVar("Part")
+
+# Line breaks, control characters, marks that turn the direction of writing, bytes of no UTF-8.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 # ----------------------------------------------------------------------------- device and precision
 
@@ -230,6 +237,98 @@ class StopRequest(AbstractContextManager):
             signal.signal(signal.SIGTERM, self.previous[signal.SIGTERM])
 
 
+# ------------------------------------------------------------------------------- names and output
+
+
+def printable(text: str) -> str:
+    """The text in one line, whatever bytes the file names in it have.
+
+    A name can break a line or steer a terminal: such characters are escaped as Python does it.
+    """
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def name_length(name: str) -> int:
+    """As file systems count: UTF-16 units on Windows, bytes elsewhere."""
+    if sys.platform == "win32":
+        return len(name.encode("utf-16-le", "surrogatepass")) // 2
+    return len(os.fsencode(name))
+
+
+def longest_name(folder: Path) -> int:
+    """The largest `name_length` that a file in `folder` may have: 255, or 143 on eCryptfs."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        limit = os.pathconf(there, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):  # Windows has no such call
+        limit = -1
+    return limit if limit > 0 else 255
+
+
+def fitting(path: Path) -> Path:
+    """The path; where its name is too long, with one that is `shortened`."""
+    return path.with_name(shortened(path.name, longest_name(path.parent)))
+
+
+def shortened(name: str, limit: int) -> str:
+    """The name, or if its `name_length` is above `limit` one that no other name becomes."""
+    if name_length(name) <= limit:
+        return name
+    suffix = Path(name).suffix
+    ending = f"~{digest(name)}{suffix if len(suffix) < 12 else ''}"
+    while name_length(name + ending) > limit:
+        name = name[:-1]
+    return name + ending
+
+
+def digest(name: str) -> str:
+    """A name in 8 characters."""
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+
+
+def prepare_output(needed: bool = True) -> None:
+    """Make standard output and error take any text, and outlive whoever reads them.
+
+    What their encoding has no character for is escaped, and each line goes out at once.
+
+    Args:
+        needed: when nobody reads any more, the program ends with status 141, as one that SIGPIPE
+            ends, or 1 where a disk is full. Otherwise it goes on, and prints nothing more.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before the program began
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for the rest of the process)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+            raw = getattr(stream.buffer, "raw", stream.buffer)
+            if type(raw) is io.FileIO and stream is getattr(sys, f"__{name}__"):
+                writer = io.BufferedWriter(_Output(stream.fileno(), needed))
+                encoding, errors = stream.encoding, stream.errors
+                setattr(sys, name, io.TextIOWrapper(writer, encoding, errors, line_buffering=True))
+
+
+class _Output(io.FileIO):
+    """A stream's file, which takes no more once it has failed."""
+
+    def __init__(self, descriptor: int, needed: bool):
+        super().__init__(descriptor, "w", closefd=False)
+        self.needed, self.failed = needed, False
+
+    def write(self, data: Any) -> int:
+        if self.failed:
+            return len(data)
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failed = True
+            if not self.needed:
+                return len(data)
+            # Windows calls a pipe without a reader an invalid argument.
+            broken = error.errno == errno.EPIPE or sys.platform == "win32"
+            raise SystemExit(141 if broken else f"output cannot be written: {error}") from None
+
+
 # -------------------------------------------------------------------------------------------- files
 
 
@@ -243,22 +342,37 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     Anyone who opens `path` meanwhile, or after a kill, finds the old content whole.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Short, since names have a limit that `path` may come close to; unlike any other writer's.
+    temporary = path.with_name(f".esrgan-{digest(path.name)}-{secrets.token_hex(6)}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
         os.replace(temporary, path)
+    except OSError as error:
+        if str(error.filename) == str(temporary):  # which nobody has heard of
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path, name: str = "*") -> None:
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Delete the halves of files, in depth, that killed processes left of `replacing` them.
 
     Nobody may be writing there now.
+
+    Args:
+        folder: where.
+        name: of the file that was to be replaced; None: of any.
     """
-    for leftover in folder.rglob(f".{name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+    whose = "[0-9a-f]{8}" if name is None else digest(name)
+    earlier = ".+" if name is None else re.escape(name)  # version 1.0 wrote .NAME.PID.tmp
+    leftover = re.compile(
+        rf"\.esrgan-{whose}-[0-9a-f]{{12}}\.tmp|\.{earlier}\.[1-9]\d*\.tmp", re.DOTALL
+    )
+    for root, _, files in os.walk(folder):
+        for file in filter(leftover.fullmatch, files):
+            Path(root, file).unlink(missing_ok=True)
 
 
 def load_tensors(path: str | Path) -> tuple[object, dict[str, str]]:

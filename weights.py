@@ -38,9 +38,17 @@ from formats.onnx import onnx_program
 from formats.published import PUBLISHED, locate
 from model import SCALES, RRDBNet, SRResNet
 from upscaling.alphas import write_strips
+from upscaling.arguments import a_path, not_empty
 from upscaling.inputs import UsageError
 from upscaling.upscaler import Upscaler, check_channels
-from utils import DeviceError, UnreadableError, load_tensors, replacing
+from utils import (
+    DeviceError,
+    UnreadableError,
+    load_tensors,
+    prepare_output,
+    printable,
+    replacing,
+)
 
 SUFFIXES = {  # what can be written -> the kinds of file it is written to
     "basicsr": (".safetensors", ".pth"),
@@ -348,7 +356,7 @@ def main() -> int:
         raise WeightsError(f"{arguments.output.parent}: no such folder")
     loaded = [_load(path, arguments.scale) for path in inputs]
     net, metadata = loaded[-1]
-    metadata |= {"source": " + ".join(path.name for path in inputs)}
+    metadata |= {"source": printable(" + ".join(path.name for path in inputs))}
     if arguments.command == "interpolate":
         net = interpolate(loaded[0][0], net, arguments.alpha[0])
         metadata |= {"alpha": str(arguments.alpha[0])}
@@ -359,7 +367,7 @@ def main() -> int:
     except (ValueError, OSError) as error:
         raise WeightsError(str(error)) from error
     size = arguments.output.stat().st_size / 2**20
-    print(f"x{net.scale}, {arguments.to}, {size:.1f} MiB: {arguments.output}")
+    print(printable(f"x{net.scale}, {arguments.to}, {size:.1f} MiB: {arguments.output}"))
     if arguments.to != "onnx" and isinstance(net, RRDBNet) and net.scale == 3:
         print("Other programs cannot tell x3 from x2 by its tensors: name the scale to them.")
     return 0
@@ -376,7 +384,7 @@ def show_alphas(arguments: argparse.Namespace) -> int:
     output = arguments.output or Path("results/interpolated")
     failures = write_strips(arguments.pictures, output, arguments.hr, upscalers)
     for failure in failures:
-        print(f"Failed: {failure}", file=sys.stderr)
+        print(printable(f"Failed: {failure}"), file=sys.stderr)
     return 1 if failures else 0
 
 
@@ -386,9 +394,13 @@ def parse_args() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     convert = commands.add_parser("convert", help="write a generator in another layout")
-    convert.add_argument("inputs", nargs=1, metavar="WEIGHTS", help="a file or a published name")
+    convert.add_argument(
+        "inputs", nargs=1, type=not_empty, metavar="WEIGHTS", help="a file or a published name"
+    )
     mix = commands.add_parser("interpolate", help="between a PSNR network and a GAN (section 3.4)")
-    mix.add_argument("inputs", nargs=2, metavar=("PSNR", "GAN"), help="files or published names")
+    mix.add_argument(
+        "inputs", nargs=2, type=not_empty, metavar=("PSNR", "GAN"), help="files or published names"
+    )
     mix.add_argument(
         "--alpha",
         type=float,
@@ -397,17 +409,17 @@ def parse_args() -> argparse.Namespace:
     )
     mix.add_argument(
         "--pictures",
-        type=Path,
+        type=a_path,
         metavar="PHOTOS",
         help="write no network, but what it makes of a photograph, or of each in a folder, at "
         "every alpha, side by side; OUT is then a folder (default: results/interpolated)",
     )
     mix.add_argument(
-        "--hr", type=Path, metavar="DIR", help="true HR images of PHOTOS: PSNR beside each alpha"
+        "--hr", type=a_path, metavar="DIR", help="true HR images of PHOTOS: PSNR beside each alpha"
     )
     mix.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     for command in (convert, mix):
-        command.add_argument("-o", "--output", type=Path, metavar="OUT", help="the file to write")
+        command.add_argument("-o", "--output", type=a_path, metavar="OUT", help="the file to write")
         command.add_argument("--to", choices=SUFFIXES, default="basicsr")
         command.add_argument("--half", action="store_true", help="fp16: half the size")
         command.add_argument("--scale", type=int, help="3, where the file cannot tell x3 from x2")
@@ -426,10 +438,11 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    prepare_output()
     try:
         sys.exit(main())
     except (WeightsError, UsageError, DeviceError) as error:
-        print(f"weights.py: {error}", file=sys.stderr)
+        print(printable(f"weights.py: {error}"), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit("weights.py: interrupted; what was done is kept")

@@ -12,6 +12,7 @@ import torch
 from images.bands import bands
 from images.resize import imresize
 from images.tensors import to_tensor
+from utils import printable
 
 Metric = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -192,7 +193,8 @@ def save_table(scores: list[dict], path: Path) -> list[dict]:
     columns = list(scores[0])
     mean = {column: float(np.mean([row[column] for row in scores])) for column in columns[1:]}
     table = [*scores, {"image": "mean"} | mean]
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    # A name's bytes may be no UTF-8: those are escaped.
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(table)
@@ -201,7 +203,7 @@ def save_table(scores: list[dict], path: Path) -> list[dict]:
 
 def as_text(table: list[dict]) -> str:
     """The table for a terminal: ours beside bicubic's, and what both were measured against."""
-    columns = [["image", *(row["image"] for row in table)]]
+    columns = [["image", *(printable(row["image"]) for row in table)]]
     for space in ("y", "rgb") if "psnr_y" in table[0] else ():
         for who, prefix in (("ours", ""), ("bicubic", "bicubic_")):
             psnr_name, ssim_name = f"{prefix}psnr_{space}", f"{prefix}ssim_{space}"

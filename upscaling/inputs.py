@@ -54,6 +54,8 @@ def partners_in(hr: Path) -> dict[Path, list[Path]]:
     Raises:
         UsageError: no such folder.
     """
+    if hr.is_file():
+        raise UsageError(f"--hr {hr} is a file; name the folder that it is in")
     if not hr.is_dir():
         raise UsageError(f"--hr {hr}: no such folder")
     found: dict[Path, list[Path]] = {}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from images.bands import bands
 from images.files import Picture, bleed
 from images.resize import imresize
 from upscaling.inputs import UsageError
@@ -95,8 +96,13 @@ class Upscaler:
 
     def _cut(self, result: np.ndarray, image: np.ndarray) -> np.ndarray:
         """To the size that belongs to `image`: 10 * 3.3 may come out as 33.000001, which is 34."""
-        height, width = (math.ceil(side * self.scale - 1e-6) for side in image.shape[:2])
+        height, width = self.size_of(image)
         return result[:height, :width]
+
+    def size_of(self, image: np.ndarray) -> tuple[int, int]:
+        """Height and width of its result."""
+        height, width = (math.ceil(side * self.scale - 1e-6) for side in image.shape[:2])
+        return height, width
 
     def _run(self, image: np.ndarray, dtype: torch.dtype) -> np.ndarray:
         """At the network's own scale; tiles shrink until they fit in memory."""
@@ -124,7 +130,12 @@ def check_channels(net: Network, name: str) -> None:
 
 
 def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
-    """Colour by the network, alpha by it too where it is neither 0 nor full."""
+    """Colour by the network, alpha by it too where it is neither 0 nor full.
+
+    Raises:
+        ValueError: the result has no pixels, or more than fit in memory.
+    """
+    check_size(picture.rgb, upscaler)
     if picture.alpha is None:
         rgb, alpha = upscaler(picture.rgb), None
     else:
@@ -133,12 +144,40 @@ def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
         alpha = smooth = upscaler.bicubic(picture.alpha)
         top = np.iinfo(alpha.dtype).max
         if np.ptp(picture.alpha):
-            sharp = upscaler(np.stack([picture.alpha] * 3, -1))
-            sharp = (sharp.mean(-1) + 0.5).astype(alpha.dtype)
+            sharp = mean_colour(upscaler(np.stack([picture.alpha] * 3, -1)))
             alpha = np.where((smooth == 0) | (smooth == top), smooth, sharp)
     if picture.gray:
-        rgb = np.repeat((rgb.mean(-1, keepdims=True) + 0.5).astype(rgb.dtype), 3, -1)
+        rgb = np.repeat(mean_colour(rgb)[..., None], 3, -1)
     return Picture(rgb, alpha, picture.gray, picture.profile)
+
+
+def check_size(image: np.ndarray, upscaler: Upscaler) -> None:
+    """Refuse what could only end in nothing, or in a process that the system kills.
+
+    Raises:
+        ValueError: the result has no pixels, or more than fit in memory.
+    """
+    height, width = upscaler.size_of(image)
+    if max(image.shape[:2]) * upscaler.scale < 0.5:
+        given = f"{image.shape[1]}x{image.shape[0]}"
+        raise ValueError(f"x{upscaler.scale:g} leaves nothing of {given} pixels")
+    # At the least: what the network makes, and another size or the copy that is encoded.
+    needed = image.nbytes * upscaler.net.scale**2 + 3 * height * width * image.itemsize
+    free = psutil.virtual_memory().available + psutil.swap_memory().free
+    if needed > free:
+        raise ValueError(
+            f"its result of {width}x{height} pixels takes {needed / 2**30:.1f} GiB at the least, "
+            f"and {free / 2**30:.1f} GiB of memory are free; cut it into parts, or take a network "
+            "of a smaller scale"
+        )
+
+
+def mean_colour(rgb: np.ndarray) -> np.ndarray:
+    """(H, W, 3) to (H, W), rounded half up."""
+    mean = np.empty(rgb.shape[:2], rgb.dtype)
+    for band in bands(len(rgb), rgb[0].size):
+        mean[band] = rgb[band].mean(-1) + 0.5
+    return mean
 
 
 def choose_tile(net: Network, device: torch.device) -> int:

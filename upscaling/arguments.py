@@ -1,0 +1,38 @@
+"""What a command line's words can be; anything else ends in argparse's message and status 2."""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+
+def not_empty(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; leave the flag out, or name something")
+    return text
+
+
+def a_path(text: str) -> Path:
+    return Path(not_empty(text))
+
+
+def part_of_name(text: str) -> str:
+    """What can stand in a file's name on any system."""
+    if forbidden := sorted({*text} & {*'/\\<>:"|?*'} | {c for c in text if c < " "}):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be part of a file's name: {' '.join(map(repr, forbidden))} in it"
+        )
+    return text
+
+
+def positive(kind: type) -> Callable[[str], float]:
+    """A parser of numbers above 0."""
+
+    def parse(text: str) -> float:
+        number = kind(text)
+        if not 0 < number < math.inf:
+            raise ValueError
+        return number
+
+    parse.__name__ = f"positive {kind.__name__}"  # which argparse's message shows
+    return parse
