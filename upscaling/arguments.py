@@ -8,7 +8,7 @@ from pathlib import Path
 
 def not_empty(text: str) -> str:
     if not text:
-        raise argparse.ArgumentTypeError("it is empty; leave the flag out, or name something")
+        raise argparse.ArgumentTypeError("it is empty")
     return text
 
 

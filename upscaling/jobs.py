@@ -60,8 +60,9 @@ def plan(
 
 def ending(path: Path, kind: str | None) -> str:
     """The suffix of the result of an image."""
-    kept = path.suffix.lower() if path.suffix.lower() != ".gif" else ".png"
-    return kept if kind == "same" else f".{kind or 'png'}"
+    if kind == "same":
+        return path.suffix.lower() if path.suffix.lower() in WRITTEN else ".png"
+    return f".{kind or 'png'}"
 
 
 def result_file(source: Path, output: Path, kind: str | None, suffix: str) -> Path | None:

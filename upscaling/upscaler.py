@@ -19,7 +19,7 @@ from images.files import Picture, bleed
 from images.resize import imresize
 from upscaling.inputs import UsageError
 from upscaling.tiles import Network, upscale
-from utils import autocast, choose_device, choose_precision, place
+from utils import autocast, choose_device, choose_precision, place, printable
 
 CHANNELS = (1, 3)  # that a generator may take; with 1, it gets each colour as a separate image
 SMALLEST_TILE = 64  # twice the overlap of neighbouring tiles
@@ -202,10 +202,12 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def explain(source: Path, error: Exception) -> str:
     """Why an image could not be upscaled, in a line that names it."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    name = printable(str(source))
+    text = str(error).replace(str(source), name)  # of whose lines the first tells enough
+    reason = text.splitlines()[0] if text else type(error).__name__
     if is_out_of_memory(error):
         reason = f"not enough memory, even for tiles of {SMALLEST_TILE} pixels ({reason})"
-    return reason if str(source) in reason else f"{source}: {reason}"
+    return reason if name in reason else f"{name}: {reason}"
 
 
 class PerChannel(nn.Module):
