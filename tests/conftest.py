@@ -41,3 +41,26 @@ def malicious_pickle(tmp_path):
 
     torch.save({"conv_first.weight": Bomb()}, tmp_path / "bomb.pth")
     return tmp_path / "bomb.pth", marker
+
+
+@pytest.fixture
+def identity_weights(tmp_path):
+    """A file of an RRDBNet at x1 that gives back what it is given: delta kernels, empty blocks."""
+    import safetensors.torch
+    import torch
+
+    channels = {"conv_first": (3, 4), "conv_body": (4, 4), "conv_hr": (4, 4), "conv_last": (4, 3)}
+    for dense in (1, 2, 3):
+        for i in range(5):
+            name = f"body.0.rdb{dense}.conv{i + 1}"
+            channels[name] = (4 + 4 * i, 4)
+    weights = {}
+    for name, (given, made) in channels.items():
+        kernel = torch.zeros(made, given, 3, 3)
+        if name in ("conv_first", "conv_hr", "conv_last"):
+            kernel[range(3), range(3), 1, 1] = 1
+        weights |= {f"{name}.weight": kernel, f"{name}.bias": torch.zeros(made)}
+    path = tmp_path / "identity" / "x1.safetensors"
+    path.parent.mkdir()
+    safetensors.torch.save_file(weights, path)
+    return path
