@@ -127,12 +127,15 @@ def work(
             with failure_noted(job, results):
                 refuse_long_name(job.target)
                 picture = reading.result()
+                if not upscaler.fits(picture.rgb):
+                    last.result()  # the result before may be what is in the way
                 enlarged = enlarge(picture, upscaler)
                 check_tiles(job, picture, upscaler, arguments)
                 last.result()  # no more than one result waits in memory
                 last = writer.submit(
                     finish, job, picture, enlarged, upscaler, metrics, arguments, results
                 )
+                del enlarged  # so that it goes once it is written
         last.result()
     return results
 

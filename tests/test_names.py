@@ -1,8 +1,10 @@
-"""Names that file systems allow and programs trip over, and what -o can name."""
+"""Names that file systems allow and programs trip over, what -o can name, memory."""
 
 import csv
 import json
 import os
+import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -14,9 +16,11 @@ import pytest
 from PIL import Image
 
 from images.files import Picture, read_image, write_image, write_picture
+from model import RRDBNet
 from training.validation import strip_names
 from upscaling.jobs import plan
 from utils import Ranks, UnreadableError, load_tensors
+from weights import save_generator
 
 ROOT = Path(__file__).parents[1]
 
@@ -268,3 +272,44 @@ def test_a_scale_that_leaves_nothing_is_a_failure(run, photo, capsys):
     assert "x0.01 leaves nothing of 24x20 pixels" in capsys.readouterr().err
     assert run("photo.png", "--outscale", "0.05") == 0
     assert read_image("results/photo.png").shape == (1, 2, 3)
+
+
+MEASURED = """
+import runpy, sys, torch
+from utils import peak_memory
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as ended:
+    print(f"peak {peak_memory(torch.device('cpu'))} status {ended.code}", file=sys.__stdout__)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux counts")
+def test_showing_takes_hardly_more_memory_than_upscaling(tmp_path, random_image):
+    small = Image.fromarray(random_image(50, 75))
+    small.resize((1500, 1000), Image.Resampling.BICUBIC).save(tmp_path / "photo.png")
+    (tmp_path / "hr").mkdir()
+    small.resize((6000, 4000), Image.Resampling.BICUBIC).save(tmp_path / "hr/photo.jpg")
+    net = RRDBNet(scale=4, features=4, blocks=1, growth=4)
+    save_generator(net, tmp_path / "net.safetensors")
+
+    def peak(*flags: str) -> float:
+        """GiB that a process of its own takes at most."""
+        program = f"import sys; sys.argv = sys.argv[1:]{MEASURED}"
+        arguments = ["photo.png", "--weights", "net.safetensors", "--precision", "fp32", *flags]
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(ROOT / "test.py"), *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        peak, status = re.search(r"peak ([\d.]+) status (\d+)", done.stdout).groups()
+        assert status == "0"
+        return float(peak)
+
+    plain = peak()
+    assert peak("--report", "--compare", "--outscale", "2") < 1.25 * plain
+    assert peak("--report", "--compare", "--hr", "hr") < 1.25 * plain

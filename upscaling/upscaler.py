@@ -104,6 +104,16 @@ class Upscaler:
         height, width = (math.ceil(side * self.scale - 1e-6) for side in image.shape[:2])
         return height, width
 
+    def least_memory(self, image: np.ndarray) -> int:
+        """Bytes of what the network makes, and of another size or the copy that is encoded."""
+        height, width = self.size_of(image)
+        return image.nbytes * self.net.scale**2 + 3 * height * width * image.itemsize
+
+    def fits(self, image: np.ndarray) -> bool:
+        """Whether there is that much memory now; where not, the system may kill the process."""
+        free = psutil.virtual_memory().available + psutil.swap_memory().free
+        return self.least_memory(image) <= free
+
     def _run(self, image: np.ndarray, dtype: torch.dtype) -> np.ndarray:
         """At the network's own scale; tiles shrink until they fit in memory."""
         try:
@@ -161,14 +171,11 @@ def check_size(image: np.ndarray, upscaler: Upscaler) -> None:
     if max(image.shape[:2]) * upscaler.scale < 0.5:
         given = f"{image.shape[1]}x{image.shape[0]}"
         raise ValueError(f"x{upscaler.scale:g} leaves nothing of {given} pixels")
-    # At the least: what the network makes, and another size or the copy that is encoded.
-    needed = image.nbytes * upscaler.net.scale**2 + 3 * height * width * image.itemsize
-    free = psutil.virtual_memory().available + psutil.swap_memory().free
-    if needed > free:
+    if not upscaler.fits(image):
         raise ValueError(
-            f"its result of {width}x{height} pixels takes {needed / 2**30:.1f} GiB at the least, "
-            f"and {free / 2**30:.1f} GiB of memory are free; cut it into parts, or take a network "
-            "of a smaller scale"
+            f"its result of {width}x{height} pixels takes at least "
+            f"{upscaler.least_memory(image) / 2**30:.1f} GiB of memory, more than is free; cut it "
+            "into parts, or take a network of a smaller scale"
         )
 
 
