@@ -127,8 +127,7 @@ def work(
             with failure_noted(job, results):
                 refuse_long_name(job.target)
                 picture = reading.result()
-                if not upscaler.fits(picture.rgb):
-                    last.result()  # the result before may be what is in the way
+                make_room(picture, upscaler, last)
                 enlarged = enlarge(picture, upscaler)
                 check_tiles(job, picture, upscaler, arguments)
                 last.result()  # no more than one result waits in memory
@@ -138,6 +137,12 @@ def work(
                 del enlarged  # so that it goes once it is written
         last.result()
     return results
+
+
+def make_room(picture: Picture, upscaler: Upscaler, last: Future) -> None:
+    """Where memory is short, first let the result before be written, and go."""
+    if not upscaler.fits(picture.rgb):
+        last.result()
 
 
 def read_ahead(jobs: list[Job]) -> Iterator[tuple[Job, Future]]:
