@@ -14,6 +14,7 @@ Exit status: 0 all upscaled, 1 some failed (the rest is done), 2 wrong usage.
 
 import argparse
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -115,7 +116,7 @@ def work(
     """While the network works on one image, the next is read and the last is written and scored."""
     results = Results()
     if arguments.skip_existing:
-        done = {job.target for job in jobs if job.target.exists()}
+        done = {job.target for job in jobs if os.path.exists(job.target)}
         results.skipped = sorted(done)
         jobs = [job for job in jobs if job.target not in done]
     bar = tqdm(read_ahead(jobs), total=len(jobs), unit="image", disable=not show_progress)

@@ -258,7 +258,8 @@ def name_length(name: str) -> int:
 
 def longest_name(folder: Path) -> int:
     """The largest `name_length` that a file in `folder` may have: 255, or 143 on eCryptfs."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    above = (folder.absolute(), *folder.absolute().parents)
+    there = next(path for path in above if os.path.exists(path))
     try:
         limit = os.pathconf(there, "PC_NAME_MAX")
     except (AttributeError, OSError, ValueError):  # Windows has no such call

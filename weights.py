@@ -15,6 +15,7 @@ import copy
 import io
 import json
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -41,14 +42,7 @@ from upscaling.alphas import write_strips
 from upscaling.arguments import a_path, not_empty
 from upscaling.inputs import UsageError
 from upscaling.upscaler import Upscaler, check_channels
-from utils import (
-    DeviceError,
-    UnreadableError,
-    load_tensors,
-    prepare_output,
-    printable,
-    replacing,
-)
+from utils import DeviceError, UnreadableError, load_tensors, prepare_output, printable, replacing
 
 SUFFIXES = {  # what can be written -> the kinds of file it is written to
     "basicsr": (".safetensors", ".pth"),
@@ -210,9 +204,9 @@ def _problems(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str
 
 def _read(path: Path) -> tuple[dict, dict[str, str]]:
     """The dict in a file, and its metadata; of train.py's last.pt, the averaged generator."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise WeightsError(f"{path} is a folder; name a file in it")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise WeightsError(
             f"{path}: no such file. Names that are downloaded: {', '.join(PUBLISHED)}"
         )
@@ -350,9 +344,11 @@ def main() -> int:
     if arguments.command == "interpolate" and arguments.pictures:
         return show_alphas(arguments)
     inputs = [locate(name) for name in arguments.inputs]
-    if any(path.exists() and path.resolve() == arguments.output.resolve() for path in inputs):
+    if any(
+        os.path.exists(path) and path.resolve() == arguments.output.resolve() for path in inputs
+    ):
         raise WeightsError(f"{arguments.output} is an input; choose another name with -o")
-    if not arguments.output.parent.is_dir():
+    if not os.path.isdir(arguments.output.parent):
         raise WeightsError(f"{arguments.output.parent}: no such folder")
     loaded = [_load(path, arguments.scale) for path in inputs]
     net, metadata = loaded[-1]

@@ -20,7 +20,7 @@ from model import RRDBNet
 from training.validation import strip_names
 from upscaling.jobs import plan
 from utils import Ranks, UnreadableError, load_tensors
-from weights import save_generator
+from weights import WeightsError, load_generator, save_generator
 
 ROOT = Path(__file__).parents[1]
 
@@ -113,6 +113,7 @@ def test_a_result_whose_name_is_too_long_is_a_failure_and_the_others_are_done(ru
     assert len(failed) == 3 and all("and at most 255" in line for line in failed)
     assert "258 bytes long" in failed[0] and "shorten --suffix" in failed[0]
     assert len(list(Path("out").glob("*.png"))) == len(ODD) - 3
+    assert run("odd", "--suffix", "_x1", "-o", "out", "--skip-existing") == 1
     assert len(list(Path("out").iterdir())) == len(ODD) - 3
 
 
@@ -132,6 +133,8 @@ def test_weights_are_read_from_any_path(tmp_path, identity_weights):
     (folder / "net.safetensors").write_bytes(identity_weights.read_bytes())
     expected, given = load_tensors(identity_weights), load_tensors(folder / "net.safetensors")
     assert given[1] == expected[1] and given[0].keys() == expected[0].keys()
+    with pytest.raises(WeightsError, match="no such file"):
+        load_generator("x" * 300)
     (folder / "cut").write_bytes(identity_weights.read_bytes()[:-1])
     with pytest.raises(UnreadableError, match="cut short"):
         load_tensors(folder / "cut")
@@ -212,6 +215,9 @@ def test_a_folder_may_have_an_images_suffix(run, photo):
         (["photo.png", "-o", "file/out.png"], "file cannot be made"),
         (["photo.png", "--hr", "file"], "--hr file is a file; name the folder"),
         (["-"], "-: no such file"),
+        (["x" * 300], "no such file or folder"),
+        (["photo.png", "-o", "x" * 300, "--compare"], "cannot be made: File name too long"),
+        (["photo.png", "--hr", "x" * 300], "no such folder"),
     ],
 )
 def test_what_cannot_be_carried_out_is_a_line(arguments, message, run, photo, photos):

@@ -23,9 +23,10 @@ def find_inputs(source: Path, output: Path) -> tuple[list[Path], Path]:
     Raises:
         UsageError: there is none.
     """
-    if source.is_file():
+    # Path's own questions raise an error for a name that is too long.
+    if os.path.isfile(source):
         return [source], source.parent
-    if not source.is_dir():
+    if not os.path.isdir(source):
         raise UsageError(f"{source}: no such file or folder")
     results = output.resolve() if output.resolve() != source.resolve() else None
     paths = [path for path in find_images(source) if results not in path.resolve().parents]
@@ -54,9 +55,9 @@ def partners_in(hr: Path) -> dict[Path, list[Path]]:
     Raises:
         UsageError: no such folder.
     """
-    if hr.is_file():
+    if os.path.isfile(hr):
         raise UsageError(f"--hr {hr} is a file; name the folder that it is in")
-    if not hr.is_dir():
+    if not os.path.isdir(hr):
         raise UsageError(f"--hr {hr}: no such folder")
     found: dict[Path, list[Path]] = {}
     for path in find_images(hr):

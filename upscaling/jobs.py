@@ -1,5 +1,6 @@
 """What is read from where and written to where, all of it checked before any work."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,9 +74,9 @@ def result_file(source: Path, output: Path, kind: str | None, suffix: str) -> Pa
     """
     types = Image.registered_extensions()
     chosen = output.suffix.lower()
-    if output.is_dir() or chosen not in types:
+    if os.path.isdir(output) or chosen not in types:
         return None
-    if source.is_dir():
+    if os.path.isdir(source):
         raise UsageError(f"{source} is a folder, but {output} names one image: give -o a folder")
     if chosen not in WRITTEN:
         known = ", ".join(WRITTEN)
