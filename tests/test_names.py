@@ -293,10 +293,10 @@ except SystemExit as ended:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux counts")
 def test_showing_takes_hardly_more_memory_than_upscaling(tmp_path, random_image):
-    small = Image.fromarray(random_image(50, 75))
-    small.resize((1500, 1000), Image.Resampling.BICUBIC).save(tmp_path / "photo.png")
+    small = Image.fromarray(random_image(40, 60))
+    small.resize((900, 600), Image.Resampling.BICUBIC).save(tmp_path / "photo.png")
     (tmp_path / "hr").mkdir()
-    small.resize((6000, 4000), Image.Resampling.BICUBIC).save(tmp_path / "hr/photo.jpg")
+    small.resize((3600, 2400), Image.Resampling.BICUBIC).save(tmp_path / "hr/photo.jpg")
     net = RRDBNet(scale=4, features=4, blocks=1, growth=4)
     save_generator(net, tmp_path / "net.safetensors")
 
