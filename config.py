@@ -218,10 +218,13 @@ class Config:
     def __post_init__(self):
         check_fields(self, "")
         require(
-            self.name not in ("", ".", "..") and PurePath(self.name).name == self.name,
+            self.name not in ("", ".", "..")
+            and PurePath(self.name).name == self.name
+            and self.name.isprintable()
+            and len(self.name.encode()) <= 240,  # of 255 bytes: its lock's name is longer
             "name",
             self.name,
-            "give a plain folder name; it is made under checkpoints/",
+            "give a plain folder name of at most 240 bytes; it is made under checkpoints/",
         )
         require(len(self.train_dir) > 0, "train_dir", self.train_dir, "give at least one folder")
         require(

@@ -24,7 +24,7 @@ from torchvision.datasets.utils import download_url, extract_archive
 from images.kinds import find_images
 from images.packs import Pack
 from images.pairs import DataError
-from utils import replacing, worker_init
+from utils import prepare_output, replacing, worker_init
 
 TURNS = ("e", "r90", "r180", "r270", "v", "h", "t", "hvt")  # albumentations' names for them
 
@@ -186,4 +186,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_output()
     main()

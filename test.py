@@ -14,51 +14,37 @@ Exit status: 0 all upscaled, 1 some failed (the rest is done), 2 wrong usage.
 
 import argparse
 import math
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from images.colour import to_srgb
 from images.files import Picture, read_picture, to_8_bits, write_image, write_picture
 from images.opening import silence_pillow
-from images.resize import resize_nearest
+from images.resize import part_by_nearest
 from images.scores import Metric, MetricError, as_text, load_metrics, rate, save_table
-from images.strips import labelled_strip
-from upscaling.inputs import (
-    UsageError,
-    find_inputs,
-    find_partner,
-    make_output,
-    not_written,
-    partners_in,
-    read_high_res,
-    result_suffix,
-)
-from upscaling.report import add_to_page, write_page
-from upscaling.upscaler import CHANNELS, SMALLEST_TILE, Upscaler, check_channels, enlarge, explain
-from utils import DeviceError, Ranks, choose_device
+from images.strips import centre_window, labelled_strip
+from upscaling.arguments import a_path, not_empty, part_of_name, positive, tile_size
+from upscaling.inputs import UsageError, read_high_res
+from upscaling.jobs import Job, not_written, plan, refuse_long_name
+from upscaling.report import PageImage, write_page
+from upscaling.upscaler import CHANNELS, Upscaler, check_channels, enlarge, explain
+from utils import DeviceError, Ranks, choose_device, prepare_output, printable
 from weights import Generator, WeightsError, read_generator
 
 RUNS = Path("checkpoints")
 IN_THE_BOX = Path(__file__).resolve().parent / "checkpoints" / "compact_x4_gan.safetensors"
 COMPARED_SIDE = 1024  # --compare shows this many pixels around the centre of larger results
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image to upscale."""
-
-    source: Path
-    target: Path
-    comparison: Path | None  # where the side-by-side picture goes
-    high_res: Path | None  # what the result is scored against
+STRIP = ("input", "bicubic", "ours", "HR")  # from left to right
 
 
 @dataclass
@@ -78,14 +64,22 @@ class Results:
 def main(ranks: Ranks) -> int:
     arguments = parse_args()
     weights = arguments.weights or newest_generator() or IN_THE_BOX
-    jobs, others = plan(arguments)
+    jobs, others, arguments.output = plan(
+        arguments.input,
+        arguments.output,
+        arguments.format,
+        arguments.suffix,
+        arguments.compare,
+        arguments.hr,
+    )
     device = choose_device(arguments.device, ranks.local)
     generator = read_generator(weights, arguments.scale)
     upscaler = build(generator.net, weights, arguments, device)
     metrics = load_metrics(arguments.metrics, device, arguments.hr is not None)
     if ranks.first:
         precision = str(upscaler.dtype).removeprefix("torch.")
-        print(f"{weights}{generator.part} (x{upscaler.net.scale}) on {device} in {precision}")
+        about = f"{weights}{generator.part} (x{upscaler.net.scale}) on {device} in {precision}"
+        print(printable(about))
         if note := CHANNELS[upscaler.channels]:
             print(note)
         if weights == IN_THE_BOX:
@@ -130,7 +124,7 @@ def work(
     """While the network works on one image, the next is read and the last is written and scored."""
     results = Results()
     if arguments.skip_existing:
-        done = {job.target for job in jobs if job.target.exists()}
+        done = {job.target for job in jobs if os.path.exists(job.target)}
         results.skipped = sorted(done)
         jobs = [job for job in jobs if job.target not in done]
     bar = tqdm(read_ahead(jobs), total=len(jobs), unit="image", disable=not show_progress)
@@ -138,17 +132,26 @@ def work(
         last: Future = Future()  # the result that is being written; at first there is none
         last.set_result(None)
         for job, reading in bar:
-            bar.set_postfix_str(job.source.name)
+            bar.set_postfix_str(printable(job.source.name))
             with failure_noted(job, results):
+                refuse_long_name(job.target)
                 picture = reading.result()
+                make_room(picture, upscaler, last)
                 enlarged = enlarge(picture, upscaler)
                 check_tiles(job, picture, upscaler, arguments)
                 last.result()  # no more than one result waits in memory
                 last = writer.submit(
                     finish, job, picture, enlarged, upscaler, metrics, arguments, results
                 )
+                del enlarged  # so that it goes once it is written
         last.result()
     return results
+
+
+def make_room(picture: Picture, upscaler: Upscaler, last: Future) -> None:
+    """Where memory is short, first let the result before be written, and go."""
+    if not upscaler.fits(picture.rgb):
+        last.result()
 
 
 def read_ahead(jobs: list[Job]) -> Iterator[tuple[Job, Future]]:
@@ -176,7 +179,7 @@ def check_tiles(
     if arguments.check_tiles:
         worst, mean = upscaler.tile_difference(picture.rgb)
         tiles = f"tiles differ from the whole by at most {worst:.3g}/255"
-        tqdm.write(f"{job.source}: {tiles}, {mean:.2g}/255 on average")
+        tqdm.write(printable(f"{job.source}: {tiles}, {mean:.2g}/255 on average"))
 
 
 def finish(
@@ -191,27 +194,60 @@ def finish(
     """Write, score, show (in sRGB)."""
     with failure_noted(job, results):
         for remark in filter(None, (enlarged.remark, write_picture(enlarged, job.target))):
-            tqdm.write(f"{job.source}: {remark}")
+            tqdm.write(printable(f"{job.source}: {remark}"))
         # Without --hr, the metrics that need no true image judge every result.
-        scored = job.high_res or (metrics and not arguments.hr)
+        scored = job.high_res is not None or bool(metrics and not arguments.hr)
         if scored or job.comparison or arguments.report:
             low_res, ours = to_8_bits(picture.rgb), to_8_bits(enlarged.rgb)
-            pictures, score = {"bicubic": upscaler.bicubic(low_res), "ours": ours}, {}
-            name = job.target.relative_to(arguments.output)
-            profiles: dict[str, bytes | None] = dict.fromkeys(pictures, picture.profile)
-            if job.high_res:
-                true = read_high_res(job.high_res, ours.shape[:2], upscaler.scale)
-                pictures["HR"], profiles["HR"] = true.rgb, true.profile
-            if scored:  # the files' own numbers, as papers do
-                score = rate(low_res, pictures, upscaler.scale, metrics)
-                results.scores.append({"image": name.as_posix()} | score)
-            shown = {key: to_srgb(pixels, profiles[key]) for key, pixels in pictures.items()}
-            if arguments.report:
-                results.shown.append(add_to_page(arguments.output, name, shown, score))
-            if job.comparison:
-                shown = {"input": to_srgb(resize_nearest(low_res, ours), picture.profile)} | shown
-                write_image(labelled_strip(shown, COMPARED_SIDE), job.comparison)
+            judged = metrics if scored else None
+            compare(job, low_res, ours, enlarged.profile, upscaler, judged, arguments, results)
         results.pixels.append(enlarged.rgb.shape[0] * enlarged.rgb.shape[1])
+
+
+def compare(
+    job: Job,
+    low_res: np.ndarray,
+    ours: np.ndarray,
+    profile: bytes | None,
+    upscaler: Upscaler,
+    metrics: dict[str, Metric] | None,
+    arguments: argparse.Namespace,
+    results: Results,
+) -> None:
+    """Score a result, unless `metrics` is None, and show it on the page and in a strip.
+
+    Scores compare the files' own numbers, as papers do; what is shown is in sRGB. Of a large
+    picture each copy counts: what has been used is let go.
+    """
+    size, name = ours.shape[:2], job.target.relative_to(arguments.output)
+    window = centre_window(size, COMPARED_SIDE)
+    strip = {"input": to_srgb(part_by_nearest(low_res, size, window), profile)}
+    page = PageImage(arguments.output, name) if arguments.report else None
+
+    def show(label: str, picture: np.ndarray, profile: bytes | None = profile) -> None:
+        shown = to_srgb(picture, profile)
+        strip[label] = shown[window].copy()
+        if page:
+            page.add(label, shown)
+
+    pictures, score = {"ours": ours}, {}
+    show("ours", ours)
+    if job.high_res:
+        true = read_high_res(job.high_res, size, upscaler.scale)
+        pictures["HR"] = true.rgb
+        show("HR", true.rgb, true.profile)
+        del true
+    pictures["bicubic"] = upscaler.bicubic(low_res)
+    if metrics is not None:
+        score = rate(low_res, pictures, upscaler.scale, metrics)
+        results.scores.append({"image": name.as_posix()} | score)
+    pictures.pop("HR", None)
+    show("bicubic", pictures["bicubic"])
+    if page:
+        results.shown.append(page.entry(score))
+    if job.comparison:
+        shown = {label: strip[label] for label in STRIP if label in strip}
+        write_image(labelled_strip(shown, COMPARED_SIDE), job.comparison)
 
 
 def show_scores(
@@ -223,7 +259,7 @@ def show_scores(
     if arguments.report:
         summary = f"{Path(weights).name}, x{upscaler.scale:g}, {len(results.shown)} images"
         page = write_page(arguments.output, results.shown, summary)
-        print(f"Results beside bicubic, to compare by eye: {page}")
+        print(printable(f"Results beside bicubic, to compare by eye: {page}"))
 
 
 def print_table(scores: list[dict], path: Path, scale: float) -> None:
@@ -237,7 +273,7 @@ def print_table(scores: list[dict], path: Path, scale: float) -> None:
     if "psnr_y" in table[0]:
         print("PSNR in dB / SSIM, on Y (BT.601\nluma in [16, 235]) and on RGB;", end=" ")
         print("SSIM with an 11x11 Gaussian of sigma 1.5;", end=" ")
-    print(f"bicubic is MATLAB's. Saved: {path}")
+    print(printable(f"bicubic is MATLAB's. Saved: {path}"))
     if "lr_psnr" in table[0]:
         difference = table[-1]["lr_psnr"]
         print(f"Shrunk again, the results equal their inputs to {difference:.2f} dB (RGB).")
@@ -249,9 +285,9 @@ def sum_up(
     """What was left out, what failed, and where the rest is."""
     for job in jobs:
         if arguments.hr and job.high_res is None:
-            print(f"No partner in {arguments.hr}: {job.source}")
+            print(printable(f"No partner in {arguments.hr}: {job.source}"))
     for failure in results.failures:
-        print(f"Failed: {failure}", file=sys.stderr)
+        print(printable(f"Failed: {failure}"), file=sys.stderr)
     if arguments.format == "same" and (others := not_written([job.source for job in jobs])):
         print(f"These types are not written, so their results are PNG: {others}")
     if results.skipped:
@@ -259,43 +295,8 @@ def sum_up(
     print(
         f"{len(results.pixels)} of {len(jobs) - len(results.skipped)} images upscaled, "
         f"{sum(results.pixels) / 1e6 / seconds:.2f} megapixels/s; "
-        f"results are in {arguments.output}"
+        f"results are in {printable(str(arguments.output))}"
     )
-
-
-# --------------------------------------------------------------------------------------- planning
-
-
-def plan(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
-    """What is read from where and written to where, all of it checked before any work; and why
-    files are not read, which are failures: status 0 says that each picture has its result."""
-    output = arguments.output
-    found, root = find_inputs(arguments.input, output, arguments.hr)
-    high_res = partners_in(arguments.hr) if arguments.hr else {}
-    jobs = []
-    for path in found.images:
-        relative = path.relative_to(root)
-        suffix = arguments.suffix + result_suffix(path, arguments.format)
-        name = relative.with_name(path.stem + suffix)
-        strip = output / "compare" / name.with_suffix(".png") if arguments.compare else None
-        jobs.append(Job(path, output / name, strip, find_partner(relative, high_res)))
-    refuse_overwriting(jobs)
-    make_output(output)
-    return jobs, found.others
-
-
-def refuse_overwriting(jobs: list[Job]) -> None:
-    written: dict[Path, Path] = {}
-    read = {path.resolve() for job in jobs for path in (job.source, job.high_res) if path}
-    for job in jobs:
-        for target in filter(None, (job.target, job.comparison)):
-            if target.resolve() in read:
-                raise UsageError(f"{target} is an input; choose another output folder with -o")
-            if target in written:
-                raise UsageError(
-                    f"{written[target]} and {job.source} would both become {target}; rename one"
-                )
-            written[target] = job.source
 
 
 def newest_generator() -> Path | None:
@@ -311,8 +312,16 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="test.py", description="Upscale images with a trained generator.", allow_abbrev=False
     )
-    parser.add_argument("input", type=Path, help="an image, or a folder that is searched in depth")
-    parser.add_argument("-o", "--output", type=Path, default=Path("results"))
+    parser.add_argument(
+        "input", type=a_path, help="an image, or a folder that is searched in depth"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=a_path,
+        default=Path("results"),
+        help="a folder, or for one image the file to write: out.png (default: results)",
+    )
     add_network_flags(parser.add_argument_group("the network"))
     add_result_flags(parser.add_argument_group("the results"))
     add_score_flags(parser.add_argument_group("how good they are"))
@@ -322,6 +331,7 @@ def parse_args() -> argparse.Namespace:
 def add_network_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--weights",
+        type=not_empty,
         metavar="FILE|NAME",
         help="a generator's file, or a published name such as RealESRGAN_x4plus, which is "
         "downloaded; default: what train.py wrote last, or else the compact GAN in checkpoints/",
@@ -361,10 +371,9 @@ def add_result_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--format",
         choices=("png", "jpg", "webp", "same"),
-        default="png",
-        help="PNG keeps alpha and 16 bits, same is the input's",
+        help="PNG, the default, keeps alpha and 16 bits; same is the input's",
     )
-    group.add_argument("--suffix", default="", help="goes behind each name: _x4")
+    group.add_argument("--suffix", type=part_of_name, default="", help="goes behind each name: _x4")
     group.add_argument("--skip-existing", action="store_true", help="go on where it stopped")
 
 
@@ -375,7 +384,7 @@ def add_score_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--hr",
-        type=Path,
+        type=a_path,
         metavar="DIR",
         help="true HR images to score against: baby.png or baby_HR.png for babyx4.png and such",
     )
@@ -389,36 +398,15 @@ def add_score_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--check-tiles", action="store_true", help="say what tiles change")
 
 
-def positive(kind: type) -> Callable[[str], float]:
-    """A parser of numbers above 0."""
-
-    def parse(text: str) -> float:
-        number = kind(text)
-        if not 0 < number < math.inf:
-            raise ValueError
-        return number
-
-    parse.__name__ = f"positive {kind.__name__}"  # which argparse's message shows
-    return parse
-
-
-def tile_size(text: str) -> int | None:
-    """None stands for auto."""
-    if text == "auto":
-        return None
-    if not text.isdecimal() or 0 < int(text) < SMALLEST_TILE:
-        raise argparse.ArgumentTypeError(f"{text!r} is not auto, 0, or at least {SMALLEST_TILE}")
-    return int(text)
-
-
 if __name__ == "__main__":
+    prepare_output()
     silence_pillow()
     try:
         with Ranks.of_torchrun() as ranks:
             status = main(ranks)
         sys.exit(status)
     except (UsageError, DeviceError, WeightsError, MetricError) as error:
-        print(f"test.py: {error}", file=sys.stderr)
+        print(printable(f"test.py: {error}"), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit("test.py: interrupted; what was done is kept")

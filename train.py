@@ -52,6 +52,7 @@ from utils import (
     is_out_of_memory,
     listed,
     place,
+    prepare_output,
 )
 from weights import Generator, WeightsError, init_generator
 
@@ -78,7 +79,9 @@ def train(run: RunFolder, given: set[str]) -> None:
     check_batch_size(config, ranks, run.phases_left())
     prepare_folders(config)
     vgg = load_vgg(config, device)
-    streams, valid = load_data(config, packed=() if run.checkpoint else None)
+    streams, valid = load_data(config, packed=run.packs if run.checkpoint else None)
+    packs = (*next(iter(streams.values())).packs, valid)
+    run.packs = [pack.id for pack in packs if pack is not None]
     validation = Validation(valid, device, dtype, run) if valid else None
     run.open_log()
 
@@ -386,6 +389,7 @@ def remedy_for(error: Exception) -> str | None:
 def run_as_program() -> None:
     """`main`, whose foreseeable errors end the process with a line and a status."""
     silence_pillow()
+    prepare_output(needed=False)  # a run is worth more than the terminal it was started from
     try:
         main()
     except (DataError, DeviceError, VGGError, CheckpointError, WeightsError) as error:

@@ -1,39 +1,36 @@
-"""What every command needs: device and precision, ranks, stopping, files that are whole."""
+"""What every command needs: device and precision, ranks, stopping, output, files that are whole."""
 
 import atexit
 import errno
 import functools
+import hashlib
+import io
 import multiprocessing
 import os
-import pickle
 import platform
 import re
+import secrets
 import shutil
 import signal
 import sys
-import tempfile
 import threading
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-import safetensors
 import torch
 import torch.distributed as dist
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-if sys.platform != "win32":
-    import fcntl
-
 Placed = TypeVar("Placed", bound=nn.Module | Tensor)
 Part = TypeVar("Part")
+
+# Line breaks, control characters, marks that turn the direction of writing, bytes of no UTF-8.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 # ----------------------------------------------------------------------------- device and precision
 
@@ -102,23 +99,6 @@ def place(thing: Placed, device: torch.device) -> Placed:
     if device.type == "mps":
         return moving.to(device)
     return moving.to(device, memory_format=torch.channels_last)
-
-
-def peak_memory(device: torch.device) -> float | None:
-    """GiB: the most that tensors took on the GPU, or this process on the CPU; None on Windows."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    if sys.platform == "linux":
-        # Not ru_maxrss, which begins at what the process that started this one had.
-        status = Path("/proc/self/status").read_text()
-        if peak := re.search(r"VmHWM:\s+(\d+) kB", status):  # some containers leave it out
-            return int(peak[1]) / 2**20
-    try:
-        import resource  # POSIX only
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -303,6 +283,65 @@ def listed(items: Sequence[str], most: int = 5) -> str:
     return f"{', '.join(items[:most])} and {others:,} other{'s' if others > 1 else ''}"
 
 
+# ------------------------------------------------------------------------------- names and output
+
+
+def printable(text: str) -> str:
+    """The text in one line, whatever bytes the file names in it have.
+
+    A name can break a line or steer a terminal: such characters are escaped as Python does it.
+    """
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def digest(name: str) -> str:
+    """A name in 8 characters."""
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+
+
+def prepare_output(needed: bool = True) -> None:
+    """Make standard output and error take any text, and outlive whoever reads them.
+
+    What their encoding has no character for is escaped, and each line goes out at once.
+
+    Args:
+        needed: when nobody reads any more, the program ends with status 141, as one that SIGPIPE
+            ends, or 1 where a disk is full. Otherwise it goes on, and prints nothing more.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before the program began
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for the rest of the process)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+            raw = getattr(stream.buffer, "raw", stream.buffer)
+            if type(raw) is io.FileIO and stream is getattr(sys, f"__{name}__"):
+                writer = io.BufferedWriter(_Output(stream.fileno(), needed))
+                encoding, errors = stream.encoding, stream.errors
+                setattr(sys, name, io.TextIOWrapper(writer, encoding, errors, line_buffering=True))
+
+
+class _Output(io.FileIO):
+    """A stream's file, which takes no more once it has failed."""
+
+    def __init__(self, descriptor: int, needed: bool):
+        super().__init__(descriptor, "w", closefd=False)
+        self.needed, self.failed = needed, False
+
+    def write(self, data: Any) -> int:
+        if self.failed:
+            return len(data)
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failed = True
+            if not self.needed:
+                return len(data)
+            # Windows calls a pipe without a reader an invalid argument.
+            broken = error.errno == errno.EPIPE or sys.platform == "win32"
+            raise SystemExit(141 if broken else f"output cannot be written: {error}") from None
+
+
 # -------------------------------------------------------------------------------------------- files
 
 
@@ -313,230 +352,88 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Anyone who opens `path` meanwhile, or after a kill, finds the old content whole.
 
     Raises:
-        OSError: the block's, or one that says that the disk of `path` is full.
+        WriteError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Short, since names have a limit that `path` may come close to; unlike any other writer's.
+    temporary = path.with_name(f".esrgan-{digest(path.name)}-{secrets.token_hex(6)}.tmp")
     try:
-        with naming_full_disk(path), open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, path)
+        with naming(path, temporary):
+            with open(temporary, "xb") as file:
+                yield file
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path, name: str = "*") -> None:
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Delete the halves of files, in depth, that killed processes left of `replacing` them.
 
     Nobody may be writing there now.
+
+    Args:
+        folder: where.
+        name: of the file that was to be replaced; None: of any.
     """
-    for leftover in folder.rglob(f".{name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+    whose = "[0-9a-f]{8}" if name is None else digest(name)
+    earlier = ".+" if name is None else re.escape(name)  # version 1.0 wrote .NAME.PID.tmp
+    leftover = re.compile(
+        rf"\.esrgan-{whose}-[0-9a-f]{{12}}\.tmp|\.{earlier}\.[1-9]\d*\.tmp", re.DOTALL
+    )
+    for root, _, files in os.walk(folder):
+        for file in filter(leftover.fullmatch, files):
+            Path(root, file).unlink(missing_ok=True)
+
+
+class WriteError(OSError):
+    """A file that cannot be written; the message names it, the cause and the remedy."""
 
 
 @contextmanager
-def naming(path: Path, kept: str = "") -> Iterator[None]:
-    """Let a failure to write tell which file it was, and what to do; a full disk does not.
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """While `path` is written: the system's errors, of which some name no file, become clear.
 
     Args:
         path: what the block writes.
-        kept: what is still there, for the message.
+        temporary: where it writes that at first.
 
     Raises:
-        OSError: it cannot be written.
+        WriteError: it cannot be written; `errno` is the system's.
     """
     try:
         yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise OSError(
-            f"{path} cannot be written ({error.strerror or error}){kept}. "
-            f"{'Make room' if full else 'Mend that'}, then give the same command again."
-        ) from error
-
-
-@contextmanager
-def naming_full_disk(path: Path) -> Iterator[None]:
-    """While `path` is written: when there is no room, the error says where, and what to do."""
-    try:
-        yield
+    except WriteError:
+        raise
     except (OSError, RuntimeError) as error:
         # torch.save trips over the file that it could not finish, and hides why it could not.
         cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError) or cause.errno not in NO_ROOM:
+        files = (None, str(path), str(temporary))
+        if not isinstance(cause, OSError) or (cause.filename and str(cause.filename) not in files):
             raise
-        reason = f"{cause.strerror}; {NO_ROOM[cause.errno](path)}"
-        raise OSError(cause.errno, reason, path) from error
-
-
-def free_space(folder: Path) -> str:
-    usage = shutil.disk_usage(folder)
-    return f"the disk of {folder} has {gigabytes(usage.free)} free of {gigabytes(usage.total)}"
+        kept = "; the one before it is intact" if temporary and path.is_file() else ""
+        remedy = NO_ROOM.get(cause.errno or 0, lambda path: "Mend that")(path)
+        reason = f"{path} cannot be written ({cause.strerror or cause}){kept}. {remedy}"
+        clear = WriteError(f"{reason}, then give the same command again.")
+        clear.errno = cause.errno
+        raise clear from error
 
 
 NO_ROOM = {
-    errno.ENOSPC: lambda path: f"{free_space(path.parent)}: make room there",
-    errno.EDQUOT: lambda path: f"make room in your quota on the disk of {path.parent}",
-    errno.EFBIG: lambda path: f"the disk of {path.parent}, or a limit (ulimit -f), allows no more",
+    errno.ENOSPC: lambda path: f"Make room there ({free_space(path.parent)})",
+    errno.EDQUOT: lambda path: "Make room in your quota there",
+    errno.EFBIG: lambda path: "Its disk, or `ulimit -f`, allows no larger file: raise that limit",
 }
+
+
+def free_space(folder: Path) -> str:
+    usage = shutil.disk_usage(nearest(folder))
+    return f"the disk of {folder} has {gigabytes(usage.free)} free of {gigabytes(usage.total)}"
+
+
+def nearest(folder: Path) -> Path:
+    """The folder, or the first above it that is there."""
+    above = (folder.absolute(), *folder.absolute().parents)
+    return next(path for path in above if os.path.exists(path))
 
 
 def gigabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
-
-
-# ------------------------------------------------------------------------------------------- locks
-
-
-@contextmanager
-def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
-    """Be the only process in the block, among all that name the same `path`.
-
-    Where the file system has no locks, as on some clusters, a file beside `path` stands for one. It
-    stays when its process is killed on another machine, so who wrote it is told.
-
-    Args:
-        path: the lock's file, which stays there.
-        busy: called where another process has it, with what is known of that one: nothing, or
-            " (process 12 on node7, since ...)". It raises, or returns to wait for the lock.
-
-    Raises:
-        OSError: the lock's file cannot be made.
-    """
-    native = has_locks(path.parent)
-    marker = path.with_name(f"{path.name}.held")
-    lock: BaseFileLock = FileLock(path) if native else SoftFileLock(marker)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        busy("" if native else holder(marker))
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def has_locks(folder: Path) -> bool:
-    """Whether the file system knows flock: tried on a file that nobody else has."""
-    if sys.platform == "win32":
-        return True
-    with tempfile.TemporaryFile(dir=folder) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS):
-                return False
-            raise
-    return True
-
-
-def holder(path: Path) -> str:
-    """Whose a SoftFileLock is, and what to do if that process is gone."""
-    try:
-        pid, host, *_ = [*path.read_text().split(), "?", "?"]
-        since = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
-    except OSError:  # let go at this moment
-        return ""
-    return f" (process {pid} on {host}, since {since}; if it is gone, delete {path})"
-
-
-# --------------------------------------------------------------------------------- files of weights
-
-
-class UnreadableError(ValueError):
-    """A file of weights that cannot be read; the message is the reason, "it is cut short"."""
-
-
-def load_tensors(path: str | Path) -> tuple[object, dict[str, str]]:
-    """What torch.save or safetensors wrote, whatever the file is called, onto the CPU.
-
-    No code that a pickle may hold is run.
-
-    Returns:
-        The content, and the metadata of a safetensors file ({} of others).
-
-    Raises:
-        UnreadableError: anything else, or a damaged file.
-    """
-    try:
-        with open(path, "rb") as file:
-            start = file.read(512)
-        if complaint := _complaint(start):
-            raise UnreadableError(complaint)
-        return _load_safetensors(path) if start[8:9] == b"{" else (_load_pickle(path), {})
-    except UnreadableError:
-        raise
-    except Exception as error:  # a damaged file fails in a dozen ways, all of them the file's
-        raise UnreadableError(_reason(error)) from error
-
-
-def _load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with safetensors.safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-
-
-def _load_pickle(path: str | Path) -> object:
-    with open(path, "rb") as file:  # given the path, newer torch goes by the suffix
-        if file.read(2) == b"PK":
-            _check_zip(path)
-        file.seek(0)
-        return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _check_zip(path: str | Path) -> None:
-    """Refuse a zip file that is damaged; torch would load other numbers from it, or another format.
-
-    Raises:
-        EOFError: it is cut short.
-        UnreadableError: an entry is not what its checksum says.
-    """
-    if not zipfile.is_zipfile(path):
-        raise EOFError
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                _check_entry(archive, entry)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
-        raise UnreadableError(f"it is damaged ({error}); get it again") from error
-
-
-def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
-    if entry.external_attr & 0x10 and entry.file_size:  # torch would read nothing into its tensor
-        raise zipfile.BadZipFile(f"{entry.filename} is marked as a folder")
-    if entry.CRC == 0:  # left out, by torch.serialization.set_crc32_options(False)
-        return
-    with archive.open(entry) as file:
-        while file.read(2**20):  # the checksum is compared at the end
-            pass
-
-
-def _complaint(start: bytes) -> str:
-    """What a file that begins like this is instead of weights; empty if it may hold some."""
-    if not start:
-        return "it is empty; get it again"
-    if start.lstrip().startswith(b"<"):
-        return "it is a web page; download the file itself"
-    if start.startswith(b"version https://git-lfs"):
-        return "it only points at the file in Git LFS; run `git lfs pull`"
-    return ""
-
-
-def _reason(error: Exception) -> str:
-    text = str(error)
-    if "TorchScript" in text:
-        return "it is a TorchScript program, which can carry code; save its state_dict instead"
-    if isinstance(error, pickle.UnpicklingError):
-        wanted = re.search(r"GLOBAL (\S+)", text)  # a function or class that the file wants called
-        if wanted:
-            refusal = f"it asks to run code ({wanted[1]}), which is refused"
-            return f"{refusal}; save the network's state_dict() instead, which needs none"
-        return "torch.save did not write it"
-    if "legacy .tar" in text:
-        return "torch.save has not written such files since 2017"
-    cut_short = (
-        *("central directory", "incomplete", "invalid header", "truncated"),
-        "Ran out of input",
-    )
-    if isinstance(error, EOFError) or any(sign in text for sign in cut_short):
-        return "it is cut short; get it again"
-    return text.splitlines()[0] if text else type(error).__name__

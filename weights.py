@@ -14,6 +14,7 @@ import argparse
 import copy
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,18 +30,21 @@ from formats.layouts import (
     WeightsError,
     is_counter,
     names_in,
+    problems_of,
     rename,
     rrdbnet_arguments,
     srresnet_arguments,
 )
 from formats.onnx import onnx_program
 from formats.published import PUBLISHED, locate
+from formats.tensors import UnreadableError, load_tensors
 from images.opening import silence_pillow
 from model import SCALES, RRDBNet, SRResNet
 from upscaling.alphas import write_strips
+from upscaling.arguments import a_path, not_empty
 from upscaling.inputs import UsageError
 from upscaling.upscaler import Upscaler, check_channels
-from utils import DeviceError, UnreadableError, load_tensors, replacing
+from utils import DeviceError, prepare_output, printable, replacing
 
 SUFFIXES = {  # what can be written -> the kinds of file it is written to
     "basicsr": (".safetensors", ".pth"),
@@ -205,7 +209,7 @@ def _build(source: str, state: dict[str, Tensor], scale: int | None) -> Generato
     with torch.device("meta"):  # shapes are compared before a byte is allocated
         net: Generator = kind(**arguments)
     expected = {name: t for name, t in net.state_dict().items() if not is_counter(name)}
-    if problems := sorted(_problems(state, expected)):
+    if problems := sorted(problems_of(state, expected)):
         shown = [*problems[:8], *(["..."] if len(problems) > 8 else [])]
         raise WeightsError(
             f"{source} is no complete {kind.__name__} ({len(problems)} problems): "
@@ -224,30 +228,11 @@ def _build(source: str, state: dict[str, Tensor], scale: int | None) -> Generato
     return net.eval()
 
 
-def _problems(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
-    """Everything that keeps these tensors from being that network, a phrase each."""
-    problems = [f"{name} is missing" for name in expected.keys() - state.keys()]
-    problems += [f"{name} is left over" for name in state.keys() - expected.keys()]
-    problems += [
-        f"{name} has shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    problems += [
-        f"{name} holds {tensor.dtype} ({tensor.layout}), no plain real numbers"
-        for name, tensor in state.items()
-        if not (
-            tensor.is_floating_point() and tensor.layout is torch.strided and not tensor.is_meta
-        )
-    ]
-    return problems
-
-
 def _read(path: Path) -> tuple[object, dict[str, str]]:
     """What a file holds, and what it says of its generator."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise WeightsError(f"{path} is a folder; name a file in it")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise WeightsError(
             f"{path}: no such file. Names that are downloaded: {', '.join(PUBLISHED)}"
         )
@@ -345,14 +330,16 @@ def main() -> int:
     if arguments.command == "interpolate" and arguments.pictures:
         return show_alphas(arguments)
     inputs = [locate(name) for name in arguments.inputs]
-    if any(path.exists() and path.resolve() == arguments.output.resolve() for path in inputs):
+    if any(
+        os.path.exists(path) and path.resolve() == arguments.output.resolve() for path in inputs
+    ):
         raise WeightsError(f"{arguments.output} is an input; choose another name with -o")
-    if not arguments.output.parent.is_dir():
+    if not os.path.isdir(arguments.output.parent):
         raise WeightsError(f"{arguments.output.parent}: no such folder")
     loaded = read_inputs(arguments)
     net, metadata, _ = loaded[-1]
     sources = [f"{path.name}{each.part}" for path, each in zip(inputs, loaded, strict=True)]
-    metadata |= {"source": " + ".join(sources)}
+    metadata |= {"source": printable(" + ".join(sources))}
     if arguments.command == "interpolate":
         net = interpolate(loaded[0].net, net, arguments.alpha[0])
         metadata |= {"alpha": str(arguments.alpha[0])}
@@ -363,7 +350,7 @@ def main() -> int:
     except (ValueError, OSError) as error:
         raise WeightsError(str(error)) from error
     size = arguments.output.stat().st_size / 2**20
-    print(f"x{net.scale}, {arguments.to}, {size:.1f} MiB: {arguments.output}")
+    print(printable(f"x{net.scale}, {arguments.to}, {size:.1f} MiB: {arguments.output}"))
     if arguments.to != "onnx" and isinstance(net, RRDBNet) and net.scale == 3:
         print("Other programs cannot tell x3 from x2 by its tensors: name the scale to them.")
     return 0
@@ -389,7 +376,7 @@ def show_alphas(arguments: argparse.Namespace) -> int:
     output = arguments.output or Path("results/interpolated")
     failures = write_strips(arguments.pictures, output, arguments.hr, upscalers)
     for failure in failures:
-        print(f"Failed: {failure}", file=sys.stderr)
+        print(printable(f"Failed: {failure}"), file=sys.stderr)
     return 1 if failures else 0
 
 
@@ -399,9 +386,13 @@ def parse_args() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     convert = commands.add_parser("convert", help="write a generator in another layout")
-    convert.add_argument("inputs", nargs=1, metavar="WEIGHTS", help="a file or a published name")
+    convert.add_argument(
+        "inputs", nargs=1, type=not_empty, metavar="WEIGHTS", help="a file or a published name"
+    )
     mix = commands.add_parser("interpolate", help="between a PSNR network and a GAN (section 3.4)")
-    mix.add_argument("inputs", nargs=2, metavar=("PSNR", "GAN"), help="files or published names")
+    mix.add_argument(
+        "inputs", nargs=2, type=not_empty, metavar=("PSNR", "GAN"), help="files or published names"
+    )
     mix.add_argument(
         "--alpha",
         type=float,
@@ -410,17 +401,17 @@ def parse_args() -> argparse.Namespace:
     )
     mix.add_argument(
         "--pictures",
-        type=Path,
+        type=a_path,
         metavar="PHOTOS",
         help="write no network, but what it makes of a photograph, or of each in a folder, at "
         "every alpha, side by side; OUT is then a folder (default: results/interpolated)",
     )
     mix.add_argument(
-        "--hr", type=Path, metavar="DIR", help="true HR images of PHOTOS: PSNR beside each alpha"
+        "--hr", type=a_path, metavar="DIR", help="true HR images of PHOTOS: PSNR beside each alpha"
     )
     mix.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     for command in (convert, mix):
-        command.add_argument("-o", "--output", type=Path, metavar="OUT", help="the file to write")
+        command.add_argument("-o", "--output", type=a_path, metavar="OUT", help="the file to write")
         command.add_argument("--to", choices=SUFFIXES, default="basicsr")
         command.add_argument("--half", action="store_true", help="fp16: half the size")
         command.add_argument("--scale", type=int, help="3, where the file cannot tell x3 from x2")
@@ -439,11 +430,12 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    prepare_output()
     silence_pillow()
     try:
         sys.exit(main())
     except (WeightsError, UsageError, DeviceError) as error:
-        print(f"weights.py: {error}", file=sys.stderr)
+        print(printable(f"weights.py: {error}"), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit("weights.py: interrupted; what was done is kept")

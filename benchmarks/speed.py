@@ -43,8 +43,9 @@ from images.resize import imresize
 from loss import VGGFeatures
 from model import RRDBNet, VGGDiscriminator
 from train import Learner
+from training.monitor import peak_memory
 from upscaling.tiles import upscale
-from utils import Ranks, autocast, choose_device, choose_precision, peak_memory, place
+from utils import Ranks, autocast, choose_device, choose_precision, place
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALE, PATCH, BATCH, GAN_BATCH = 4, 128, 16, 8

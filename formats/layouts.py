@@ -8,6 +8,7 @@ import math
 import re
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 # Saved along with weights.
@@ -149,3 +150,22 @@ def rrdbnet_arguments(state: dict[str, Tensor], scale: int | None) -> dict[str, 
 
 def is_counter(name: str) -> bool:
     return name.rpartition(".")[2] in COUNTERS
+
+
+def problems_of(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """Everything that keeps these tensors from being that network, a phrase each."""
+    problems = [f"{name} is missing" for name in expected.keys() - state.keys()]
+    problems += [f"{name} is left over" for name in state.keys() - expected.keys()]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    problems += [
+        f"{name} holds {tensor.dtype} ({tensor.layout}), no plain real numbers"
+        for name, tensor in state.items()
+        if not (
+            tensor.is_floating_point() and tensor.layout is torch.strided and not tensor.is_meta
+        )
+    ]
+    return problems

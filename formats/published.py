@@ -1,6 +1,7 @@
 """Published generators: where they are, and their download into checkpoints/."""
 
 import http.client
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ def locate(path_or_name: str | Path) -> Path:
     """The file; a published name is downloaded unless it is in checkpoints/ already."""
     path = Path(path_or_name)
     name = str(path_or_name).removesuffix(".pth")
-    if path.exists() or name not in PUBLISHED:
+    if os.path.exists(path) or name not in PUBLISHED:
         return path
     target = DOWNLOADS / f"{name}.pth"
     if not target.exists():

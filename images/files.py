@@ -14,6 +14,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from images.bands import bands
 from images.colour import GRAY, colour_space, fitting, to_srgb
 from images.deep import lost_bits, read_deep
 from images.kinds import ImageError, refuse_raw, special_kind
@@ -145,7 +146,12 @@ def whole_8_bits(picture: Picture, path: str | Path) -> np.ndarray:
 
 def to_8_bits(image: np.ndarray) -> np.ndarray:
     """Rounded to the nearest of 256 levels; uint8 stays as it is."""
-    return image if image.dtype == np.uint8 else ((image + 128.0) / 257).astype(np.uint8)
+    if image.dtype == np.uint8:
+        return image
+    rounded = np.empty(image.shape, np.uint8)
+    for band in bands(len(image), image[0].size):
+        rounded[band] = (image[band] + 128.0) / 257
+    return rounded
 
 
 def _read_tiff(path: str | Path) -> tuple[Picture, int]:

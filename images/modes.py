@@ -6,6 +6,7 @@
 import numpy as np
 from PIL import Image
 
+from images.bands import bands
 from images.kinds import ImageError
 from images.levels import Pixels, from_array, from_channels, rgb_of_inks, rgb_of_lab, straight
 
@@ -31,6 +32,15 @@ def pixels_of(image: Image.Image) -> Pixels:
         return Pixels(rgb_of_lab(np.array(image), full=255, signed=True))
     gray = mode in ("1", "L", "LA")
     if not image.has_transparency_data:
-        return Pixels(np.array(image.convert("RGB")), None, gray)
-    rgba = np.array(image.convert("RGBA"))
+        return Pixels(_converted(image, "RGB"), None, gray)
+    rgba = _converted(image, "RGBA")
     return Pixels(rgba[..., :3], rgba[..., 3], gray)
+
+
+def _converted(image: Image.Image, mode: str) -> np.ndarray:
+    """(H, W, channels), uint8. Of a whole image, Pillow's conversions would hold three copies."""
+    pixels = np.empty((image.height, image.width, len(mode)), np.uint8)
+    for band in bands(image.height, image.width * len(mode)):
+        part = image.crop((0, band.start, image.width, band.stop))
+        pixels[band] = np.asarray(part.convert(mode))
+    return pixels

@@ -21,8 +21,9 @@ from PIL import Image
 
 from images.decoding import Findings, decode_all
 from images.kinds import NO_IMAGES, ImageError, find_images
+from images.locks import locked
 from images.pairs import DataError, find_partners
-from utils import gigabytes, listed, locked, replacing
+from utils import gigabytes, listed, replacing
 
 if sys.platform != "win32":
     import fcntl

@@ -5,6 +5,8 @@ import math
 import numpy as np
 from PIL import Image
 
+from images.bands import bands
+
 
 def imresize(image: np.ndarray, scale: float) -> np.ndarray:
     """MATLAB's `imresize(image, scale, 'bicubic')`, bit for bit.
@@ -21,20 +23,36 @@ def imresize(image: np.ndarray, scale: float) -> np.ndarray:
     """
     if image.dtype not in (np.uint8, np.uint16):
         raise TypeError(f"imresize works on uint8 and uint16 images, not on {image.dtype}")
-    top = np.iinfo(image.dtype).max
-    for axis in (0, 1):
-        weights, indices = _contributions(image.shape[axis], scale)
-        source = image.swapaxes(0, axis)
-        result = np.zeros((len(weights), *source.shape[1:]))
-        for tap in range(weights.shape[1]):
-            weight = weights[:, tap].reshape(-1, *[1] * (source.ndim - 1))
-            result += weight * source[indices[:, tap]]
-        image = np.floor(np.clip(result, 0, top) + 0.5).astype(image.dtype).swapaxes(0, axis)
-    return np.ascontiguousarray(image)
+    row_weights, rows = _contributions(image.shape[0], scale)
+    column_weights, columns = _contributions(image.shape[1], scale)
+    result = np.empty((len(rows), len(columns), *image.shape[2:]), image.dtype)
+    for band in bands(len(rows), image[0].size):
+        # Each pass combines rows; for the second, the columns become rows.
+        lines = _combine(image, row_weights[band], rows[band])
+        turned = _combine(np.ascontiguousarray(lines.swapaxes(0, 1)), column_weights, columns)
+        result[band] = turned.swapaxes(0, 1)
+    return result
+
+
+def _combine(source: np.ndarray, weights: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Weighted sums of rows, tap after tap, rounded half up: (L, ...) to (output, ...).
+
+    Args:
+        source: uint8 or uint16.
+        weights, indices: (output, taps).
+    """
+    top = np.iinfo(source.dtype).max
+    result = np.empty((len(weights), *source.shape[1:]), source.dtype)
+    for band in bands(len(weights), math.prod(source.shape[1:])):
+        total = np.zeros(result[band].shape)
+        for weight, index in zip(weights[band].T, indices[band].T, strict=True):
+            total += weight.reshape(-1, *[1] * (source.ndim - 1)) * source[index]
+        result[band] = np.clip(total, 0, top, out=total) + 0.5  # the cast cuts off what is left
+    return result
 
 
 def _contributions(length: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Which input pixels make each output pixel, and how much each counts: (output, taps) twice."""
+    """How much which input pixels count for each output pixel: (output, taps) twice."""
     stretch = min(scale, 1.0)  # below 1 the kernel widens: that is the antialiasing
     taps = math.ceil(4 / stretch) + 2
     # Centres of the output pixels in input coordinates, both counted from 1 as in MATLAB.
@@ -62,7 +80,17 @@ def enlarge_nearest(image: np.ndarray, scale: int) -> np.ndarray:
     return image.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def resize_nearest(image: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The same at any scale: to the height and width of another image; uint8, (H, W, 3)."""
-    size = (other.shape[1], other.shape[0])
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.NEAREST))
+def part_by_nearest(
+    image: np.ndarray, size: tuple[int, int], window: tuple[slice, slice]
+) -> np.ndarray:
+    """What `window` shows of uint8 (H, W, 3) that is enlarged by nearest neighbours.
+
+    Args:
+        size: height and width of the whole result.
+        window: rows and columns of it, with their ends.
+    """
+    rows, columns = window
+    down, across = (given / made for given, made in zip(image.shape[:2], size, strict=True))
+    box = (columns.start * across, rows.start * down, columns.stop * across, rows.stop * down)
+    shown = (columns.stop - columns.start, rows.stop - rows.start)
+    return np.asarray(Image.fromarray(image).resize(shown, Image.Resampling.NEAREST, box))

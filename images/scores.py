@@ -3,16 +3,20 @@
 import csv
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from images.bands import bands
 from images.resize import imresize
 from images.tensors import to_tensor
+from utils import printable
 
 Metric = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+SSIM_WINDOW = 11  # pixels each way
 
 
 def psnr(a: np.ndarray, b: np.ndarray, crop_border: int, y_channel: bool = True) -> float:
@@ -23,9 +27,13 @@ def psnr(a: np.ndarray, b: np.ndarray, crop_border: int, y_channel: bool = True)
         crop_border: pixels left out on each side; papers take the scale.
         y_channel: compare BT.601 luma in [16, 235], as papers do, or all of RGB.
     """
-    a, b = _comparable(a, b, crop_border, y_channel)
-    error = np.mean((a - b) ** 2)
-    return math.inf if error == 0 else float(10 * np.log10(255**2 / error))
+    a, b = _inside(a, b, crop_border)
+    squares = count = 0.0
+    for band in bands(len(a), a[0].size):
+        for x, y in _planes(a[band], b[band], y_channel):
+            squares += np.square(x - y).sum()
+            count += x.size
+    return math.inf if squares == 0 else float(10 * np.log10(255**2 / (squares / count)))
 
 
 def ssim(a: np.ndarray, b: np.ndarray, crop_border: int, y_channel: bool = True) -> float:
@@ -37,28 +45,52 @@ def ssim(a: np.ndarray, b: np.ndarray, crop_border: int, y_channel: bool = True)
     Raises:
         ValueError: an image that is smaller than the window once the border is off.
     """
-    a, b = _comparable(a, b, crop_border, y_channel)
-    if min(a.shape[:2]) < 11:
-        raise ValueError(f"SSIM needs 11 pixels each way; {a.shape[1]}x{a.shape[0]} are left")
+    a, b = _inside(a, b, crop_border)
+    height, width = a.shape[:2]
+    if min(height, width) < SSIM_WINDOW:
+        raise ValueError(f"SSIM needs {SSIM_WINDOW} pixels each way; {width}x{height} are left")
+    total = count = 0.0
+    margin = SSIM_WINDOW - 1  # rows that neighbouring bands share
+    for band in bands(height - margin, width, least=3 * SSIM_WINDOW):
+        lines = slice(band.start, band.stop + margin)
+        for x, y in _planes(a[lines], b[lines], y_channel):
+            similarity = _similarity(x, y)
+            total += similarity.sum()
+            count += similarity.size
+    return float(total / count)
+
+
+def _similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The map that SSIM is the mean of: float64, (H - 10, W - 10) of (H, W)."""
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     mean_a, mean_b = _gaussian(a), _gaussian(b)
     var_a = _gaussian(a * a) - mean_a**2
     var_b = _gaussian(b * b) - mean_b**2
     covariance = _gaussian(a * b) - mean_a * mean_b
     structure = (2 * covariance + c2) / (var_a + var_b + c2)
-    return float(np.mean(structure * (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)))
+    return structure * (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
 
 
-def _comparable(
-    a: np.ndarray, b: np.ndarray, crop_border: int, y_channel: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _inside(a: np.ndarray, b: np.ndarray, crop_border: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both without their border."""
     if a.shape != b.shape:
         raise ValueError(f"images of different shapes cannot be compared: {a.shape}, {b.shape}")
     inside = slice(crop_border, -crop_border or None)
-    a, b = (image[inside, inside].astype(np.float64) for image in (a, b))
+    a, b = a[inside, inside], b[inside, inside]
     if a.size == 0:
         raise ValueError(f"nothing is left once {crop_border} pixels are cropped from each side")
-    return (_luma(a), _luma(b)) if y_channel else (a, b)
+    return a, b
+
+
+def _planes(
+    a: np.ndarray, b: np.ndarray, y_channel: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What is compared with what: luma, or one channel after the other; float64, (H, W)."""
+    if y_channel:
+        yield _luma(a), _luma(b)
+    else:
+        for channel in range(a.shape[2]):
+            yield a[..., channel].astype(np.float64), b[..., channel].astype(np.float64)
 
 
 def _luma(rgb: np.ndarray) -> np.ndarray:
@@ -161,7 +193,8 @@ def save_table(scores: list[dict], path: Path) -> list[dict]:
     columns = list(scores[0])
     mean = {column: float(np.mean([row[column] for row in scores])) for column in columns[1:]}
     table = [*scores, {"image": "mean"} | mean]
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    # A name's bytes may be no UTF-8: those are escaped.
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(table)
@@ -170,7 +203,7 @@ def save_table(scores: list[dict], path: Path) -> list[dict]:
 
 def as_text(table: list[dict]) -> str:
     """The table for a terminal: ours beside bicubic's, and what both were measured against."""
-    columns = [["image", *(row["image"] for row in table)]]
+    columns = [["image", *(printable(row["image"]) for row in table)]]
     for space in ("y", "rgb") if "psnr_y" in table[0] else ():
         for who, prefix in (("ours", ""), ("bicubic", "bicubic_")):
             psnr_name, ssim_name = f"{prefix}psnr_{space}", f"{prefix}ssim_{space}"

@@ -27,5 +27,11 @@ def labelled_strip(pictures: dict[str, np.ndarray], side: int) -> np.ndarray:
 
 def centre(picture: np.ndarray, side: int) -> np.ndarray:
     """The `side` x `side` pixels around the centre, or as many as there are."""
-    top, left = (max(0, (length - side) // 2) for length in picture.shape[:2])
-    return picture[top : top + side, left : left + side]
+    return picture[centre_window(picture.shape[:2], side)]
+
+
+def centre_window(size: tuple[int, ...], side: int) -> tuple[slice, slice]:
+    """Where `centre` is in a picture of that height and width."""
+    height, width = size
+    top, left = max(0, (height - side) // 2), max(0, (width - side) // 2)
+    return slice(top, min(height, top + side)), slice(left, min(width, left + side))

@@ -1,6 +1,7 @@
 """Pixels against independent references: MATLAB, plain loops, scikit-image, torchmetrics."""
 
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,15 @@ import skimage.color
 import skimage.metrics
 import torch
 import torchmetrics
+from PIL import Image
 
-from images.files import read_image
+from images.bands import bands
+from images.files import read_image, to_8_bits
 from images.kinds import find_images
-from images.resize import imresize
+from images.resize import imresize, part_by_nearest
 from images.scores import psnr, ssim
 from images.strips import labelled_strip
+from images.tensors import to_image
 
 BENCHMARKS = Path(__file__).parents[2] / "shared" / "data"
 needs_benchmarks = pytest.mark.skipif(
@@ -57,6 +61,57 @@ def test_resize_follows_matlabs_definition(scale, random_image):
     image = random_image(24, 25)
     expected = [resize_by_the_definition(image[..., c], scale) for c in range(3)]
     assert np.array_equal(imresize(image, scale), np.stack(expected, axis=-1))
+
+
+@pytest.mark.parametrize("scale", [0.31, 0.7, 1, 2, 3])
+@pytest.mark.parametrize("values", [1, 100, 999])
+def test_resize_in_bands_follows_matlabs_definition(scale, values, random_image, monkeypatch):
+    """Bands of one row, of a few, and a last one that is shorter; a wide and a high image."""
+    monkeypatch.setattr("images.bands.VALUES", values)
+    for height, width in ((13, 31), (37, 9)):
+        image = random_image(height, width)
+        expected = [resize_by_the_definition(image[..., c], scale) for c in range(3)]
+        assert np.array_equal(imresize(image, scale), np.stack(expected, axis=-1))
+
+
+def test_bands_cover_all_rows_once(monkeypatch):
+    monkeypatch.setattr("images.bands.VALUES", 100)
+    for rows, row, least in ((1, 1, 1), (10, 30, 1), (10, 1000, 1), (7, 0, 1), (10, 1000, 4)):
+        covered = [i for band in bands(rows, row, least) for i in range(rows)[band]]
+        assert covered == list(range(rows))
+    assert next(bands(10, 30)) == slice(0, 3)
+    assert next(bands(10, 1000, least=4)) == slice(0, 4)
+
+
+def test_a_part_by_nearest_is_what_pillow_makes_of_the_whole(random_image):
+    image = random_image(31, 47)
+    for height, width in ((93, 141), (62, 94), (20, 40), (131, 77)):
+        whole = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
+        for window in (np.s_[0:height, 0:width], np.s_[5:height, 7:30], np.s_[2:19, 11:12]):
+            part = part_by_nearest(image, (height, width), window)
+            assert np.array_equal(part, np.asarray(whole)[window])
+
+
+@pytest.mark.parametrize(
+    ("work", "bytes_made"),
+    [
+        (lambda image: imresize(image, 2), 4),
+        (lambda image: psnr(image, image, 4), 0),
+        (lambda image: ssim(image, image, 4), 0),
+        (lambda image: ssim(image, image, 4, y_channel=False), 0),
+        (lambda image: to_8_bits(image.view(np.uint16)), 0.5),
+        (lambda image: to_image(torch.from_numpy(image).permute(2, 0, 1)), 1),
+    ],
+)
+def test_no_copy_in_floating_point_is_made_of_a_whole_image(work, bytes_made, monkeypatch):
+    """Beside what comes out, at most a byte for each number that goes in; float64 would take 8."""
+    monkeypatch.setattr("images.bands.VALUES", 2**14)
+    image = np.zeros((2400, 500, 2 if bytes_made == 0.5 else 3), np.uint8)
+    tracemalloc.start()
+    work(image)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < (bytes_made + 1) * image.nbytes
 
 
 def test_resize_of_an_edge_equals_the_values_worked_out_by_hand():
@@ -121,7 +176,9 @@ def luma(image):
     return skimage.color.rgb2ycbcr(image)[..., 0]
 
 
-def test_psnr_equals_scikit_images_and_torchmetrics(pair):
+@pytest.mark.parametrize("values", [2**18, 1])
+def test_psnr_equals_scikit_images_and_torchmetrics(values, pair, monkeypatch):
+    monkeypatch.setattr("images.bands.VALUES", values)  # 1: row by row
     a, b = (image[4:-4, 4:-4] for image in pair)
     on_y = skimage.metrics.peak_signal_noise_ratio(luma(a), luma(b), data_range=255)
     assert psnr(*pair, crop_border=4) == pytest.approx(on_y, abs=1e-9)
@@ -130,8 +187,11 @@ def test_psnr_equals_scikit_images_and_torchmetrics(pair):
     assert psnr(*pair, crop_border=4, y_channel=False) == pytest.approx(on_rgb.item(), abs=1e-4)
 
 
-@pytest.mark.parametrize("border", [0, 3])
-def test_ssim_equals_scikit_images(pair, border):
+@pytest.mark.parametrize(("border", "values"), [(0, 2**18), (3, 2**18), (3, 1)])
+def test_ssim_equals_scikit_images(border, values, random_image, monkeypatch):
+    monkeypatch.setattr("images.bands.VALUES", values)  # 1: in bands of 33 rows
+    base = imresize(random_image(21, 10), 4)
+    pair = base, np.clip(base.astype(int) + random_image(84, 40) // 16 - 8, 0, 255).astype(np.uint8)
     a, b = (
         image[border : image.shape[0] - border, border : image.shape[1] - border] for image in pair
     )
@@ -156,6 +216,12 @@ def test_images_that_cannot_be_compared_are_refused(random_image):
         psnr(random_image(8, 8), random_image(8, 8), 4)
     with pytest.raises(ValueError, match="11 pixels"):
         ssim(random_image(18, 18), random_image(18, 18), 4)
+
+
+def test_16_bits_are_rounded_to_the_nearest_of_8(monkeypatch):
+    monkeypatch.setattr("images.bands.VALUES", 1000)
+    levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    assert np.array_equal(to_8_bits(levels), (levels.astype(np.int64) * 2 + 257) // 514)
 
 
 # ------------------------------------------------------------------------------- labelled strips

@@ -10,7 +10,7 @@ from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
 from images.resize import enlarge_nearest
-from upscaling.report import add_to_page, write_page
+from upscaling.report import PageImage, write_page
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("chromium") and shutil.which("chromedriver")),
@@ -43,7 +43,10 @@ def page(browser, tmp_path, random_image):
             pictures["HR"] = np.full_like(ours, 200)
             score = {"psnr_y": float("inf"), "ssim_y": 0.5}
         name = "001/</script><b>ü #1?%41.png" if i == 1 else f"{i:03d}.png"
-        images.append(add_to_page(tmp_path, Path(name), pictures, score))
+        image = PageImage(tmp_path, Path(name))
+        for label, picture in pictures.items():
+            image.add(label, picture)
+        images.append(image.entry(score))
     path = write_page(tmp_path, images[::-1], "200 images")
     browser.set_window_size(1000, 700)
     browser.get(path.as_uri())

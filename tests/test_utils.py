@@ -1,6 +1,7 @@
-"""Devices and precisions, files that are written whole, stopping."""
+"""Devices and precisions, files that are written whole, stopping, names and output."""
 
 import errno
+import io
 import multiprocessing
 import os
 import re
@@ -11,7 +12,8 @@ import sys
 import threading
 import time
 import zipfile
-from pathlib import PurePosixPath
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -19,17 +21,21 @@ import pytest
 import torch
 
 import utils
+from formats.tensors import UnreadableError, load_tensors
+from images import locks
+from images.locks import locked
+from images.names import fitting, longest_name, shortened
 from utils import (
     DeviceError,
     StopRequest,
-    UnreadableError,
+    WriteError,
     choose_device,
     choose_precision,
     is_out_of_memory,
     listed,
-    load_tensors,
-    locked,
     naming,
+    prepare_output,
+    printable,
     remove_leftovers,
     replacing,
     worker_init,
@@ -268,13 +274,21 @@ def test_files_without_checksums_are_read(saved, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "number, remedy", [("ENOSPC", "Make room"), ("EDQUOT", "Make room"), ("EACCES", "Mend that")]
+    "number, remedy",
+    [("ENOSPC", "Make room there (the disk of "), ("EDQUOT", "Make room"), ("EACCES", "Mend that")],
 )
 def test_a_failure_to_write_names_the_file_and_what_to_do(number, remedy):
     code = getattr(errno, number)
-    words = re.escape(f"a/b.png cannot be written ({os.strerror(code)}). {remedy}, then give")
-    with pytest.raises(OSError, match=words), naming(PurePosixPath("a/b.png")):
-        raise OSError(code, os.strerror(code))
+    words = re.escape(f"a/b.png cannot be written ({os.strerror(code)}). {remedy}")
+    with pytest.raises(WriteError, match=f"{words}.*, then give the same command again") as error:
+        with naming(Path("a/b.png")), naming(Path("a/b.png")):  # twice is as once
+            raise OSError(code, os.strerror(code))
+    assert error.value.errno == code
+
+
+def test_a_failure_that_names_another_file_is_not_about_this_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none"), replacing(tmp_path / "x"):
+        open(tmp_path / "none")
 
 
 # ------------------------------------------------------------------------ full disks, locks, lists
@@ -284,19 +298,16 @@ def test_a_failure_to_write_names_the_file_and_what_to_do(number, remedy):
 def test_a_full_disk_is_named_with_the_file_and_the_old_file_stays(number, tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"old")
-    with pytest.raises(OSError) as error, replacing(path):
+    with pytest.raises(WriteError, match="the one before it is intact") as error, replacing(path):
         raise OSError(number, os.strerror(number))
     assert error.value.errno == number and path.read_bytes() == b"old"
-    assert error.value.filename == path
-    assert f"{os.strerror(number)}; " in str(error.value) and str(tmp_path) in str(error.value)
-    with pytest.raises(OSError, match=str(tmp_path)) as error, replacing(path):
+    assert str(error.value).startswith(f"{path} cannot be written ({os.strerror(number)})")
+    with pytest.raises(WriteError, match=str(tmp_path)) as error, replacing(path):
         try:
             raise OSError(number, os.strerror(number))
         finally:
             raise RuntimeError("unexpected pos 64 vs 0")  # as torch.save ends
     assert error.value.errno == number
-    with pytest.raises(OSError, match=r"^\[Errno 5\] other$"), replacing(path):
-        raise OSError(errno.EIO, "other")
 
 
 def test_the_file_system_says_how_much_is_free(tmp_path):
@@ -310,7 +321,7 @@ def test_the_file_system_says_how_much_is_free(tmp_path):
 def storage(request, monkeypatch):
     """The file system's locks work, or they do not, as on some clusters."""
     if request.param == "no flock":
-        monkeypatch.setattr(utils, "has_locks", lambda folder: False)
+        monkeypatch.setattr(locks, "has_locks", lambda folder: False)
 
 
 class Refused(Exception):
@@ -349,9 +360,9 @@ def test_storage_without_locks_is_recognised(number, tmp_path, monkeypatch):
     def unsupported(file, operation):
         raise OSError(number, os.strerror(number))
 
-    assert utils.has_locks(tmp_path)
+    assert locks.has_locks(tmp_path)
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    assert not utils.has_locks(tmp_path)
+    assert not locks.has_locks(tmp_path)
     with locked(tmp_path / ".lock", refuse):
         with pytest.raises(Refused) as refused, locked(tmp_path / ".lock", refuse):
             pass
@@ -374,7 +385,7 @@ time.sleep(60)
 def test_a_lock_of_a_killed_process_is_free_here_and_named_if_it_was_elsewhere(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(utils, "has_locks", lambda folder: False)
+    monkeypatch.setattr(locks, "has_locks", lambda folder: False)
     path, held = tmp_path / ".lock", tmp_path / ".lock.held"
     command = [sys.executable, "-c", HOLD, str(held)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
@@ -395,3 +406,125 @@ def test_long_lists_are_short():
     assert listed(list("abcde")) == "a, b, c, d, e"
     assert listed(list("abcdef")) == "a, b, c, d, e and 1 other"
     assert listed([str(i) for i in range(3002)], most=2) == "0, 1 and 3,000 others"
+
+
+# ------------------------------------------------------------------------------- names and output
+
+
+def test_a_file_whose_name_has_every_byte_there_is_room_for_is_replaced(tmp_path):
+    path = tmp_path / ("é" * 125 + "x.png")  # 255 bytes
+    for content in (b"old", b"new"):
+        with replacing(path) as file:
+            file.write(content)
+    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == [path.name]
+
+
+def test_two_writers_of_one_file_disturb_each_other_in_nothing(tmp_path):
+    path = tmp_path / "x"
+    with replacing(path) as first, replacing(path) as second:
+        first.write(b"first")
+        second.write(b"second")
+    assert path.read_bytes() == b"first"  # it ended last
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_failure_names_the_file_that_was_asked_for(tmp_path):
+    (tmp_path / "x").mkdir()
+    with (
+        pytest.raises(WriteError, match=r"x cannot be written") as caught,
+        replacing(tmp_path / "x"),
+    ):
+        pass
+    assert ".tmp" not in str(caught.value)
+    with pytest.raises(WriteError, match=r"none.x cannot"), replacing(tmp_path / "none" / "x"):
+        pass
+
+
+def test_leftovers_are_those_of_the_very_file_and_none_of_the_users(tmp_path, monkeypatch):
+    (tmp_path / "sub [a]").mkdir()
+    kept = ["notes.tmp", ".x.tmp", ".x.old.tmp", ".esrgan-x.tmp", "[a].bin", ".x.0.tmp"]
+    for name in kept:
+        (tmp_path / name).touch()
+    (tmp_path / ".x.7.tmp").mkdir()
+    with monkeypatch.context() as killed:  # as kill -9 does it: nothing is tidied up
+        killed.setattr(Path, "unlink", lambda *args, **options: None)
+        for path in (tmp_path / "sub [a]" / "[a].bin", tmp_path / "y"):
+            with pytest.raises(KeyboardInterrupt), replacing(path):
+                raise KeyboardInterrupt
+    (tmp_path / ".[a].bin.123.tmp").touch()  # as version 1.0 left it
+    remove_leftovers(tmp_path, "[a].bin")
+    assert not os.listdir(tmp_path / "sub [a]")
+    assert len(os.listdir(tmp_path)) == len(kept) + 3  # and what was to become y
+    remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted([*kept, "sub [a]", ".x.7.tmp"])
+
+
+def test_names_are_shortened_apart_and_only_where_they_must_be(tmp_path):
+    assert fitting(tmp_path / "a.png") == tmp_path / "a.png"
+    long = [tmp_path / "none" / ("é" * 130 + ending) for ending in (".HR.jpg", ".ours.jpg", ".jpg")]
+    short = [fitting(path) for path in long]
+    assert len(set(short)) == 3 and {path.suffix for path in short} == {".jpg"}
+    assert all(230 < len(os.fsencode(path.name)) <= longest_name(tmp_path) for path in short)
+    assert [fitting(path) for path in long] == short
+    assert len(os.fsencode(shortened(f"x.{'y' * 300}", 143))) == 143
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("Straße 4.png", "Straße 4.png"),
+        ("a\nb", r"a\nb"),
+        ("\x1b[31m", r"\x1b[31m"),
+        ("caf\udce9", r"caf\udce9"),
+        ("gnp\u202eexe", r"gnp\u202eexe"),
+        ("a\u2028b\x85", r"a\u2028b\x85"),
+    ],
+)
+def test_a_name_is_shown_in_one_line(name, shown):
+    assert printable(name) == shown
+
+
+@contextmanager
+def output_to_a_pipe():
+    """What is read from standard output, which is a pipe of ASCII."""
+    reading, writing = os.pipe()
+    with pytest.MonkeyPatch.context() as patch, io.FileIO(writing, "w") as raw:
+        stream = io.TextIOWrapper(raw, "ascii", write_through=True)
+        for name in ("stdout", "__stdout__"):
+            patch.setattr(sys, name, stream)
+        patch.setattr(sys, "stderr", io.StringIO())
+        yield io.FileIO(reading, "r")
+
+
+def test_output_takes_any_text_line_by_line():
+    with output_to_a_pipe() as pipe:
+        prepare_output()
+        print("ü \udce9 █")
+        assert pipe.read(100) == rb"\xfc \udce9 \u2588" + os.linesep.encode()
+        pipe.close()
+
+
+def test_a_program_ends_as_others_do_when_nobody_reads_its_output():
+    with output_to_a_pipe() as pipe:
+        prepare_output()
+        pipe.close()
+        with pytest.raises(SystemExit) as ended:
+            print("x")
+        print("nothing more goes wrong", flush=True)
+    assert ended.value.code == 141
+
+
+def test_training_goes_on_when_nobody_reads_its_output():
+    with output_to_a_pipe() as pipe:
+        prepare_output(needed=False)
+        pipe.close()
+        for _ in range(3):
+            print("x", flush=True)
+
+
+def test_output_that_was_closed_before_the_program_began(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    prepare_output()
+    sys.stdout.write("x")
+    sys.stdout.close()

@@ -36,7 +36,7 @@ class RunLog(AbstractContextManager):
         if self.metrics.exists():
             rows = filter(None, map(parse_row, self.metrics.read_text().splitlines()))
             self.rows = [row for row in rows if keep(row)]
-            with naming(self.metrics), replacing(self.metrics) as file:
+            with replacing(self.metrics) as file:
                 file.write("".join(f"{json.dumps(row)}\n" for row in self.rows).encode())
         self.board = Board(folder, step)
 
@@ -162,7 +162,7 @@ def draw_curves(rows: list[dict], path: Path) -> None:
         losses.legend()
     for axes in (quality, losses):
         axes.grid(alpha=0.3)
-    with naming(path), replacing(path) as file:
+    with replacing(path) as file:
         figure.savefig(file, format="png", dpi=100)
 
 

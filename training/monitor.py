@@ -2,9 +2,12 @@
 
 import itertools
 import math
+import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +16,7 @@ from tqdm import tqdm
 
 from config import TERMS
 from training.runs import At, RunFolder, TrainingError
-from utils import Part, peak_memory
+from utils import Part
 
 LOSSES = (*TERMS, "discriminator")  # the order they are shown in
 FP16_NOTE = " (fp16: now and then while its loss scale is being found is normal)"
@@ -233,3 +236,23 @@ class Balance:
         self.readings = self.readings + 1 if kind == self.verdict else 1
         self.verdict = kind
         return verdict if self.readings == self.PATIENCE else ""
+
+
+# ------------------------------------------------------------------------------------------ memory
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """GiB: the most that tensors took on the GPU, or this process on the CPU; None on Windows."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if sys.platform == "linux":
+        # Not ru_maxrss, which begins at what the process that started this one had.
+        status = Path("/proc/self/status").read_text()
+        if peak := re.search(r"VmHWM:\s+(\d+) kB", status):  # some containers leave it out
+            return int(peak[1]) / 2**20
+    try:
+        import resource  # POSIX only
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -15,12 +15,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import nn
 from tqdm import tqdm
 
 from config import PHASES, Config, flat
+from formats.tensors import UnreadableError, load_tensors
 from images.files import write_image
+from images.locks import locked
 from training.log import RunLog
 from training.settings import (
     idle_settings,
@@ -32,8 +33,6 @@ from training.settings import (
 from utils import (
     DeviceError,
     Ranks,
-    UnreadableError,
-    load_tensors,
     naming,
     remove_leftovers,
     replacing,
@@ -118,6 +117,7 @@ class RunFolder(AbstractContextManager):
         self.folder = RUNS / config.name
         self.last = self.folder / "last.pt"
         self.checkpoint: dict | None = None
+        self.packs: list[str] = []  # ids of those that it trains and validates on
         self.log: RunLog  # once it is open, on the first rank
         self.open_files = ExitStack()
 
@@ -125,15 +125,15 @@ class RunFolder(AbstractContextManager):
         if self.ranks.first:
             RUNS.mkdir(exist_ok=True)
             # Beside the folder: a run that ends for want of data leaves no folder behind.
-            lock = FileLock(RUNS / f".{self.config.name}.lock", blocking=False)
-            try:
-                self.open_files.enter_context(lock)
-            except Timeout:
-                raise DeviceError(
-                    f"another process is training {self.folder} right now; "
-                    "wait for it, or choose another --name"
-                ) from None
+            lock = locked(RUNS / f".{self.config.name}.lock", self._refuse)
+            self.open_files.enter_context(lock)
         return self
+
+    def _refuse(self, holder: str) -> None:
+        raise DeviceError(
+            f"another process{holder} is training {self.folder} right now; "
+            "wait for it, or choose another --name"
+        )
 
     def __exit__(self, *exception) -> None:
         self.open_files.close()
@@ -162,7 +162,7 @@ class RunFolder(AbstractContextManager):
             raise CheckpointError(f"{self.last} was not written by train.py; choose another --name")
         # A setting that a checkpoint does not know came later; its default is how things were.
         before = flat(dataclasses.asdict(Config())) | flat(checkpoint["config"])
-        self.checkpoint = checkpoint
+        self.checkpoint, self.packs = checkpoint, checkpoint.get("packs", [])
         try:
             changes = list_changes(self.config, before, self.at.phase, self.at.step)
             self.config = with_what_is_over(self.config, before, self.at.phase, self.at.step)
@@ -226,7 +226,7 @@ class RunFolder(AbstractContextManager):
         remove_leftovers(self.folder)
         settings = json.dumps(dataclasses.asdict(self.config), indent=2)
         path = self.folder / "config.json"
-        with naming(path), replacing(path) as file:
+        with replacing(path) as file:
             file.write(f"{settings}\n".encode())
 
         def keep(row: dict) -> bool:
@@ -250,8 +250,7 @@ class RunFolder(AbstractContextManager):
     def sample(self, stem: str, picture: np.ndarray, at: At) -> None:
         """A picture of a validation image, in samples/ and in TensorBoard."""
         file = self.folder / "samples" / f"{stem}_{at.run_step:07d}_{at.phase}.png"
-        with naming(file):
-            write_image(picture, file)
+        write_image(picture, file)
         self.log.picture(stem, picture, at.run_step)
 
     @by_the_first_rank
@@ -304,7 +303,8 @@ class RunFolder(AbstractContextManager):
     def _write_last(self, learner: Stateful, seconds: float) -> None:
         at = learner.at
         progress = dict(phase=at.phase, step=at.step, run_step=at.run_step, before=at.before)
-        about = {"seconds": seconds, "config": dataclasses.asdict(self.config)}
+        settings = dataclasses.asdict(self.config)
+        about = {"seconds": seconds, "config": settings, "packs": self.packs}
         save_checkpoint(self.last, progress | about | learner.state_dict())
 
     @by_the_first_rank
@@ -316,8 +316,7 @@ class RunFolder(AbstractContextManager):
     def _write_generator(self, ema: Generator, name: str, at: At, scores: dict) -> None:
         settings = settings_of_weights(self.config)
         about = dict(source="train.py", phase=at.phase, step=at.step, config=settings)
-        with naming(self.folder / name):
-            save_generator(ema, self.folder / name, metadata=about | scores)
+        save_generator(ema, self.folder / name, metadata=about | scores)
 
 
 # ------------------------------------------------------------------------------- checkpoint files
@@ -327,19 +326,12 @@ def save_checkpoint(path: Path, state: dict) -> None:
     """Write `state` whole or not at all: a kill at any moment leaves the old file or the new.
 
     Raises:
-        OSError: it cannot be written (a full disk, say); the old file is as it was.
+        WriteError: it cannot be written (a full disk, say); the old file is as it was.
     """
-    kept = "; the one before it is intact" if path.exists() else ""
-    with naming(path, kept):
-        try:
-            with replacing(path) as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except RuntimeError as error:
-            # torch.save trips over the file that it could not finish, and hides why it could not.
-            cause = error.__context__
-            raise cause if isinstance(cause, OSError) else error from None
+    with replacing(path) as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load_checkpoint(path: Path) -> dict:

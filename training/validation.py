@@ -1,5 +1,6 @@
 """Scores of the averaged generator on whole images, beside bicubic's, and pictures to look at."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -7,16 +8,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from images.names import longest_name, shortened
 from images.packs import Pack
 from images.resize import enlarge_nearest, imresize
 from images.scores import psnr, ssim
 from images.strips import labelled_strip
 from training.runs import At, RunFolder, TrainingError
 from upscaling.tiles import upscale
-from utils import autocast
+from utils import autocast, digest, printable
 
 SAMPLE_COUNT = 4  # validation images of which strips are drawn
 SAMPLE_SIDE = 512  # of those, the pixels around the centre
+ROOM = 40  # in the name of a strip's file, for the step and the phase
 TILE = 256  # LR pixels; bounds the memory that a large validation image takes
 
 Score = tuple[float, float]  # PSNR in dB, SSIM
@@ -34,6 +37,7 @@ class Validation:
     def __init__(self, pack: Pack, device: torch.device, dtype: torch.dtype, run: RunFolder):
         self.pack, self.device, self.dtype, self.run = pack, device, dtype, run
         self.scale: int = pack.index["scale"]
+        self.names = strip_names(pack, longest_name(run.folder) - ROOM)
         self.own = share_of(chosen(pack, run.config.val_images), run.ranks.rank, run.ranks.count)
         scores = self._mean_scores("scoring bicubic", self._score_bicubic)
         self.bicubic = {f"bicubic_{key}": value for key, value in scores.items()}
@@ -55,7 +59,7 @@ class Validation:
                 ) from error
             scored = score(fake, self.pack.high_res(i), self.scale)
             if self.run.ranks.first and i in self.own[:SAMPLE_COUNT]:
-                self.run.sample(self.pack.stem(i), self._strip(i, fake, scored[0], at), at)
+                self.run.sample(self.names[i], self._strip(i, fake, scored[0], at), at)
             return scored
 
         return self._mean_scores("validation", score_network) | self.bicubic
@@ -80,6 +84,20 @@ class Validation:
             "HR": high_res,
         }
         return labelled_strip(pictures, SAMPLE_SIDE)
+
+
+def strip_names(pack: Pack, limit: int) -> list[str]:
+    """What the strip of each image is called: its stem, or where others share that, one more mark.
+
+    No two are alike on a system that tells no upper case from lower; none is longer than `limit`.
+    """
+    stems = [printable(pack.stem(i)).replace("\\", "%") for i in range(len(pack))]
+    sharing = Counter(stem.casefold() for stem in stems)
+    names = [
+        stem if sharing[stem.casefold()] == 1 else f"{stem}~{digest(pack.name(i))}"
+        for i, stem in enumerate(stems)
+    ]
+    return [shortened(name, limit) for name in names]
 
 
 def chosen(pack: Pack, count: int) -> list[int]:

@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from images.colour import to_srgb
 from images.files import read_picture, to_8_bits, write_image
+from images.names import fitting
 from images.scores import psnr
 from images.strips import centre, labelled_strip
 from upscaling.inputs import (
@@ -17,7 +18,8 @@ from upscaling.inputs import (
     partners_in,
     read_high_res,
 )
-from upscaling.upscaler import Upscaler, explain
+from upscaling.upscaler import Upscaler, check_size, explain
+from utils import printable
 
 SHOWN_SIDE = 512  # pixels around the centre of larger results
 CONTEXT = 32  # input pixels around those, so that the networks see no border there
@@ -64,11 +66,11 @@ def write_strips(
         if score:
             scores.append(score)
         elif hr:
-            tqdm.write(f"No partner in {hr}: {path}")
+            tqdm.write(printable(f"No partner in {hr}: {path}"))
     for alpha in upscalers if scores else ():
         mean = np.mean([score[alpha] for score in scores])
         print(f"alpha {alpha:<4g} {mean:.2f} dB PSNR on Y, mean of {len(scores)} images")
-    print(f"{done} of {len(paths)} strips are in {output}")
+    print(f"{done} of {len(paths)} strips are in {printable(str(output))}")
     return failures
 
 
@@ -83,9 +85,9 @@ def strip_names(paths: list[Path], root: Path, output: Path) -> dict[Path, Path]
     sources = {path.resolve() for path in paths}
     strips: dict[Path, Path] = {}  # strip -> photograph
     for path in paths:
-        strip = output / path.relative_to(root).with_suffix(".png")
+        strip = fitting(output / path.relative_to(root).with_suffix(".png"))
         if strip in strips:
-            strip = strip.with_name(f"{path.name}.png")
+            strip = fitting(strip.with_name(f"{path.name}.png"))
         if strip.resolve() in sources:
             raise UsageError(f"{strip} is an input; choose another folder with -o")
         strips[strip] = path
@@ -121,11 +123,13 @@ def draw_strip(
         size = (image.shape[0] * scale, image.shape[1] * scale)
         high_res = read_high_res(partner, size, scale)
     for alpha, upscaler in upscalers.items():
+        check_size(image, upscaler)
         enlarged, label = upscaler(image), f"alpha {alpha:g}"
         if high_res:
             scores[alpha] = psnr(enlarged, high_res.rgb, scale)
             label += f", {scores[alpha]:.2f} dB"
-        pictures[label] = to_srgb(enlarged, profile)
+        shown = centre(enlarged, SHOWN_SIDE).copy()  # and let go of the rest
+        pictures[label] = to_srgb(shown, profile)
     if high_res:
-        pictures["HR"] = to_srgb(high_res.rgb, high_res.profile)
+        pictures["HR"] = to_srgb(centre(high_res.rgb, SHOWN_SIDE), high_res.profile)
     return labelled_strip(pictures, SHOWN_SIDE), scores

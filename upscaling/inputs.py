@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from images.files import WRITTEN, Picture, read_picture, whole_8_bits
+from images.files import Picture, read_picture, whole_8_bits
 from images.kinds import NO_IMAGES, Found, ImageError, find_images, special_kind
 from utils import listed
 
@@ -25,9 +25,10 @@ def find_inputs(source: Path, output: Path, hr: Path | None = None) -> tuple[Fou
         UsageError: there is none.
     """
     others = find_images(hr).others if hr else []
-    if source.is_file():
+    # Path's own questions raise an error for a name that is too long.
+    if os.path.isfile(source):
         return Found([source], others), source.parent
-    if not source.is_dir():
+    if not os.path.isdir(source):
         raise UsageError(f"{source}: {no_file(source)}")
     results = output.resolve() if output.resolve() != source.resolve() else None
     found = find_images(source)
@@ -59,25 +60,15 @@ def make_output(folder: Path) -> None:
         raise UsageError(f"the output folder {folder} is not writable; choose another with -o")
 
 
-def result_suffix(source: Path, format: str) -> str:
-    """Of the result in `format`; with "same", PNG's where the source's type is not written."""
-    own = source.suffix.lower()
-    return f".{format}" if format != "same" else own if own in WRITTEN else ".png"
-
-
-def not_written(sources: list[Path]) -> str:
-    """The suffixes of files whose type is not written: ".avif, .gif"."""
-    suffixes = {source.suffix.lower() for source in sources} - {*WRITTEN}
-    return ", ".join(sorted(suffix or "no suffix" for suffix in suffixes))
-
-
 def partners_in(hr: Path) -> dict[Path, list[Path]]:
     """The HR images by their place in `hr` and their plain name.
 
     Raises:
         UsageError: no such folder.
     """
-    if not hr.is_dir():
+    if os.path.isfile(hr):
+        raise UsageError(f"--hr {hr} is a file; name the folder that it is in")
+    if not os.path.isdir(hr):
         raise UsageError(f"--hr {hr}: no such folder")
     found: dict[Path, list[Path]] = {}
     for path in find_images(hr).images:

@@ -5,6 +5,7 @@ It needs no server and no network. The page itself is report.html, into which th
 
 import json
 import math
+import os
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,37 +13,50 @@ import numpy as np
 from PIL import Image
 
 from images.files import write_image
+from images.names import fitting
+from utils import printable
 
 TEMPLATE = Path(__file__).with_name("report.html")
 THUMBNAIL = 360  # pixels of its longer side
+LABELS = ("bicubic", "ours", "HR")  # of an image's pictures, in the order of the page
 
 
-def add_to_page(
-    folder: Path, name: Path, pictures: dict[str, np.ndarray], score: dict[str, float]
-) -> dict:
-    """Write an image's pictures for the page in `folder`.
+class PageImage:
+    """One image of the page: its pictures, written one after the other, and its entry.
 
     Args:
         folder: where index.html will be.
         name: of the image, relative, unique.
-        pictures: uint8, of one size: "bicubic", "ours" and perhaps "HR".
-        score: numbers to show; may be empty.
-
-    Returns:
-        The image's entry for `write_page`.
     """
-    height, width = pictures["ours"].shape[:2]
-    stem = Path("index_files") / name
-    files = {label: stem.with_name(f"{name.name}.{label}.jpg") for label in pictures}
-    for label, picture in pictures.items():
-        write_image(picture, folder / files[label])
-    thumb = Image.fromarray(pictures["ours"])
-    thumb.thumbnail((THUMBNAIL, THUMBNAIL))
-    files["thumb"] = stem.with_name(f"{name.name}.jpg")
-    write_image(np.asarray(thumb), folder / files["thumb"])
-    addresses = {label: quote(path.as_posix()) for label, path in files.items()}
-    entry = dict(name=name.as_posix(), width=width, height=height, thumb=addresses.pop("thumb"))
-    return entry | dict(files=addresses, score=_plain(score))
+
+    def __init__(self, folder: Path, name: Path):
+        self.folder, self.name = folder, name
+        self.size = (0, 0)
+        self.addresses: dict[str, str] = {}
+
+    def add(self, label: str, picture: np.ndarray) -> None:
+        """Write a picture: uint8, all of one size; "bicubic", "ours" and perhaps "HR"."""
+        self.addresses[label] = self._write(f".{label}.jpg", picture)
+        if label == "ours":
+            thumb = Image.fromarray(picture)
+            thumb.thumbnail((THUMBNAIL, THUMBNAIL))
+            self.addresses["thumb"] = self._write(".jpg", np.asarray(thumb))
+            self.size = picture.shape[:2]
+
+    def _write(self, ending: str, picture: np.ndarray) -> str:
+        """Returns the address, relative to the page."""
+        file = Path("index_files") / self.name.with_name(self.name.name + ending)
+        file = file.with_name(fitting(self.folder / file).name)
+        write_image(picture, self.folder / file)
+        return quote(os.fsencode(file.as_posix()))
+
+    def entry(self, score: dict[str, float]) -> dict:
+        """For `write_page`, once all pictures are there; `score`: numbers to show, perhaps none."""
+        files = {key: self.addresses[key] for key in LABELS if key in self.addresses}
+        height, width = self.size
+        name = printable(self.name.as_posix())
+        entry = dict(name=name, width=width, height=height, thumb=self.addresses["thumb"])
+        return entry | dict(files=files, score=_plain(score))
 
 
 def write_page(folder: Path, images: list[dict], summary: str) -> Path:
@@ -52,7 +66,7 @@ def write_page(folder: Path, images: list[dict], summary: str) -> Path:
     columns = list(scores[0]) if scores else []
     finite = {key: [s[key] for s in scores if s[key] is not None] for key in columns}
     mean = {key: float(np.mean(values)) if values else math.inf for key, values in finite.items()}
-    data = dict(summary=summary, images=images, columns=columns, mean=_plain(mean))
+    data = dict(summary=printable(summary), images=images, columns=columns, mean=_plain(mean))
     # A name could end the script element early.
     text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
     path = folder / "index.html"

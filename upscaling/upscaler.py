@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from images.bands import bands
 from images.files import Picture, bleed
 from images.resize import imresize
 from upscaling.inputs import UsageError
 from upscaling.tiles import Network, upscale
-from utils import autocast, choose_device, choose_precision, is_out_of_memory, place
+from utils import autocast, choose_device, choose_precision, is_out_of_memory, place, printable
 
 CHANNELS = {  # that a generator may take and give -> what its user should know of that
     (3, 3): "",
@@ -108,8 +109,23 @@ class Upscaler:
 
     def _cut(self, result: np.ndarray, image: np.ndarray) -> np.ndarray:
         """To the size that belongs to `image`: 10 * 3.3 may come out as 33.000001, which is 34."""
-        height, width = (math.ceil(side * self.scale - 1e-6) for side in image.shape[:2])
+        height, width = self.size_of(image)
         return result[:height, :width]
+
+    def size_of(self, image: np.ndarray) -> tuple[int, int]:
+        """Height and width of its result."""
+        height, width = (math.ceil(side * self.scale - 1e-6) for side in image.shape[:2])
+        return height, width
+
+    def least_memory(self, image: np.ndarray) -> int:
+        """Bytes of what the network makes, and of another size or the copy that is encoded."""
+        height, width = self.size_of(image)
+        return image.nbytes * self.net.scale**2 + 3 * height * width * image.itemsize
+
+    def fits(self, image: np.ndarray) -> bool:
+        """Whether there is that much memory now; where not, the system may kill the process."""
+        free = psutil.virtual_memory().available + psutil.swap_memory().free
+        return self.least_memory(image) <= free
 
     def _run(self, image: np.ndarray, dtype: torch.dtype) -> np.ndarray:
         """At the network's own scale; tiles shrink until they fit in memory."""
@@ -147,7 +163,11 @@ def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
     """Colour by the network, alpha by it too where it is neither 0 nor full.
 
     A network that gives colour for gray says nothing about alpha, which then is bicubic.
+
+    Raises:
+        ValueError: the result has no pixels, or more than fit in memory.
     """
+    check_size(picture.rgb, upscaler)
     if picture.alpha is None:
         rgb, alpha = upscaler(picture.rgb), None
     else:
@@ -156,17 +176,42 @@ def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
         alpha = smooth = upscaler.bicubic(picture.alpha)
         top = np.iinfo(alpha.dtype).max
         if np.ptp(picture.alpha) and upscaler.channels != (1, 3):
-            sharp = upscaler(np.stack([picture.alpha] * 3, -1))
-            sharp = (sharp.mean(-1) + 0.5).astype(alpha.dtype)
+            sharp = mean_colour(upscaler(np.stack([picture.alpha] * 3, -1)))
             alpha = np.where((smooth == 0) | (smooth == top), smooth, sharp)
     gray = {(1, 3): False, (3, 1): True}.get(upscaler.channels, picture.gray)
     if gray:
-        rgb = np.repeat((rgb.mean(-1, keepdims=True) + 0.5).astype(rgb.dtype), 3, -1)
+        rgb = np.repeat(mean_colour(rgb)[..., None], 3, -1)
     if gray == picture.gray:
         return Picture(rgb, alpha, gray, picture.profile, remark=picture.remark)
     dropped = "without its profile, which is for another number of channels"
     remarks = [picture.remark, dropped if picture.profile else ""]
     return Picture(rgb, alpha, gray, remark=", ".join(filter(None, remarks)))
+
+
+def check_size(image: np.ndarray, upscaler: Upscaler) -> None:
+    """Refuse what could only end in nothing, or in a process that the system kills.
+
+    Raises:
+        ValueError: the result has no pixels, or more than fit in memory.
+    """
+    height, width = upscaler.size_of(image)
+    if max(image.shape[:2]) * upscaler.scale < 0.5:
+        given = f"{image.shape[1]}x{image.shape[0]}"
+        raise ValueError(f"x{upscaler.scale:g} leaves nothing of {given} pixels")
+    if not upscaler.fits(image):
+        raise ValueError(
+            f"its result of {width}x{height} pixels takes at least "
+            f"{upscaler.least_memory(image) / 2**30:.1f} GiB of memory, more than is free; cut it "
+            "into parts, or take a network of a smaller scale"
+        )
+
+
+def mean_colour(rgb: np.ndarray) -> np.ndarray:
+    """(H, W, 3) to (H, W), rounded half up."""
+    mean = np.empty(rgb.shape[:2], rgb.dtype)
+    for band in bands(len(rgb), rgb[0].size):
+        mean[band] = rgb[band].mean(-1) + 0.5
+    return mean
 
 
 def choose_tile(net: Network, device: torch.device) -> int:
@@ -186,10 +231,12 @@ def choose_tile(net: Network, device: torch.device) -> int:
 
 def explain(source: Path, error: Exception) -> str:
     """Why an image could not be upscaled, in a line that names it."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    name = printable(str(source))
+    text = str(error).replace(str(source), name)  # of whose lines the first tells enough
+    reason = text.splitlines()[0] if text else type(error).__name__
     if is_out_of_memory(error):
         reason = f"not enough memory, even for tiles of {SMALLEST_TILE} pixels ({reason})"
-    return reason if str(source) in reason else f"{source}: {reason}"
+    return reason if name in reason else f"{name}: {reason}"
 
 
 class PerChannel(nn.Module):

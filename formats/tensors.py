@@ -1,0 +1,113 @@
+"""Files of tensors, whoever wrote them: read without running code, refused if damaged."""
+
+import json
+import pickle
+import re
+import zipfile
+import zlib
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+
+class UnreadableError(ValueError):
+    """A file of weights that cannot be read; the message is the reason, "it is cut short"."""
+
+
+def load_tensors(path: str | Path) -> tuple[object, dict[str, str]]:
+    """What torch.save or safetensors wrote, whatever the file is called, onto the CPU.
+
+    No code that a pickle may hold is run.
+
+    Returns:
+        The content, and the metadata of a safetensors file ({} of others).
+
+    Raises:
+        UnreadableError: anything else, or a damaged file.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(512)
+        if complaint := _complaint(start):
+            raise UnreadableError(complaint)
+        return _load_safetensors(path) if start[8:9] == b"{" else (_load_pickle(path), {})
+    except UnreadableError:
+        raise
+    except Exception as error:  # a damaged file fails in a dozen ways, all of them the file's
+        raise UnreadableError(_reason(error)) from error
+
+
+def _load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    content = Path(path).read_bytes()  # its own functions open no path that is not UTF-8
+    tensors = safetensors.torch.load(content)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return tensors, header.get("__metadata__") or {}
+
+
+def _load_pickle(path: str | Path) -> object:
+    with open(path, "rb") as file:  # given the path, newer torch goes by the suffix
+        if file.read(2) == b"PK":
+            _check_zip(path)
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _check_zip(path: str | Path) -> None:
+    """Refuse a zip file that is damaged; torch would load other numbers from it, or another format.
+
+    Raises:
+        EOFError: it is cut short.
+        UnreadableError: an entry is not what its checksum says.
+    """
+    if not zipfile.is_zipfile(path):
+        raise EOFError
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                _check_entry(archive, entry)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        raise UnreadableError(f"it is damaged ({error}); get it again") from error
+
+
+def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    if entry.external_attr & 0x10 and entry.file_size:  # torch would read nothing into its tensor
+        raise zipfile.BadZipFile(f"{entry.filename} is marked as a folder")
+    if entry.CRC == 0:  # left out, by torch.serialization.set_crc32_options(False)
+        return
+    with archive.open(entry) as file:
+        while file.read(2**20):  # the checksum is compared at the end
+            pass
+
+
+def _complaint(start: bytes) -> str:
+    """What a file that begins like this is instead of weights; empty if it may hold some."""
+    if not start:
+        return "it is empty; get it again"
+    if start.lstrip().startswith(b"<"):
+        return "it is a web page; download the file itself"
+    if start.startswith(b"version https://git-lfs"):
+        return "it only points at the file in Git LFS; run `git lfs pull`"
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "TorchScript" in text:
+        return "it is a TorchScript program, which can carry code; save its state_dict instead"
+    if isinstance(error, pickle.UnpicklingError):
+        wanted = re.search(r"GLOBAL (\S+)", text)  # a function or class that the file wants called
+        if wanted:
+            refusal = f"it asks to run code ({wanted[1]}), which is refused"
+            return f"{refusal}; save the network's state_dict() instead, which needs none"
+        return "torch.save did not write it"
+    if "legacy .tar" in text:
+        return "torch.save has not written such files since 2017"
+    cut_short = (
+        *("central directory", "incomplete", "invalid header", "truncated"),
+        "Ran out of input",
+    )
+    if isinstance(error, EOFError) or any(sign in text for sign in cut_short):
+        return "it is cut short; get it again"
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,67 @@
+"""One process at a time: who packs a folder, who trains a run."""
+
+import errno
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+if sys.platform != "win32":
+    import fcntl
+
+
+@contextmanager
+def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
+    """Be the only process in the block, among all that name the same `path`.
+
+    Where the file system has no locks, as on some clusters, a file beside `path` stands for one. It
+    stays when its process is killed on another machine, so who wrote it is told.
+
+    Args:
+        path: the lock's file, which stays there.
+        busy: called where another process has it, with what is known of that one: nothing, or
+            " (process 12 on node7, since ...)". It raises, or returns to wait for the lock.
+
+    Raises:
+        OSError: the lock's file cannot be made.
+    """
+    native = has_locks(path.parent)
+    marker = path.with_name(f"{path.name}.held")
+    lock: BaseFileLock = FileLock(path) if native else SoftFileLock(marker)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        busy("" if native else holder(marker))
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def has_locks(folder: Path) -> bool:
+    """Whether the file system knows flock: tried on a file that nobody else has."""
+    if sys.platform == "win32":
+        return True
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS):
+                return False
+            raise
+    return True
+
+
+def holder(path: Path) -> str:
+    """Whose a SoftFileLock is, and what to do if that process is gone."""
+    try:
+        pid, host, *_ = [*path.read_text().split(), "?", "?"]
+        since = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+    except OSError:  # let go at this moment
+        return ""
+    return f" (process {pid} on {host}, since {since}; if it is gone, delete {path})"

@@ -1,0 +1,39 @@
+"""Names of files that are made from other names, and may become too long."""
+
+import os
+import sys
+from pathlib import Path
+
+from utils import digest, nearest
+
+
+def name_length(name: str) -> int:
+    """As file systems count: UTF-16 units on Windows, bytes elsewhere."""
+    if sys.platform == "win32":
+        return len(name.encode("utf-16-le", "surrogatepass")) // 2
+    return len(os.fsencode(name))
+
+
+def longest_name(folder: Path) -> int:
+    """The largest `name_length` that a file in `folder` may have: 255, or 143 on eCryptfs."""
+    try:
+        limit = os.pathconf(nearest(folder), "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):  # Windows has no such call
+        limit = -1
+    return limit if limit > 0 else 255
+
+
+def fitting(path: Path) -> Path:
+    """The path; where its name is too long, with one that is `shortened`."""
+    return path.with_name(shortened(path.name, longest_name(path.parent)))
+
+
+def shortened(name: str, limit: int) -> str:
+    """The name, or if its `name_length` is above `limit` one that no other name becomes."""
+    if name_length(name) <= limit:
+        return name
+    suffix = Path(name).suffix
+    ending = f"~{digest(name)}{suffix if len(suffix) < 12 else ''}"
+    while name_length(name + ending) > limit:
+        name = name[:-1]
+    return name + ending

@@ -1,0 +1,123 @@
+"""What is read from where and written to where, all of it checked before any work."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from images.files import WRITTEN
+from images.names import fitting, longest_name, name_length
+from upscaling.inputs import UsageError, find_inputs, find_partner, make_output, partners_in
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to upscale."""
+
+    source: Path
+    target: Path
+    comparison: Path | None  # where the side-by-side picture goes
+    high_res: Path | None  # what the result is scored against
+
+
+def plan(
+    source: Path,
+    output: Path,
+    kind: str | None = None,
+    suffix: str = "",
+    compare: bool = False,
+    hr: Path | None = None,
+) -> tuple[list[Job], list[str], Path]:
+    """The jobs, what is not read and why, a line for each reason, and the folder of results.
+
+    What is not read counts as a failure: status 0 says that each picture has its result.
+
+    Args:
+        source: an image, or a folder that is searched in depth.
+        output: the folder; for one image also the file to write, if it has an image's suffix.
+        kind: of results: "png" (None stands for it), "jpg", "webp", or "same" as the input.
+        suffix: goes behind each name.
+        compare: whether side-by-side pictures are wanted.
+        hr: folder of HR images.
+
+    Raises:
+        UsageError: no inputs, no place for results, or two results in one place.
+    """
+    named = result_file(source, output, kind, suffix)
+    folder = named.parent if named else output
+    found, root = find_inputs(source, folder, hr)
+    high_res = partners_in(hr) if hr else {}
+    jobs = []
+    for path in found.images:
+        relative = path.relative_to(root)
+        target = named or folder / relative.with_name(path.stem + suffix + ending(path, kind))
+        strip = target.relative_to(folder).with_suffix(".png") if compare else None
+        comparison = fitting(folder / "compare" / strip) if strip else None
+        jobs.append(Job(path, target, comparison, find_partner(relative, high_res)))
+    refuse_overwriting(jobs)
+    make_output(folder)
+    return jobs, found.others, folder
+
+
+def ending(path: Path, kind: str | None) -> str:
+    """The suffix of the result of an image; with "same", PNG's where its type is not written."""
+    if kind == "same":
+        return path.suffix.lower() if path.suffix.lower() in WRITTEN else ".png"
+    return f".{kind or 'png'}"
+
+
+def not_written(sources: list[Path]) -> str:
+    """The suffixes of files whose type is not written: ".avif, .gif"."""
+    suffixes = {source.suffix.lower() for source in sources} - {*WRITTEN}
+    return ", ".join(sorted(suffix or "no suffix" for suffix in suffixes))
+
+
+def result_file(source: Path, output: Path, kind: str | None, suffix: str) -> Path | None:
+    """The file that `output` names, or None where it names a folder; arguments as of `plan`.
+
+    Raises:
+        UsageError: it names a file that cannot be the result.
+    """
+    types = Image.registered_extensions()
+    chosen = output.suffix.lower()
+    if os.path.isdir(output) or chosen not in types:
+        return None
+    if os.path.isdir(source):
+        raise UsageError(f"{source} is a folder, but {output} names one image: give -o a folder")
+    if chosen not in WRITTEN:
+        known = ", ".join(WRITTEN)
+        raise UsageError(f"{output}: results cannot be {chosen}; they can be {known}")
+    if kind and types[chosen] != types.get(ending(source, kind)):
+        raise UsageError(f"{output} is not what --format {kind} says; leave out one of the two")
+    if suffix:
+        raise UsageError(f"{output} is the whole name; leave out --suffix")
+    return output
+
+
+def refuse_overwriting(jobs: list[Job]) -> None:
+    written: dict[Path, Path] = {}
+    read = {path.resolve() for job in jobs for path in (job.source, job.high_res) if path}
+    for job in jobs:
+        for target in filter(None, (job.target, job.comparison)):
+            if target.resolve() in read:
+                raise UsageError(f"{target} is an input; choose another output folder with -o")
+            if target in written:
+                raise UsageError(
+                    f"{written[target]} and {job.source} would both become {target}; rename one"
+                )
+            written[target] = job.source
+
+
+def refuse_long_name(target: Path) -> None:
+    """Before the work on a result whose name no file can have.
+
+    Raises:
+        UsageError: so it is.
+    """
+    length, limit = name_length(target.name), longest_name(target.parent)
+    if length > limit:
+        raise UsageError(
+            f"its result's name would be {length} bytes long, and at most {limit} are possible; "
+            "rename the image, or shorten --suffix"
+        )
