@@ -280,15 +280,15 @@ def test_files_without_checksums_are_read(saved, tmp_path):
 def test_a_failure_to_write_names_the_file_and_what_to_do(number, remedy):
     code = getattr(errno, number)
     words = re.escape(f"a/b.png cannot be written ({os.strerror(code)}). {remedy}")
-    with pytest.raises(WriteError, match=f"{words}.*, then give the same command again") as error:
-        with naming(Path("a/b.png")), naming(Path("a/b.png")):  # twice is as once
-            raise OSError(code, os.strerror(code))
+    path, words = Path("a/b.png"), f"{words}.*, then give the same command again"
+    with pytest.raises(WriteError, match=words) as error, naming(path), naming(path):
+        raise OSError(code, os.strerror(code))  # named twice, told once
     assert error.value.errno == code
 
 
 def test_a_failure_that_names_another_file_is_not_about_this_one(tmp_path):
     with pytest.raises(FileNotFoundError, match="none"), replacing(tmp_path / "x"):
-        open(tmp_path / "none")
+        (tmp_path / "none").read_bytes()
 
 
 # ------------------------------------------------------------------------ full disks, locks, lists
