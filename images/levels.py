@@ -7,9 +7,9 @@ import imagecodecs
 import numpy as np
 from PIL import ImageCms
 
+from images.bands import bands
 from images.kinds import ImageError
 
-BAND = 64  # rows that are converted at once, so that the numbers on the way take little memory
 SRGB, LAB = (
     ImageCms.ImageCmsProfile(ImageCms.createProfile(name)).tobytes() for name in ("sRGB", "LAB")
 )
@@ -118,10 +118,11 @@ def rgb_of_lab(levels: np.ndarray, full: int, signed: bool) -> np.ndarray:
 
 
 def in_bands(convert: Callable[..., np.ndarray], *images: np.ndarray) -> np.ndarray:
-    """What `convert` makes of images of the same height."""
-    first = convert(*(image[:BAND] for image in images))
-    whole = np.empty((len(images[0]), *first.shape[1:]), first.dtype)
-    whole[:BAND] = first
-    for top in range(BAND, len(whole), BAND):
-        whole[top : top + BAND] = convert(*(image[top : top + BAND] for image in images))
+    """What `convert` makes of images of the same height; the numbers on the way take no memory."""
+    whole = np.empty(0)
+    for band in bands(len(images[0]), images[0][0].size):
+        part = convert(*(image[band] for image in images))
+        if band.start == 0:
+            whole = np.empty((len(images[0]), *part.shape[1:]), part.dtype)
+        whole[band] = part
     return whole
