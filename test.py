@@ -38,7 +38,7 @@ from upscaling.inputs import UsageError, read_high_res
 from upscaling.jobs import Job, not_written, plan, refuse_long_name
 from upscaling.report import PageImage, write_page
 from upscaling.upscaler import CHANNELS, Upscaler, check_channels, enlarge, explain
-from utils import DeviceError, Ranks, choose_device, prepare_output, printable
+from utils import DeviceError, Ranks, choose_device, end_process, prepare_output, printable
 from weights import Generator, WeightsError, read_generator
 
 RUNS = Path("checkpoints")
@@ -404,7 +404,7 @@ if __name__ == "__main__":
     try:
         with Ranks.of_torchrun() as ranks:
             status = main(ranks)
-        sys.exit(status)
+        end_process(status)
     except (UsageError, DeviceError, WeightsError, MetricError) as error:
         print(printable(f"test.py: {error}"), file=sys.stderr)
         sys.exit(2)

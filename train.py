@@ -48,6 +48,7 @@ from utils import (
     autocast,
     choose_device,
     choose_precision,
+    end_process,
     is_lost_connection,
     is_out_of_memory,
     listed,
@@ -392,6 +393,7 @@ def run_as_program() -> None:
     prepare_output(needed=False)  # a run is worth more than the terminal it was started from
     try:
         main()
+        end_process(0)
     except (DataError, DeviceError, VGGError, CheckpointError, WeightsError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -190,6 +190,19 @@ def is_lost_connection(error: Exception) -> bool:
     """Whether this is what gloo or NCCL raise when another rank is gone."""
     text = str(error)
     return isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
+
+
+def end_process(status: int) -> NoReturn:
+    """sys.exit, once all is done; a process of torchrun's ends at once.
+
+    While Python and C++ tidy up after themselves, threads of torch's have now and then aborted a
+    process that had done its work, and torchrun then reports a failure.
+    """
+    if Ranks.of_torchrun().count > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def accumulated(parts: Iterable[Part], net: nn.Module) -> Iterator[Part]:

@@ -24,7 +24,7 @@ PASSES = [  # of Adam7: first row and column, steps (PNG, section 8.2)
 @pytest.fixture(autouse=True)
 def bands(monkeypatch):
     """Several in each of these low pictures."""
-    monkeypatch.setattr("images.levels.BAND", 7)
+    monkeypatch.setattr("images.bands.VALUES", 300)
 
 
 def noise(channels=3, bits=16):

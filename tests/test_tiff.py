@@ -39,7 +39,7 @@ REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))  # of FillO
 @pytest.fixture(autouse=True)
 def bands(monkeypatch):
     """Several in each of these low pictures."""
-    monkeypatch.setattr("images.levels.BAND", 7)
+    monkeypatch.setattr("images.bands.VALUES", 300)
 
 
 def noise(channels=3, bits=16):

@@ -139,6 +139,22 @@ def test_sigterm_leaves_an_error_the_time_to_be_told():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_process_of_torchruns_ends_without_a_clean_up_that_may_abort(monkeypatch):
+    script = """
+import atexit, sys
+sys.path.insert(0, sys.argv[1])
+from utils import end_process
+atexit.register(print, "tidied up")
+print("all done", end="")
+end_process(3)
+"""
+    for count, expected in (("1", "all donetidied up\n"), ("2", "all done")):
+        monkeypatch.setenv("WORLD_SIZE", count)
+        command = [sys.executable, "-c", script, str(Path(__file__).parents[1])]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        assert (done.returncode, done.stdout) == (3, expected)
+
+
 def follow_and_wait(init, ready):
     init(0)
     ready.set()
