@@ -378,23 +378,21 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Delete the halves of files, in depth, that killed processes left of `replacing` them.
+def remove_leftovers(*folders: Path) -> None:
+    """Delete the halves of files that killed processes left of `replacing` them.
 
     Nobody may be writing there now.
-
-    Args:
-        folder: where.
-        name: of the file that was to be replaced; None: of any.
     """
-    whose = "[0-9a-f]{8}" if name is None else digest(name)
-    earlier = ".+" if name is None else re.escape(name)  # version 1.0 wrote .NAME.PID.tmp
-    leftover = re.compile(
-        rf"\.esrgan-{whose}-[0-9a-f]{{12}}\.tmp|\.{earlier}\.[1-9]\d*\.tmp", re.DOTALL
-    )
-    for root, _, files in os.walk(folder):
-        for file in filter(leftover.fullmatch, files):
-            Path(root, file).unlink(missing_ok=True)
+    for folder in filter(Path.is_dir, folders):
+        for path in folder.iterdir():
+            if LEFTOVER.fullmatch(path.name) and path.is_file():
+                path.unlink()
+
+
+# And as version 1.0 named them, .last.pt.123.tmp: of what a run writes, of packs.
+LEFTOVER = re.compile(
+    r"\.esrgan-.+\.tmp|\.(last\.pt|metrics\.jsonl|.+\.(safetensors|png))\.\d+\.tmp", re.DOTALL
+)
 
 
 class WriteError(OSError):

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from images.decoding import Findings, decode_all
-from images.kinds import NO_IMAGES, ImageError, find_images
+from images.kinds import NO_IMAGES, ImageError, find_images, open_image
 from images.locks import locked
 from images.pairs import DataError, find_partners
-from utils import gigabytes, listed, replacing
+from utils import gigabytes, listed, remove_leftovers, replacing
 
 if sys.platform != "win32":
     import fcntl
@@ -274,8 +273,8 @@ def starts(folder: Path) -> tuple[Path, Path]:
     """How the paths of its packs begin: in the folder itself, and elsewhere."""
     whole = folder.resolve()
     identity = hashlib.sha256(str(whole).encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    elsewhere = Path("data/packs") / f"{whole.name}-{identity}-esrgan-packed"
-    return folder / "esrgan-packed", elsewhere
+    elsewhere = Path("data/packs") / f"{whole.name[:40]}-{identity}"
+    return folder / "esrgan-packed", elsewhere / "esrgan-packed"
 
 
 def lock_of(folder: Path) -> Path:
@@ -328,7 +327,7 @@ def packed_size(paths: list[Path], scale: int) -> int:
     """Bytes that the images take when they are decoded, by their headers."""
     size = 0
     for path in paths:
-        with suppress(Exception), Image.open(path) as file:  # what is damaged is named later
+        with suppress(Exception), open_image(path) as file:  # what is damaged is named later
             width, height = (side // scale for side in file.size)
             size += 3 * width * height * (scale**2 + 1) + 300  # and a line in the index
     return size
@@ -337,8 +336,7 @@ def packed_size(paths: list[Path], scale: int) -> int:
 def remove_old(folder: Path, source: Source) -> None:
     """Delete halves, and packs of files that have changed since; what a run may want stays."""
     for start in starts(folder):
-        for half in start.parent.glob(f".{glob.escape(start.name)}-*.tmp"):
-            half.unlink(missing_ok=True)
+        remove_leftovers(start.parent)
     wanted = []
     for path, index in packs_of(folder, source.scale):
         readable = index.get("format", 0) >= PACK_FORMAT
@@ -384,9 +382,7 @@ def build_pack(
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise DataError(
-            f"{folder} cannot be packed: {target}: {error.strerror or error}"
-        ) from error
+        raise DataError(f"{folder} cannot be packed: {error}") from error
 
 
 def write_images(

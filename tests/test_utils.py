@@ -71,16 +71,6 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert os.listdir(tmp_path) == ["x"]
 
 
-def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
-    kept = [".lock", ".y.1.tmp", "x", "x.tmp"]
-    for name in (*kept, ".x.123.tmp"):
-        (tmp_path / name).touch()
-    remove_leftovers(tmp_path, "x")
-    assert sorted(os.listdir(tmp_path)) == kept
-    remove_leftovers(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == [".lock", "x", "x.tmp"]
-
-
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_the_first_signal_asks_at_once_in_words_and_the_third_ctrl_c_interrupts(name, capfd):
     if not hasattr(signal, name):
@@ -456,23 +446,29 @@ def test_a_failure_names_the_file_that_was_asked_for(tmp_path):
         pass
 
 
-def test_leftovers_are_those_of_the_very_file_and_none_of_the_users(tmp_path, monkeypatch):
-    (tmp_path / "sub [a]").mkdir()
-    kept = ["notes.tmp", ".x.tmp", ".x.old.tmp", ".esrgan-x.tmp", "[a].bin", ".x.0.tmp"]
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path, monkeypatch):
+    kept = [
+        "notes.tmp",
+        ".x.tmp",
+        ".x.7.tmp",
+        ".esrgan-x",
+        "[a].bin",
+        ".esrgan-packed.lock",
+        "x.png",
+    ]
     for name in kept:
         (tmp_path / name).touch()
-    (tmp_path / ".x.7.tmp").mkdir()
+    (tmp_path / ".esrgan-folder.tmp").mkdir()
+    for name in (".esrgan-packed-x4.bin.9.tmp", ".last.pt.123.tmp", ".a b.png.12.tmp"):
+        (tmp_path / name).touch()  # as version 1.0 left them
     with monkeypatch.context() as killed:  # as kill -9 does it: nothing is tidied up
         killed.setattr(Path, "unlink", lambda *args, **options: None)
-        for path in (tmp_path / "sub [a]" / "[a].bin", tmp_path / "y"):
+        for path in (tmp_path / "[a].bin", tmp_path / "y"):
             with pytest.raises(KeyboardInterrupt), replacing(path):
                 raise KeyboardInterrupt
-    (tmp_path / ".[a].bin.123.tmp").touch()  # as version 1.0 left it
-    remove_leftovers(tmp_path, "[a].bin")
-    assert not os.listdir(tmp_path / "sub [a]")
-    assert len(os.listdir(tmp_path)) == len(kept) + 3  # and what was to become y
-    remove_leftovers(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == sorted([*kept, "sub [a]", ".x.7.tmp"])
+    assert len(os.listdir(tmp_path)) == len(kept) + 6
+    remove_leftovers(tmp_path, tmp_path / "none")
+    assert sorted(os.listdir(tmp_path)) == sorted([*kept, ".esrgan-folder.tmp"])
 
 
 def test_names_are_shortened_apart_and_only_where_they_must_be(tmp_path):

@@ -223,7 +223,7 @@ class RunFolder(AbstractContextManager):
         if self.checkpoint is None:
             set_aside(self.folder, Path(self.config.init_from))
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.folder)
+        remove_leftovers(*(self.folder / name for name in (".", "samples", "generators")))
         settings = json.dumps(dataclasses.asdict(self.config), indent=2)
         path = self.folder / "config.json"
         with replacing(path) as file:
