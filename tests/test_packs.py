@@ -391,7 +391,9 @@ def test_no_room_in_the_folder_means_data_packs_and_none_there_is_said_before(
     free[elsewhere] = 1000
     (photos / "a.png").touch()
     message = r"packing .*photos takes 0\.1 MB, but the disk of .*photos has 0\.1 MB free and the "
-    with pytest.raises(DataError, match=message + "disk of data.packs.* has 0.0 MB free. Make room"):
+    with pytest.raises(
+        DataError, match=message + "disk of data.packs.* has 0.0 MB free. Make"
+    ):
         pack_folder(photos, 4)
     free[photos] = int(pixels * 17 / 16) + 4 * 300
     assert pack_folder(photos, 4).path.parent == photos
