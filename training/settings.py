@@ -76,7 +76,9 @@ def _idle_in(name: str, config: Config, phase: str, step: int) -> dict[str, str]
         return dict.fromkeys(others, f"no effect, as {steps}")
     idle = {}
     if late := [milestone for milestone in settings.milestones if milestone >= settings.steps]:
-        idle["milestones"] = f"no effect from {late[0]} on, as {steps}"
+        why = f"{name}.lr does not halve at {late[0]} and later, as {steps}"
+        remedy = f"--{name}.milestones takes other steps, or none for a cosine"
+        idle |= {"steps": f"{why}; {remedy}", "milestones": f"{why}; {remedy}"}
     if settings.warmup >= settings.steps:
         why = f"{name}.lr is never reached, as {steps} and {name}.warmup {settings.warmup}"
         idle |= {"steps": why, "warmup": why}
