@@ -166,6 +166,7 @@ decoding.read_image = lambda path: time.sleep(4) or read_image(path)
 START_PACKING = "from images.packs import pack_folder; print(len(pack_folder({folder!r}, 4)))"
 
 
+@pytest.mark.slow
 def test_two_processes_that_start_at_once_both_get_a_whole_pack(photos):
     command = [sys.executable, "-c", SLOW_READING + START_PACKING.format(folder=str(photos))]
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in "ab"]
@@ -178,6 +179,7 @@ def test_two_processes_that_start_at_once_both_get_a_whole_pack(photos):
     ]
 
 
+@pytest.mark.slow
 def test_packing_killed_half_way_leaves_no_pack_and_starts_over(photos):
     command = [sys.executable, "-c", SLOW_READING + START_PACKING.format(folder=str(photos))]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
@@ -343,6 +345,7 @@ class Everything(torch.utils.data.Dataset):
         return torch.from_numpy(np.array(self.pack.high_res(i)))
 
 
+@pytest.mark.slow
 def test_spawned_workers_see_the_pack_that_their_parent_has(photos, random_image):
     pack = pack_folder(photos, 4)
     expected = [np.array(pack.high_res(i)) for i in range(len(pack))]
@@ -391,9 +394,7 @@ def test_no_room_in_the_folder_means_data_packs_and_none_there_is_said_before(
     free[elsewhere] = 1000
     (photos / "a.png").touch()
     message = r"packing .*photos takes 0\.1 MB, but the disk of .*photos has 0\.1 MB free and the "
-    with pytest.raises(
-        DataError, match=message + "disk of data.packs.* has 0.0 MB free. Make"
-    ):
+    with pytest.raises(DataError, match=message + "disk of data.packs.* has 0.0 MB free. Make"):
         pack_folder(photos, 4)
     free[photos] = int(pixels * 17 / 16) + 4 * 300
     assert pack_folder(photos, 4).path.parent == photos

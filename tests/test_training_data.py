@@ -94,7 +94,9 @@ def test_unreadable_images_are_grouped_by_reason(write, tmp_path, capsys):
     load_data(CONFIG)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
-    for kind, reason, line in zip(("dot", "text"), ("smaller", "cannot"), lines, strict=True):
+    for kind, reason, line in zip(
+        ("dot", "text"), ("smaller", "it is no image"), lines, strict=True
+    ):
         names = ", ".join(f"{kind}{i:02}.png" for i in range(5))
         assert line.startswith(f"Left out of train: 40 that cannot be read ({reason}")
         assert line.endswith(f"): {names} and 35 others")

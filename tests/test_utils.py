@@ -129,6 +129,7 @@ def test_sigterm_leaves_an_error_the_time_to_be_told():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.slow
 def test_a_process_of_torchruns_ends_without_a_clean_up_that_may_abort(monkeypatch):
     script = """
 import atexit, sys
