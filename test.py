@@ -34,7 +34,7 @@ from images.resize import part_by_nearest
 from images.scores import Metric, MetricError, as_text, load_metrics, rate, save_table
 from images.strips import centre_window, labelled_strip
 from upscaling.arguments import a_path, not_empty, part_of_name, positive, tile_size
-from upscaling.inputs import UsageError, read_high_res
+from upscaling.inputs import UsageError, make_output, read_high_res
 from upscaling.jobs import Job, not_written, plan, refuse_long_name
 from upscaling.report import PageImage, write_page
 from upscaling.upscaler import CHANNELS, Upscaler, check_channels, enlarge, explain
@@ -76,6 +76,7 @@ def main(ranks: Ranks) -> int:
     generator = read_generator(weights, arguments.scale)
     upscaler = build(generator.net, weights, arguments, device)
     metrics = load_metrics(arguments.metrics, device, arguments.hr is not None)
+    make_output(arguments.output)  # now that nothing is wrong with the command
     if ranks.first:
         precision = str(upscaler.dtype).removeprefix("torch.")
         about = f"{weights}{generator.part} (x{upscaler.net.scale}) on {device} in {precision}"
@@ -169,7 +170,7 @@ def failure_noted(job: Job, results: Results) -> Iterator[None]:
     """One file that cannot be read, does not fit in memory or cannot be written stops no other."""
     try:
         yield
-    except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
+    except Exception as error:  # of any kind: encoders and metrics raise a dozen
         results.failures.append(explain(job.source, error))
 
 
@@ -407,6 +408,6 @@ if __name__ == "__main__":
         end_process(status)
     except (UsageError, DeviceError, WeightsError, MetricError) as error:
         print(printable(f"test.py: {error}"), file=sys.stderr)
-        sys.exit(2)
+        end_process(2)
     except KeyboardInterrupt:
         sys.exit("test.py: interrupted; what was done is kept")

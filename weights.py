@@ -361,7 +361,7 @@ def read_inputs(arguments: argparse.Namespace) -> list[Loaded]:
     loaded = [read_generator(name, arguments.scale) for name in arguments.inputs]
     for name, each in zip(arguments.inputs, loaded, strict=True):
         if each.part:
-            print(f"{name}{each.part}")
+            print(printable(f"{name}{each.part}"))
     return loaded
 
 

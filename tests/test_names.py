@@ -210,6 +210,8 @@ def test_a_folder_may_have_an_images_suffix(run, photo):
     [
         (["photos", "-o", "out.png"], "photos is a folder, but out.png names one image"),
         (["photo.png", "-o", "out.gif"], "out.gif: results cannot be .gif; they can be .png"),
+        (["photo.png", "-o", "out.heic"], "results cannot be .heic"),
+        (["photo.png", "-o", "out.cr2"], "results cannot be .cr2"),
         (["photo.png", "-o", "out.png", "--format", "jpg"], "not what --format jpg says"),
         (["photo.png", "-o", "out.jpg", "--format", "same"], "not what --format same says"),
         (["photo.png", "-o", "out.png", "--suffix", "_x4"], "leave out --suffix"),
@@ -227,6 +229,28 @@ def test_what_cannot_be_carried_out_is_a_line(arguments, message, run, photo, ph
     with pytest.raises(run.command.UsageError, match=message):
         run(*arguments)
     assert not Path("out.png").exists()
+
+
+def test_a_wrong_command_leaves_no_folder(run, photo):
+    with pytest.raises(run.command.WeightsError, match="is x1, not x3"):
+        run("photo.png", "-o", "made", "--scale", "3")
+    assert not Path("made").exists()
+
+
+def test_an_error_of_any_kind_stops_no_other_image(run, photos, monkeypatch, capsys):
+    write = run.command.write_picture
+
+    def fail_once(picture, path):
+        if path.name == "b.png":
+            raise KeyError("an encoder's own")
+        return write(picture, path)
+
+    monkeypatch.setitem(run.command.finish.__globals__, "write_picture", fail_once)
+    assert run("photos", "-o", "out") == 1
+    assert failures(capsys.readouterr().err) == [
+        'Failed: photos/b.png: KeyError: "an encoder\'s own"'
+    ]
+    assert len(list(Path("out").rglob("*.png"))) == 3
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def _idle_in(name: str, config: Config, phase: str, step: int) -> dict[str, str]
         return dict.fromkeys(others, why) | {"steps": ended if name == phase else why}
     if settings.steps == 0:
         return dict.fromkeys(others, f"no effect, as {steps}")
-    idle = {}
+    idle: dict[str, str] = {}
     if late := [milestone for milestone in settings.milestones if milestone >= settings.steps]:
         why = f"{name}.lr does not halve at {late[0]} and later, as {steps}"
         remedy = f"--{name}.milestones takes other steps, or none for a cosine"

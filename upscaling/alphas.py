@@ -57,12 +57,12 @@ def write_strips(
             image = to_8_bits(picture.rgb)
             strip, score = draw_strip(image, partner, upscalers, picture.profile)
             write_image(strip, strips[path])
-        except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
+        except Exception as error:  # of any kind: decoders raise a dozen
             failures.append(explain(path, error))
             continue
         done += 1
         if picture.remark:
-            tqdm.write(f"{path}: {picture.remark}")
+            tqdm.write(printable(f"{path}: {picture.remark}"))
         if score:
             scores.append(score)
         elif hr:

@@ -1,14 +1,17 @@
 """What is read from where and written to where, all of it checked before any work."""
 
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from images.files import WRITTEN
+from images.kinds import NOT_READ, READ
 from images.names import fitting, longest_name, name_length
-from upscaling.inputs import UsageError, find_inputs, find_partner, make_output, partners_in
+from upscaling.inputs import UsageError, find_inputs, find_partner, partners_in
+
+# What a path ends in that names an image, of whatever kind, and no folder.
+IMAGE_SUFFIXES = {*WRITTEN, *NOT_READ, *itertools.chain(*READ.values())}
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def plan(
         hr: folder of HR images.
 
     Raises:
-        UsageError: no inputs, no place for results, or two results in one place.
+        UsageError: no inputs, or two results in one place.
     """
     named = result_file(source, output, kind, suffix)
     folder = named.parent if named else output
@@ -56,7 +59,6 @@ def plan(
         comparison = fitting(folder / "compare" / strip) if strip else None
         jobs.append(Job(path, target, comparison, find_partner(relative, high_res)))
     refuse_overwriting(jobs)
-    make_output(folder)
     return jobs, found.others, folder
 
 
@@ -79,16 +81,15 @@ def result_file(source: Path, output: Path, kind: str | None, suffix: str) -> Pa
     Raises:
         UsageError: it names a file that cannot be the result.
     """
-    types = Image.registered_extensions()
     chosen = output.suffix.lower()
-    if os.path.isdir(output) or chosen not in types:
+    if os.path.isdir(output) or chosen not in IMAGE_SUFFIXES:
         return None
     if os.path.isdir(source):
         raise UsageError(f"{source} is a folder, but {output} names one image: give -o a folder")
     if chosen not in WRITTEN:
         known = ", ".join(WRITTEN)
         raise UsageError(f"{output}: results cannot be {chosen}; they can be {known}")
-    if kind and types[chosen] != types.get(ending(source, kind)):
+    if kind and WRITTEN[chosen] is not WRITTEN[ending(source, kind)]:
         raise UsageError(f"{output} is not what --format {kind} says; leave out one of the two")
     if suffix:
         raise UsageError(f"{output} is the whole name; leave out --suffix")

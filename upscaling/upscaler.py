@@ -234,6 +234,8 @@ def explain(source: Path, error: Exception) -> str:
     name = printable(str(source))
     text = str(error).replace(str(source), name)  # of whose lines the first tells enough
     reason = text.splitlines()[0] if text else type(error).__name__
+    if not isinstance(error, (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError)):
+        reason = f"{type(error).__name__}: {reason}"  # whose text alone says little
     if is_out_of_memory(error):
         reason = f"not enough memory, even for tiles of {SMALLEST_TILE} pixels ({reason})"
     return reason if name in reason else f"{name}: {reason}"
