@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from config import PHASES, Config, Phase, given_settings, parse_args
+from config import Config, Phase, given_settings, parse_args
 from dataset import batches
 from images.opening import silence_pillow
 from images.pairs import DataError
@@ -79,10 +79,10 @@ def train(run: RunFolder, given: set[str]) -> None:
     dtype = choose_precision(config.precision, device)
     check_batch_size(config, ranks, run.phases_left())
     prepare_folders(config)
-    vgg = load_vgg(config, device)
-    streams, valid = load_data(config, packed=run.packs if run.checkpoint else None)
-    packs = (*next(iter(streams.values())).packs, valid)
-    run.packs = [pack.id for pack in packs if pack is not None]
+    phases = run.phases_to_visit()
+    vgg = load_vgg(config, phases, device)
+    packed = run.packs if run.checkpoint else None
+    streams, valid, run.packs = load_data(config, phases, packed)
     validation = Validation(valid, device, dtype, run) if valid else None
     run.open_log()
 
@@ -92,7 +92,7 @@ def train(run: RunFolder, given: set[str]) -> None:
         run.restore_average(generator)
     elif config.init_from:
         start_from(generator, config.init_from)
-    elif getattr(config, run.phases_left()[0]).adversarial > 0:
+    elif getattr(config, phases[0]).adversarial > 0:
         print("The GAN starts from random weights; --init-from, or PSNR steps, give it a start.")
     generator = place(generator, device)
     size = sum(parameter.numel() for parameter in generator.parameters())
@@ -101,9 +101,7 @@ def train(run: RunFolder, given: set[str]) -> None:
         f"{str(dtype).removeprefix('torch.')}; everything goes to {run.folder}"
     )
     with StopRequest(speaks=ranks.first) as stop:
-        for name in PHASES:
-            if getattr(config, name).steps == 0 or run.finished(name):
-                continue
+        for name in phases:
             learner = Learner(config, name, generator, vgg, dtype, ranks)
             seconds = run.restore(learner)
             monitor = Monitor(learner.at, seconds, device, run)
@@ -359,9 +357,9 @@ def start_from(generator: Generator, path: str) -> None:
         print(f"  in it, but not in this network: {listed(unused)}")
 
 
-def load_vgg(config: Config, device: torch.device) -> VGGFeatures | None:
+def load_vgg(config: Config, phases: list[str], device: torch.device) -> VGGFeatures | None:
     """VGG19 if any phase will need it: now, not days later, is the time to find it missing."""
-    if not any(phase.steps and phase.perceptual for phase in (config.psnr, config.gan)):
+    if not any(getattr(config, name).perceptual for name in phases):
         return None
     weights, layer = config.vgg_weights, config.vgg_layer
     return place(VGGFeatures(weights, layer, config.vgg_before_activation, config.seed), device)
@@ -405,6 +403,10 @@ def run_as_program() -> None:
         raise
     except KeyboardInterrupt:
         sys.exit("train.py: interrupted")
+    except SystemExit as stop:
+        if isinstance(stop.code, int):
+            end_process(stop.code)
+        raise
 
 
 if __name__ == "__main__":

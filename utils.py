@@ -3,7 +3,6 @@
 import atexit
 import errno
 import functools
-import hashlib
 import io
 import multiprocessing
 import os
@@ -307,11 +306,6 @@ def printable(text: str) -> str:
     return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-def digest(name: str) -> str:
-    """A name in 8 characters."""
-    return hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
-
-
 def prepare_output(needed: bool = True) -> None:
     """Make standard output and error take any text, and outlive whoever reads them.
 
@@ -368,7 +362,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         WriteError: it cannot be written.
     """
     # Short, since names have a limit that `path` may come close to; unlike any other writer's.
-    temporary = path.with_name(f".esrgan-{digest(path.name)}-{secrets.token_hex(6)}.tmp")
+    temporary = path.with_name(f".{path.name[:20]}~{secrets.token_hex(6)}.tmp")
     try:
         with naming(path, temporary):
             with open(temporary, "xb") as file:
@@ -378,21 +372,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(*folders: Path) -> None:
-    """Delete the halves of files that killed processes left of `replacing` them.
+def remove_leftovers(folder: Path, start: str = "") -> None:
+    """Delete the halves of files in a folder that killed processes left of `replacing` them.
 
-    Nobody may be writing there now.
+    Nobody may be writing there now, under names that begin with `start`.
     """
-    for folder in filter(Path.is_dir, folders):
-        for path in folder.iterdir():
-            if LEFTOVER.fullmatch(path.name) and path.is_file():
-                path.unlink()
-
-
-# And as version 1.0 named them, .last.pt.123.tmp: of what a run writes, of packs.
-LEFTOVER = re.compile(
-    r"\.esrgan-.+\.tmp|\.(last\.pt|metrics\.jsonl|.+\.(safetensors|png))\.\d+\.tmp", re.DOTALL
-)
+    if not folder.is_dir():
+        return
+    # Version 1.0 named them .last.pt.123.tmp, with a process's number.
+    leftover = re.compile(rf"\.{re.escape(start)}.*(~[0-9a-f]{{12}}|\.\d+)\.tmp", re.DOTALL)
+    for path in folder.iterdir():
+        if leftover.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 class WriteError(OSError):

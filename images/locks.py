@@ -10,6 +10,8 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
+from utils import naming
+
 if sys.platform != "win32":
     import fcntl
 
@@ -27,16 +29,17 @@ def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
             " (process 12 on node7, since ...)". It raises, or returns to wait for the lock.
 
     Raises:
-        OSError: the lock's file cannot be made.
+        WriteError: the lock's file cannot be made.
     """
-    native = has_locks(path.parent)
     marker = path.with_name(f"{path.name}.held")
-    lock: BaseFileLock = FileLock(path) if native else SoftFileLock(marker)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        busy("" if native else holder(marker))
-        lock.acquire()
+    with naming(path, marker):
+        native = has_locks(path.parent)
+        lock: BaseFileLock = FileLock(path) if native else SoftFileLock(marker)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            busy("" if native else holder(marker))
+            lock.acquire()
     try:
         yield
     finally:
@@ -47,13 +50,13 @@ def has_locks(folder: Path) -> bool:
     """Whether the file system knows flock: tried on a file that nobody else has."""
     if sys.platform == "win32":
         return True
-    with tempfile.TemporaryFile(dir=folder) as file:
-        try:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS):
-                return False
-            raise
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS):
+            return False
+        raise OSError(error.errno, error.strerror) from error  # not with the file's random name
     return True
 
 

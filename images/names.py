@@ -1,10 +1,11 @@
 """Names of files that are made from other names, and may become too long."""
 
+import hashlib
 import os
 import sys
 from pathlib import Path
 
-from utils import digest, nearest
+from utils import nearest
 
 
 def name_length(name: str) -> int:
@@ -37,3 +38,8 @@ def shortened(name: str, limit: int) -> str:
     while name_length(name + ending) > limit:
         name = name[:-1]
     return name + ending
+
+
+def digest(name: str) -> str:
+    """A name in 8 characters."""
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:8]

@@ -200,12 +200,14 @@ def pack_folder(
         if lr_folder:
             refuse_empty(lr_folder, lr_paths)
             partners = find_partners(folder, paths, lr_folder, lr_paths, scale)
-        if packed:
-            print(f"{folder}: the run goes on with other images than it was trained on until now")
+        before = {} if packed is None else pack_of_run(folder, source, packed)
         remove_old(folder, source)
         target = place(folder, source, paths)
         build_pack(target, folder, paths, partners, source)
-        return Pack(target, folder)
+        pack = Pack(target, folder)
+        if before and (lr_folder or not have_same_images(before, pack.index)):
+            print(f"{folder}: the run goes on with other images than it had until now")
+        return pack
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -237,12 +239,10 @@ def find_pack(folder: Path, source: Source, packed: Collection[str] | None) -> P
             fitting[index["id"]] = path, gone
     if packed is None:
         return Pack(fitting[source.id][0], folder) if source.id in fitting else None
-    # Where the run does not know: the one with the most images, as nobody else needs those.
-    known = [id for id in packed if id in fitting]
-    order = known or sorted(fitting, key=lambda id: len(fitting[id][1]), reverse=True)
-    if not order:
+    known = [id for id in (*packed, source.id) if id in fitting]
+    if not known:
         return None
-    path, gone = fitting[order[0]]
+    path, gone = fitting[known[0]]
     if gone:
         print(
             f"{folder}: {len(gone):,} images are gone since they were packed ({listed(gone)}); "
@@ -251,9 +251,41 @@ def find_pack(folder: Path, source: Source, packed: Collection[str] | None) -> P
     return Pack(path, folder)
 
 
+def pack_of_run(folder: Path, source: Source, packed: Collection[str]) -> dict:
+    """The index of the pack that a run had until now; {} if it is not there any more.
+
+    Raises:
+        DataError: version 1.0 made it, and it has the only copies of images that are gone.
+    """
+    for path, index in packs_of(folder, source.scale):
+        if index.get("id") in packed:
+            return index
+        paired = path.stem.endswith("-with-lr")
+        if index.get("format") == 1 and not packed and paired == bool(source.low_res):
+            there = {name for name, *_ in source.high_res}
+            if gone := [name for name, *_ in index["high_res"] if name not in there]:
+                raise DataError(
+                    f"{folder}: {len(gone):,} images are gone since version 1.0 packed them "
+                    f"({listed(gone)}). Put them back to go on, or choose another --name"
+                )
+            return index
+    return {}
+
+
+def have_same_images(before: dict, after: dict) -> bool:
+    """Whether two indices are of the same HR images; version 1.0 kept no digests."""
+    keys = ["name", "height", "width", *(["digest"] if before["format"] == PACK_FORMAT else [])]
+    first, second = (
+        [[image[key] for key in keys] for image in index["images"]] for index in (before, after)
+    )
+    return first == second
+
+
 def packs_of(folder: Path, scale: int) -> Iterator[tuple[Path, dict]]:
     """Every pack of the folder at that scale, with its index, {} for one that is damaged."""
-    for start in starts(folder):
+    here, elsewhere = starts(folder)
+    of_version_1 = elsewhere.parent.with_name(f"{elsewhere.parent.name}-{elsewhere.name}")
+    for start in (here, elsewhere, of_version_1):
         for path in sorted(start.parent.glob(f"{glob.escape(start.name)}-x{scale}[-.]*bin")):
             yield path, index_of(path)
 
@@ -336,7 +368,7 @@ def packed_size(paths: list[Path], scale: int) -> int:
 def remove_old(folder: Path, source: Source) -> None:
     """Delete halves, and packs of files that have changed since; what a run may want stays."""
     for start in starts(folder):
-        remove_leftovers(start.parent)
+        remove_leftovers(start.parent, start.name)
     wanted = []
     for path, index in packs_of(folder, source.scale):
         readable = index.get("format", 0) >= PACK_FORMAT

@@ -83,24 +83,27 @@ def test_a_run_without_validation_has_curves_too(tmp_path):
 def test_a_resumed_log_forgets_the_steps_that_are_done_again(tmp_path):
     with RunLog(tmp_path, lambda row: True, 0) as log:
         for step in (1, 2, 3):
-            log.metric({"phase": "psnr", "run_step": step, "psnr": float(step)})
+            log.metric({"phase": "psnr", "step": step, "run_step": step, "psnr": float(step)})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"phase": "psnr", "run_st')  # as a power cut leaves it
     with RunLog(tmp_path, lambda row: row["run_step"] <= 2, 2) as log:
-        log.metric({"phase": "psnr", "run_step": 4, "psnr": math.inf})
+        log.metric({"phase": "psnr", "step": 4, "run_step": 4, "psnr": math.inf})
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["run_step"] for row in rows] == [1, 2, 4]
     assert rows[-1]["psnr"] is None  # infinity is no JSON
 
 
 def test_a_line_that_a_power_cut_spoiled_is_left_out(tmp_path):
-    whole = {"phase": "psnr", "run_step": 1, "losses": {"pixel": 0.5}}
+    whole = {"phase": "psnr", "step": 1, "run_step": 1, "losses": {"pixel": 0.5}}
     lines = [
         json.dumps(whole),
         json.dumps(whole)[:-1],
         "\0" * 50,
+        "[1]",
+        '{"another": "program\'s"}',
     ]  # the second ends in a brace, too
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    content = "\n".join(lines).encode() + b"\n\xff\xfe\n"
+    (tmp_path / "metrics.jsonl").write_bytes(content)
     with RunLog(tmp_path, lambda row: True, 1) as log:
         assert log.rows == [whole]
 

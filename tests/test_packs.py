@@ -70,7 +70,7 @@ def test_a_pack_is_made_once_and_again_when_files_come_or_change(photos, random_
 def test_a_run_that_goes_on_keeps_images_that_vanish_and_they_are_named(photos, capsys):
     pack = pack_folder(photos, 4)
     (photos / "b.png").unlink()
-    assert len(pack_folder(photos, 4, packed=())) == 4
+    assert len(pack_folder(photos, 4, packed=[pack.id])) == 4
     assert "1 images are gone since they were packed (b.png)" in capsys.readouterr().out
     for path in (*photos.glob("**/*.*g"), photos / "c.bmp"):
         path.unlink()
@@ -229,16 +229,46 @@ def test_a_new_run_takes_what_is_there_and_one_that_goes_on_what_it_had(photos, 
     )
     assert names(pack_folder(photos, 4, packed=[first.id])) == names(first)
     assert names(pack_folder(photos, 4, packed=[second.id])) == names(second)
-    assert names(pack_folder(photos, 4, packed=())) == names(first)  # and says so
-    assert "1 images are gone since they were packed (b.png)" in capsys.readouterr().out
+    assert names(pack_folder(photos, 4, packed=["of another folder"])) == names(second)
     assert pack_folder(photos, 4).id == second.id
 
 
-def test_a_run_that_goes_on_says_when_its_images_are_others(photos, random_image, capsys):
+def test_a_run_that_goes_on_says_when_its_images_are_others_and_only_then(
+    photos, random_image, capsys
+):
     first = pack_folder(photos, 4)
+    (photos / "a.png").touch()  # a new date, the same picture
+    second = pack_folder(photos, 4, packed=[first.id])
+    assert second.id != first.id and "other images" not in capsys.readouterr().out
     write_image(random_image(32, 32), photos / "new.png")
-    assert len(pack_folder(photos, 4, packed=[first.id])) == 5
-    assert "goes on with other images than it was trained on" in capsys.readouterr().out
+    assert len(pack_folder(photos, 4, packed=[second.id])) == 5
+    assert "the run goes on with other images than it had until now" in capsys.readouterr().out
+
+
+def pack_of_version_1(photos) -> Path:
+    """As it was written: the same pixels, an index without ids and digests."""
+    pack = pack_folder(photos, 4)
+    content = pack.path.read_bytes()
+    length = int.from_bytes(content[-8:], "little")
+    images = [{k: v for k, v in i.items() if k != "digest"} for i in pack.index["images"]]
+    made_from = [entry[:3] for entry in pack.index["high_res"]]
+    index = dict(format=1, scale=4, high_res=made_from, folder="photos", images=images)
+    encoded = json.dumps(index | {"unreadable": []}).encode()
+    old = photos / "esrgan-packed-x4.bin"
+    old.write_bytes(content[: -8 - length] + encoded + len(encoded).to_bytes(8, "little"))
+    pack.path.unlink()
+    return old
+
+
+def test_a_run_of_version_1_goes_on_with_the_same_images_or_not_at_all(photos, capsys):
+    old, moved = pack_of_version_1(photos), (photos / "b.png").read_bytes()
+    (photos / "b.png").unlink()
+    with pytest.raises(DataError, match=r"1 images are gone since version 1.0 packed .*\(b.png\)"):
+        pack_folder(photos, 4, packed=[])
+    assert old.exists()
+    (photos / "b.png").write_bytes(moved)
+    assert len(pack_folder(photos, 4, packed=[])) == 4
+    assert not old.exists() and "other images" not in capsys.readouterr().out
 
 
 def test_files_replaced_with_the_same_size_and_date_are_noticed(photos, random_image):

@@ -60,7 +60,7 @@ def test_a_damaged_checkpoint_is_refused_and_what_is_good_is_named(tmp_path):
         ("psnr.safetensors", "psnr.safetensors --psnr.steps 0 goes on from"),
     ):
         (tmp_path / name).touch()
-        with pytest.raises(CheckpointError, match=f"--name; --init-from .*{words}"):
+        with pytest.raises(CheckpointError, match=f"--name, where --init-from .*{words}"):
             load_checkpoint(path)
 
 

@@ -76,7 +76,7 @@ def test_a_reason_is_given_for_each():
     )
     assert idle["growth"] == "no effect, as only --generator rrdb has it"
     assert idle["psnr.lr"] == "no effect, as psnr.steps is 0"
-    told = "gan.lr does not halve at 300000 and later, as gan.steps is 200000; --gan.milestones"
+    told = "the phase ends before 300000, so gan.lr does not halve there; --gan.milestones takes"
     assert idle["gan.milestones"].startswith(told) and idle["gan.steps"].startswith(told)
 
 

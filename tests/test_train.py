@@ -201,7 +201,7 @@ def test_a_flag_without_effect_is_told(workplace, small_discriminator, monkeypat
     run(monkeypatch, "--gan.steps", "0", "--gan.lr", "0.5", "--psnr.milestones", "3", "99")
     said = capsys.readouterr().out.splitlines()
     assert "gan.lr is 0.5: no effect, as gan.steps is 0" in said
-    late = "psnr.milestones is (3, 99): psnr.lr does not halve at 99 and later, as psnr.steps is 5"
+    late = "psnr.milestones is (3, 99): the phase ends before 99, so psnr.lr does not halve"
     assert any(line.startswith(late) for line in said)
     assert not any(line.startswith("relativistic") for line in said)  # nobody asked for it
     run(monkeypatch, "--gan.steps", "0", "--gan.lr", "0.5", "--psnr.milestones", "3", "99")
@@ -389,6 +389,16 @@ def test_a_second_ctrl_c_during_the_saving_loses_nothing(
         run(monkeypatch)
     assert stopped.value.code == 128 + signal.SIGINT
     assert load_checkpoint(Path("checkpoints/tiny/last.pt"))["step"] == 1
+
+
+def test_a_phase_that_is_over_needs_no_crops_of_its_size(
+    workplace, small_discriminator, random_image, monkeypatch
+):
+    flags = ("--psnr.patch", "48", "--psnr.steps", "1")
+    run(monkeypatch, *flags, "--gan.steps", "1")
+    write_image(random_image(40, 40), workplace / "small/a.png")  # enough for gan.patch 32
+    run(monkeypatch, *flags, "--gan.steps", "2", "--train-dir", "small")
+    assert load_checkpoint(Path("checkpoints/tiny/last.pt"))["run_step"] == 3
 
 
 def test_a_finished_run_does_nothing_more_and_can_be_made_longer(uninterrupted, monkeypatch):

@@ -448,28 +448,22 @@ def test_a_failure_names_the_file_that_was_asked_for(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path, monkeypatch):
-    kept = [
-        "notes.tmp",
-        ".x.tmp",
-        ".x.7.tmp",
-        ".esrgan-x",
-        "[a].bin",
-        ".esrgan-packed.lock",
-        "x.png",
-    ]
+    kept = ["notes.tmp", ".x.tmp", ".esrgan-x", "[a].bin", ".x.old.tmp", ".x~123.tmp", "x.png"]
     for name in kept:
         (tmp_path / name).touch()
-    (tmp_path / ".esrgan-folder.tmp").mkdir()
-    for name in (".esrgan-packed-x4.bin.9.tmp", ".last.pt.123.tmp", ".a b.png.12.tmp"):
+    (tmp_path / ".folder.7.tmp").mkdir()
+    for name in (".[a].bin.9.tmp", ".last.pt.123.tmp"):
         (tmp_path / name).touch()  # as version 1.0 left them
     with monkeypatch.context() as killed:  # as kill -9 does it: nothing is tidied up
         killed.setattr(Path, "unlink", lambda *args, **options: None)
-        for path in (tmp_path / "[a].bin", tmp_path / "y"):
+        for path in (tmp_path / "[a] and more.bin", tmp_path / "y"):
             with pytest.raises(KeyboardInterrupt), replacing(path):
                 raise KeyboardInterrupt
-    assert len(os.listdir(tmp_path)) == len(kept) + 6
-    remove_leftovers(tmp_path, tmp_path / "none")
-    assert sorted(os.listdir(tmp_path)) == sorted([*kept, ".esrgan-folder.tmp"])
+    remove_leftovers(tmp_path, "[a]")
+    assert len(os.listdir(tmp_path)) == len(kept) + 3  # the folder, last.pt and y
+    remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path / "none")
+    assert sorted(os.listdir(tmp_path)) == sorted([*kept, ".folder.7.tmp"])
 
 
 def test_names_are_shortened_apart_and_only_where_they_must_be(tmp_path):

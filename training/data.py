@@ -6,7 +6,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from config import PHASES, Config
+from config import Config
 from dataset import DEMO_DIR, CropStream, write_demo_photographs
 from images.kinds import find_images
 from images.packs import Pack, pack_folder
@@ -37,12 +37,15 @@ def prepare_folders(config: Config) -> None:
 
 
 def load_data(
-    config: Config, packed: Collection[str] | None = None
-) -> tuple[dict[str, CropStream], Pack | None]:
-    """The crops of each phase and the validation images; every file is read, or known, by now.
+    config: Config, phases: list[str], packed: Collection[str] | None = None
+) -> tuple[dict[str, CropStream], Pack | None, list[str]]:
+    """The crops of each phase, the validation images, the ids of the packs that all of them are in.
+
+    Every file is read, or known, by now.
 
     Args:
         config: of the run.
+        phases: that it has yet to do.
         packed: for a run that goes on, the ids of its packs, as far as they are known: it keeps
             their copies of images that are gone. A new run (None) takes what is there.
 
@@ -59,7 +62,6 @@ def load_data(
         print(f"No validation: no images in {config.valid_dir}; --valid-dir names another folder.")
     elif config.valid_dir:
         valid = pack_folder(config.valid_dir, config.scale, config.valid_lr_dir or None, packed)
-    phases = [name for name in PHASES if getattr(config, name).steps]
     folders = (*config.train_dir, *config.lr_dir, config.valid_dir, config.valid_lr_dir)
     remarks = [f"Left out: {line}" for name in folders if name for line in find_images(name).others]
     remarks += [remark for pack in packs for remark in remarks_on(pack)]
@@ -75,7 +77,7 @@ def load_data(
     if valid is not None and not scored:
         raise DataError(f"{config.valid_dir}: no image is large enough to be scored")
     streams = {n: CropStream(packs, getattr(config, n).patch, config.seed) for n in phases}
-    return streams, valid
+    return streams, valid, [pack.id for pack in (*packs, valid) if pack is not None]
 
 
 # ------------------------------------------------------------------- what is left out, or doubtful

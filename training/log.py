@@ -34,7 +34,8 @@ class RunLog(AbstractContextManager):
         self.folder, self.metrics = folder, folder / "metrics.jsonl"
         self.rows: list[dict] = []
         if self.metrics.exists():
-            rows = filter(None, map(parse_row, self.metrics.read_text().splitlines()))
+            lines = self.metrics.read_text("utf-8", errors="replace").splitlines()
+            rows = filter(None, map(parse_row, lines))
             self.rows = [row for row in rows if keep(row)]
             with replacing(self.metrics) as file:
                 file.write("".join(f"{json.dumps(row)}\n" for row in self.rows).encode())
@@ -127,9 +128,10 @@ class Board:
 def parse_row(line: str) -> dict | None:
     """A line of metrics.jsonl; none of one that a power cut spoiled."""
     try:
-        return json.loads(line)
+        row = json.loads(line)
     except json.JSONDecodeError:
         return None
+    return row if isinstance(row, dict) and row.keys() >= {"phase", "step", "run_step"} else None
 
 
 def bicubic_scores(scores: dict) -> list[float | None]:

@@ -123,7 +123,8 @@ class RunFolder(AbstractContextManager):
 
     def __enter__(self) -> "RunFolder":
         if self.ranks.first:
-            RUNS.mkdir(exist_ok=True)
+            with naming(RUNS):
+                RUNS.mkdir(exist_ok=True)
             # Beside the folder: a run that ends for want of data leaves no folder behind.
             lock = locked(RUNS / f".{self.config.name}.lock", self._refuse)
             self.open_files.enter_context(lock)
@@ -186,8 +187,10 @@ class RunFolder(AbstractContextManager):
         """Those with steps to do."""
         return phases_left(self.config, self.at.phase, self.at.step)
 
-    def finished(self, phase: str) -> bool:
-        return PHASES.index(self.at.phase) > PHASES.index(phase)
+    def phases_to_visit(self) -> list[str]:
+        """Those from where the run is; of one that has no step left, only the end is to be done."""
+        later = PHASES[PHASES.index(self.at.phase) :]
+        return [name for name in later if getattr(self.config, name).steps > 0]
 
     def restore_average(self, generator: nn.Module) -> None:
         """Load the averaged generator of the checkpoint, if there is one, whatever its phase."""
@@ -223,7 +226,8 @@ class RunFolder(AbstractContextManager):
         if self.checkpoint is None:
             set_aside(self.folder, Path(self.config.init_from))
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
-        remove_leftovers(*(self.folder / name for name in (".", "samples", "generators")))
+        for written in (".", "samples", "generators"):
+            remove_leftovers(self.folder / written)
         settings = json.dumps(dataclasses.asdict(self.config), indent=2)
         path = self.folder / "config.json"
         with replacing(path) as file:
@@ -357,7 +361,7 @@ def advise_start(folder: Path) -> str:
     """How a new run can go on from what a run without a good last.pt has reached."""
     for name, more in (("psnr.safetensors", " --psnr.steps 0"), ("psnr_best.safetensors", "")):
         if (folder / name).exists():
-            return f"; --init-from {folder / name}{more} goes on from its PSNR phase"
+            return f", where --init-from {folder / name}{more} goes on from its PSNR phase"
     return ""
 
 

@@ -76,7 +76,7 @@ def _idle_in(name: str, config: Config, phase: str, step: int) -> dict[str, str]
         return dict.fromkeys(others, f"no effect, as {steps}")
     idle: dict[str, str] = {}
     if late := [milestone for milestone in settings.milestones if milestone >= settings.steps]:
-        why = f"{name}.lr does not halve at {late[0]} and later, as {steps}"
+        why = f"the phase ends before {late[0]}, so {name}.lr does not halve there"
         remedy = f"--{name}.milestones takes other steps, or none for a cosine"
         idle |= {"steps": f"{why}; {remedy}", "milestones": f"{why}; {remedy}"}
     if settings.warmup >= settings.steps:

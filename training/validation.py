@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from images.names import longest_name, shortened
+from images.names import digest, longest_name, shortened
 from images.packs import Pack
 from images.resize import enlarge_nearest, imresize
 from images.scores import psnr, ssim
 from images.strips import labelled_strip
 from training.runs import At, RunFolder, TrainingError
 from upscaling.tiles import upscale
-from utils import autocast, digest, printable
+from utils import autocast, printable
 
 SAMPLE_COUNT = 4  # validation images of which strips are drawn
 SAMPLE_SIDE = 512  # of those, the pixels around the centre
