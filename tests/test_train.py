@@ -542,7 +542,7 @@ def test_another_networks_checkpoint_is_refused_by_field(
             run(monkeypatch, f"--{field}", value, "--gan.steps", "6")
     assert Path("checkpoints/tiny/last.pt").read_bytes() == before
     run(monkeypatch, "--gan.steps", "6")
-    assert "gan.steps was 4, is 6\n" in capsys.readouterr().out
+    assert "gan.steps was 4, is 6" in capsys.readouterr().out
 
 
 def test_a_phase_that_has_not_begun_may_change_and_one_that_is_over_says_no_effect(
