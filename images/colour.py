@@ -202,7 +202,7 @@ def colour_space(profile: bytes) -> bytes:
     return space
 
 
-def fitting(profile: bytes | None, gray: bool) -> tuple[bytes | None, str]:
+def checked_profile(profile: bytes | None, gray: bool) -> tuple[bytes | None, str]:
     """The profile if its colour space is that of the pixels, and otherwise a phrase about it.
 
     One of RGB fits gray pixels, too: three times the same number.

@@ -15,7 +15,7 @@ import tifffile
 from PIL import Image
 
 from images.bands import bands
-from images.colour import GRAY, colour_space, fitting, to_srgb
+from images.colour import GRAY, checked_profile, colour_space, to_srgb
 from images.deep import lost_bits, read_deep
 from images.kinds import ImageError, refuse_raw, special_kind
 from images.modes import pixels_of
@@ -29,6 +29,10 @@ UPRIGHT = {  # its values -> (mirror left and right first, quarter turns to the 
     **{1: (False, 0), 2: (True, 0), 3: (False, 2), 4: (True, 2)},
     **{5: (True, 1), 6: (False, 3), 7: (True, 3), 8: (False, 1)},
 }
+CUT_SHORT = (  # how decoders say so
+    *("image file is truncated", "Truncated File Read"),
+    "png_read_data_fn input stream too small",
+)
 # What has frames or pages; a phone's JPEG has previews.
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "FLI", "DCX")
 
@@ -108,7 +112,7 @@ def read_picture(path: str | Path) -> Picture:
     picture.rgb = _turned(picture.rgb, *turn)
     if picture.alpha is not None:
         picture.alpha = _turned(picture.alpha, *turn)
-    picture.profile, misfit = fitting(picture.profile, picture.gray)
+    picture.profile, misfit = checked_profile(picture.profile, picture.gray)
     picture.remark = "; ".join(filter(None, (picture.remark, misfit)))
     return picture
 
@@ -119,8 +123,11 @@ def _reason(error: Exception) -> str:
         return str(error) or "not enough memory"
     if strerror := getattr(error, "strerror", None):  # the system's
         return strerror
-    cut_short = str(error).startswith(("image file is truncated", "Truncated File Read"))
-    state = "cut short" if cut_short else f"damaged ({str(error) or type(error).__name__})"
+    state = (
+        "cut short"
+        if str(error).startswith(CUT_SHORT)
+        else f"damaged ({str(error) or type(error).__name__})"
+    )
     return f"it is {state}; get it again"
 
 

@@ -19,7 +19,9 @@ from typing import BinaryIO
 import psutil
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-READ = {  # Pillow's names of what it decodes by itself -> suffixes
+# Pillow's names of what it decodes by itself -> suffixes. Not of these: IM and SPIDER, for which
+# it takes files of many other kinds, and PSD, of which it shows a preview that may be missing.
+READ = {
     "PNG": (".png", ".apng"),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".mpo"),
     "WEBP": (".webp",),
@@ -261,11 +263,18 @@ def _start(path: str | Path) -> bytes:
 def _named_by(start: bytes) -> str:
     """The reason of `MAGIC` that a file's first bytes stand for, or nothing."""
     marks = start[4:] if start[4:8] == b"ftyp" else start
-    if (
-        marks.startswith(b"ftyp") and b"avif" in marks
-    ):  # among the brands that it is compatible with
+    # It may be only among the brands that the file is compatible with.
+    if marks.startswith(b"ftyp") and b"avif" in marks:
         return AVIF
     return next((reason for reason, magic in MAGIC.items() if marks.startswith(magic)), "")
+
+
+def cut_short(rows: int, height: int) -> str:
+    """The reason against a picture of which the first rows are there."""
+    if rows == 0:
+        return "it is cut short; get it again"
+    there = f"{rows} of its {height} rows are there"
+    return f"it is cut short: {there}; get it again, or crop it to those"
 
 
 def refuse_too_large(width: int, height: int) -> None:

@@ -98,8 +98,9 @@ def _pages(file: TiffFile) -> tuple[list[TiffPage], bool]:
     seen = set()
     try:
         for page in file.pages:  # never their number: tifffile would count a loop for ever
-            empty = pages and page.imagewidth * page.imagelength == 0
-            if empty or page.offset in seen or not isinstance(page, TiffPage):
+            if page.offset in seen or not isinstance(page, TiffPage):
+                return pages, True
+            if pages and page.imagewidth * page.imagelength == 0:
                 return pages, True
             seen.add(page.offset)
             pages.append(page)
@@ -221,10 +222,8 @@ def _needed_bytes(page: TiffPage) -> tuple[int, ...]:
     """The bytes of each strip or tile without compression; 0 of one that has no place."""
     separate = page.planarconfig == PLANARCONFIG.SEPARATE
     channels = 1 if separate else page.samplesperpixel
-    width, height = (
-        page.tilewidth or page.imagewidth,
-        page.tilelength or page.rowsperstrip or page.imagelength,
-    )
+    width = page.tilewidth or page.imagewidth
+    height = page.tilelength or page.rowsperstrip or page.imagelength
     row = -(-width * channels * page.bitspersample // 8)
     strips = -(-page.imagelength // height)  # of one plane
     counts = []

@@ -148,8 +148,8 @@ def test_numbers_of_no_picture_are_refused(tmp_path):
 # ------------------------------------------------------------------------------------------- PNG
 
 
-def png(levels, bits, *chunks, interlaced=False):
-    """From the specification: (H, W, 1 to 4), filter 0."""
+def png(levels, bits, *chunks, interlaced=False, missing=0):
+    """From the specification: (H, W, 1 to 4), filter 0; without so many of the last bytes."""
 
     def rows(pixels):
         spread = (pixels[..., None] >> np.arange(bits)[::-1]) & 1
@@ -158,7 +158,8 @@ def png(levels, bits, *chunks, interlaced=False):
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[levels.shape[2]]
     header = struct.pack(">IIBBBBB", *levels.shape[1::-1], bits, kind, 0, 0, interlaced)
     passes = [levels[top::down, left::right] for top, left, down, right in PASSES]
-    data = zlib.compress(b"".join(map(rows, passes)) if interlaced else rows(levels))
+    data = b"".join(map(rows, passes)) if interlaced else rows(levels)
+    data = zlib.compress(data[: len(data) - missing])
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in [(b"IHDR", header), *chunks, (b"IDAT", data), (b"IEND", b"")]
@@ -186,6 +187,50 @@ def test_a_level_or_colour_that_stands_for_transparency(channels, bits, interlac
     white = 2**bits - 1
     alpha = (levels != key).any(-1, keepdims=True) * white
     assert_same(picture, by_value(np.concatenate((levels, alpha), -1), white))
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("channels, bits", [(1, 1), (1, 2), (1, 4), (1, 8), (2, 8), (3, 8), (4, 8)])
+@pytest.mark.parametrize("key", [False, True])
+def test_a_png_whose_pixels_end_early_is_refused(channels, bits, interlaced, key, tmp_path):
+    levels = noise(channels, bits)
+    levels[-2:] = 0  # a black border, which rows that are not there look like
+    chunks = [(b"tRNS", bytes(2 * channels))] if key and channels in (1, 3) else []
+    for side in (1, 2, 5, HEIGHT):  # some without a pixel in some passes
+        picture = png(levels[-side:, :side], bits, *chunks, interlaced=interlaced)
+        expected = by_value(levels[-side:, :side], 2**bits - 1)
+        read_back = read(tmp_path, "x.png", picture)
+        assert np.array_equal(read_back.rgb[..., :1], expected[..., :1])
+        assert not read_back.remark
+    row = 1 + -(-WIDTH * channels * bits // 8)
+    for missing, rows in ((1, HEIGHT - 1), (row, HEIGHT - 1), (3 * row, HEIGHT - 3)):
+        told = (
+            "only a coarse version of it is" if interlaced else f"{rows} of its {HEIGHT} rows are"
+        )
+        with pytest.raises(ImageError, match=rf"x.png: it is cut short: {told} there"):
+            read(
+                tmp_path,
+                "x.png",
+                png(levels, bits, *chunks, interlaced=interlaced, missing=missing),
+            )
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_a_deep_png_is_told_like_others_and_libpng_says_nothing(
+    interlaced, tmp_path, capfd, caplog
+):
+    levels = noise(3)
+    whole = png(levels, 16, interlaced=interlaced)
+    assert_same(read(tmp_path, "x.png", whole), levels)
+    for content, words in (
+        (png(levels, 16, missing=6 * WIDTH * 4), rf"cut short: \d+ of its {HEIGHT} rows are there"),
+        (whole[:-20], "cut short; get it again"),
+        (whole[: len(whole) // 2], "cut short(: | of|; get it again)"),
+        (png(levels, 16, missing=10**6), "cut short; get it again"),
+    ):
+        with pytest.raises(ImageError, match=rf"x.png: it is {words}"):
+            read(tmp_path, "x.png", content)
+    assert capfd.readouterr().err == "" and not caplog.records
 
 
 @pytest.mark.parametrize("colours", [2, 4, 16, 256])

@@ -458,7 +458,7 @@ def test_a_damaged_chain_of_pages_has_those_before_the_damage(damage, pages, tmp
     assert picture.remark == (f"the first of {pages} frames" if pages > 1 else "")
     tifffile.imwrite(tmp_path / "x.tif", pixels, metadata=None, subfiletype=1)
     with_next_page(tmp_path / "x.tif", damage)
-    with pytest.raises(ImageError, match="all but a thumbnail .* is damaged; get it again"):
+    with pytest.raises(ImageError, match=r"all but a thumbnail .* is damaged; get it again"):
         read_picture(tmp_path / "x.tif")
 
 
