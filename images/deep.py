@@ -99,7 +99,8 @@ def _jpeg_2000(file: ImageFile, encoded: bytes) -> Pixels | None:
 
 
 def _avif(encoded: bytes) -> Pixels | None:
-    depth = encoded[encoded.index(b"pixi") + 9]  # of the first channel: ISO 23008-12, 6.5.6
+    flags = encoded[encoded.index(b"av1C") + 6]  # AV1 in ISOBMFF, 2.3: above 8 bits, 12 bits
+    depth = (12 if flags & 0x20 else 10) if flags & 0x40 else 8
     if depth == 8:
         return None
     return from_array(scaled(imagecodecs.avif_decode(encoded), 2**depth - 1))

@@ -34,7 +34,7 @@ CUT_SHORT = (  # how decoders say so
     "png_read_data_fn input stream too small",
 )
 # What has frames or pages; a phone's JPEG has previews.
-ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "FLI", "DCX")
+ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "HEIF", "FLI", "DCX")
 
 
 @dataclass

@@ -75,14 +75,10 @@ def test_a_few_missing_rows_are_told(kind, cut, read):
     assert rows <= 18 and (changed >= len(PHOTO) - rows).all() and (rows or cut == 3)
 
 
-@pytest.mark.parametrize("height, cut, made_up", [(10, 100, 10), (30, 60, 18), (60, 60, 18)])
-def test_at_least_half_of_a_picture_is_there(height, cut, made_up, read):
-    content = encoded("JPEG", PHOTO[:height], quality=90)
-    if height == 60:
-        assert int(re.search(r"last (\d+) rows", read(content[:-cut]).remark)[1]) <= made_up
-        return
+@pytest.mark.parametrize("height, cut", [(10, 100), (16, 60), (30, 60)])
+def test_at_least_half_of_a_picture_is_there(height, cut, read):
     with pytest.raises(ImageError, match=r"it is cut short(: \d+ of its 30 rows are there)?; get"):
-        read(content[:-cut])
+        read(encoded("JPEG", PHOTO[:height], quality=90)[:-cut])
 
 
 def test_what_is_made_up_is_nothing_to_learn_from(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from images.files import WRITTEN
+from images.kinds import has_suffix
 from images.names import fitting, longest_name, name_length
 from upscaling.inputs import UsageError, find_inputs, find_partner, make_output, partners_in
 
@@ -51,7 +52,8 @@ def plan(
     jobs = []
     for path in found.images:
         relative = path.relative_to(root)
-        target = named or folder / relative.with_name(path.stem + suffix + ending(path, kind))
+        name = path.stem if has_suffix(path) else path.name  # a.jpg_large is not a.jpg
+        target = named or folder / relative.with_name(name + suffix + ending(path, kind))
         strip = target.relative_to(folder).with_suffix(".png") if compare else None
         comparison = fitting(folder / "compare" / strip) if strip else None
         jobs.append(Job(path, target, comparison, find_partner(relative, high_res)))
