@@ -1,6 +1,7 @@
 """The formats of which Pillow keeps 8 bits a channel, or scales other numbers of bits wrongly."""
 
 import logging
+import math
 from collections.abc import Callable
 
 import imagecodecs
@@ -32,8 +33,16 @@ def read_deep(file: ImageFile, content: Callable[[], bytes]) -> Pixels | None:
     return _avif(content()) if file.format == "AVIF" else None
 
 
-def lost_bits(file: ImageFile) -> list[str]:
-    """A remark, if Pillow reduces to 8 bits what nothing here reads; of a file not yet loaded."""
+def left_out(file: ImageFile, content: Callable[[], bytes]) -> list[str]:
+    """Remarks on what nothing here reads, of a file that Pillow has opened but not loaded.
+
+    Bits beyond 8, and the fourth bytes of BMP, which mean nothing but to programs that keep alpha
+    there.
+    """
+    if file.format in ("BMP", "DIB") and "BGRX" in str(file.tile[0]):
+        start = file.tile[0][2]
+        fourth = np.frombuffer(content(), np.uint8)[start : start + 4 * math.prod(file.size)][3::4]
+        return ["3 of 4 channels"] if fourth.any() and (fourth != 255).any() else []
     bits = file.info.get("bit_depth", 8)  # pillow-heif says so
     if file.format == "SGI" and "16" in str(file.tile[0]):
         bits = 16

@@ -16,7 +16,7 @@ from PIL import Image
 
 from images.bands import bands
 from images.colour import GRAY, checked_profile, colour_space, to_srgb
-from images.deep import lost_bits, read_deep
+from images.deep import left_out, read_deep
 from images.kinds import ImageError, refuse_raw, special_kind
 from images.modes import pixels_of
 from images.opening import opened
@@ -173,9 +173,13 @@ def _read_other(path: str | Path) -> tuple[Picture, int]:
         frames = getattr(file, "n_frames", 1) if file.format in ANIMATED else 1
         remarks = [f"the first of {frames} frames"] if frames > 1 else []
         converted = file.mode in ("CMYK", "LAB")  # to sRGB, which the profile does not fit
-        pixels = read_deep(file, lambda: opening.content or Path(path).read_bytes())
+
+        def content() -> bytes:
+            return opening.content or Path(path).read_bytes()
+
+        pixels = read_deep(file, content)
         if pixels is None:
-            remarks += lost_bits(file)
+            remarks += left_out(file, content)
             pixels = pixels_of(file)
         profile = None if converted else file.info.get("icc_profile")
         orientation = file.getexif().get(ORIENTATION, 1)
@@ -246,7 +250,7 @@ def _as_held(picture: Picture, kind: FileType) -> tuple[Picture, list[str]]:
     space = colour_space(profile) if profile else b""
     too_large = profile and len(profile) > kind.profile
     misfit = profile and (too_large or (space == GRAY and not kind.gray))
-    if rgb.dtype == np.uint16 and (misfit or not kind.deep):
+    if rgb.dtype == np.uint16 and not kind.deep:
         remarks.append("8 of 16 bits")
         rgb, alpha = to_8_bits(rgb), None if alpha is None else to_8_bits(alpha)
     if misfit:

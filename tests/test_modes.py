@@ -315,6 +315,20 @@ def test_what_pillow_reduces_is_said(tmp_path):
     assert np.array_equal(picture.rgb, noise(3, 8)) and picture.remark == "8 of 16 bits"
 
 
+@pytest.mark.parametrize("suffix", ["bmp", "dib"])
+@pytest.mark.parametrize("fourth, remark", [(0, ""), (255, ""), (None, "3 of 4 channels")])
+def test_fourth_bytes_of_bmp_are_told_where_they_say_something(suffix, fourth, remark, tmp_path):
+    pixels = noise(4, 8)
+    pixels[..., 3] = pixels[..., 3] if fourth is None else fourth
+    header = struct.pack("<IiiHHI20x", 40, WIDTH, -HEIGHT, 1, 32, 0)
+    head = struct.pack("<2sI4xI", b"BM", 54 + pixels.size, 54) if suffix == "bmp" else b""
+    content = head + header + pixels[..., [2, 1, 0, 3]].tobytes()
+    picture = read(tmp_path, f"x.{suffix}", content)
+    assert np.array_equal(picture.rgb, pixels[..., :3]) and picture.remark == remark
+    with pytest.raises(ImageError, match="it is cut short; get it again"):
+        read(tmp_path, f"x.{suffix}", content[:-99])
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".png", ".avif"])
 def test_the_orientation_is_applied_once(suffix, orientation, tmp_path):
