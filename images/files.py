@@ -123,12 +123,9 @@ def _reason(error: Exception) -> str:
         return str(error) or "not enough memory"
     if strerror := getattr(error, "strerror", None):  # the system's
         return strerror
-    state = (
-        "cut short"
-        if str(error).startswith(CUT_SHORT)
-        else f"damaged ({str(error) or type(error).__name__})"
-    )
-    return f"it is {state}; get it again"
+    if str(error).startswith(CUT_SHORT):
+        return "it is cut short; get it again"
+    return f"it is damaged ({str(error) or type(error).__name__}); get it again"
 
 
 def read_image(path: str | Path) -> np.ndarray:

@@ -61,8 +61,8 @@ DRAWING = "a drawing or a document, not pixels; export it as PNG at the size tha
 HDR = "it holds light as floating-point numbers; tone-map it and save 16-bit TIFF or PNG"
 SCIENCE = "scientific or medical data; save it as TIFF or PNG with 8 or 16 bits"
 PREVIEW = "a Photo CD, of which only a preview would be read; convert it to TIFF or PNG"
-JPEG = "its kind of JPEG (12 bits, JPEG-LS) is not read, or it is damaged; save it as PNG or TIFF"
-UNREAD = {  # names -> suffixes, and first bytes
+JPEG = "its kind of JPEG (12 bits, JPEG-LS) is not read, or it is damaged; save it anew as PNG"
+OTHERS = {  # names -> suffixes, and first bytes
     "JPEG XR": ((".jxr", ".wdp", ".hdp"), (b"II\xbc\x01",)),
     "JPEG-LS": ((".jls",), ()),
     "High-throughput JPEG 2000": ((".jph", ".jhc"), ()),
@@ -71,7 +71,7 @@ UNREAD = {  # names -> suffixes, and first bytes
     "BPG": ((".bpg",), (b"BPG\xfb",)),
     "FLIF": ((".flif",), (b"FLIF",)),
 }
-UNREAD = {f"{name} is not read; save it as PNG or TIFF": of for name, of in UNREAD.items()}
+UNREAD = {f"{name} is not read; save it as PNG or TIFF": of for name, of in OTHERS.items()}
 WEB_PAGE = "it is a web page, no image"
 POINTER = "it only points at the file in Git LFS; run `git lfs pull`"
 DOCUMENTS = (DRAWING, WEB_PAGE, POINTER)  # of which a folder may have many that are no images
@@ -234,7 +234,7 @@ def _line(paths: list[Path], reason: str) -> str:
 
 
 def has_suffix(path: Path) -> bool:
-    """Whether what stands behind a name's last point is an image's suffix, and no part of it."""
+    """Whether a name ends in an image's suffix; any other ending is a part of the name."""
     suffix = path.suffix.lower()
     return suffix in NOT_READ or any(suffix in suffixes for suffixes in READ.values())
 

@@ -199,8 +199,8 @@ def _levels(page: TiffPage) -> np.ndarray:
     size = page.parent.filehandle.size
     if page.compression == COMPRESSION.NONE:
         page.databytecounts = _needed_bytes(page)  # whatever the file says that they are
-    elif page.compression == COMPRESSION.JPEG:
-        size += len(b"\xff\xd9")  # its end, which nobody misses
+    else:
+        size += len(b"\xff\xd9")  # JPEG's end, which nobody misses
     places = zip(page.dataoffsets, page.databytecounts, strict=False)
     present = sum(start > 0 < count and start + count <= size for start, count in places)
     sparse = told.count((0, 0))  # GDAL's word for zeros
