@@ -8,8 +8,9 @@ import io
 import struct
 from functools import lru_cache
 
+import imagecodecs
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import ImageCms
 
 from images.png import profile_in
 
@@ -41,6 +42,7 @@ BRADFORD = np.array(
 GRAY, RGB = b"GRAY", b"RGB "  # as profiles spell it
 DAMAGED = "its colour profile is damaged and was left out"
 MODES = {GRAY: "L", RGB: "RGB"}
+SRGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 # ------------------------------------------------------------------------------ what a file says
@@ -202,7 +204,7 @@ def colour_space(profile: bytes) -> bytes:
     return space
 
 
-def fitting(profile: bytes | None, gray: bool) -> tuple[bytes | None, str]:
+def checked_profile(profile: bytes | None, gray: bool) -> tuple[bytes | None, str]:
     """The profile if its colour space is that of the pixels, and otherwise a phrase about it.
 
     One of RGB fits gray pixels, too: three times the same number.
@@ -222,13 +224,14 @@ def to_srgb(image: np.ndarray, profile: bytes | None) -> np.ndarray:
     """The colours as sRGB, by littleCMS; without a profile they are taken for that already.
 
     Args:
-        image: uint8, (H, W, 3).
+        image: uint8 or uint16, (H, W, 3); so is the result.
         profile: of RGB, or of gray for an image whose three channels are equal.
     """
     if not profile:
         return image
     gray = colour_space(profile) == GRAY
-    source = Image.fromarray(np.ascontiguousarray(image[..., 0]) if gray else image)
-    srgb = ImageCms.createProfile("sRGB")
-    converted = ImageCms.profileToProfile(source, io.BytesIO(profile), srgb, outputMode="RGB")
-    return np.array(converted)
+    levels = np.ascontiguousarray(image[..., 0] if gray else image)
+    space = "gray" if gray else "rgb"
+    return imagecodecs.cms_transform(
+        levels, profile, SRGB_PROFILE, colorspace=space, outcolorspace="rgb"
+    )

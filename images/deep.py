@@ -1,14 +1,18 @@
 """The formats of which Pillow keeps 8 bits a channel, or scales other numbers of bits wrongly."""
 
+import logging
+import math
 from collections.abc import Callable
 
-import cv2
 import imagecodecs
 import numpy as np
 from PIL.ImageFile import ImageFile
 
 from images.kinds import ImageError
-from images.levels import Pixels, from_array, from_channels, rgb_of_inks, scaled
+from images.levels import Pixels, from_array, rgb_of_inks, scaled
+from images.png import refuse_missing_rows
+
+logging.getLogger("imagecodecs").setLevel(logging.CRITICAL)  # it logs libpng's warnings
 
 
 def read_deep(file: ImageFile, content: Callable[[], bytes]) -> Pixels | None:
@@ -29,8 +33,16 @@ def read_deep(file: ImageFile, content: Callable[[], bytes]) -> Pixels | None:
     return _avif(content()) if file.format == "AVIF" else None
 
 
-def lost_bits(file: ImageFile) -> list[str]:
-    """A remark, if Pillow reduces to 8 bits what nothing here reads; of a file not yet loaded."""
+def left_out(file: ImageFile, content: Callable[[], bytes]) -> list[str]:
+    """Remarks on what nothing here reads, of a file that Pillow has opened but not loaded.
+
+    Bits beyond 8, and the fourth bytes of BMP, which mean nothing but to programs that keep alpha
+    there.
+    """
+    if file.format in ("BMP", "DIB") and "BGRX" in str(file.tile[0]):
+        start = file.tile[0][2]
+        fourth = np.frombuffer(content(), np.uint8)[start : start + 4 * math.prod(file.size)][3::4]
+        return ["3 of 4 channels"] if fourth.any() and (fourth != 255).any() else []
     bits = file.info.get("bit_depth", 8)  # pillow-heif says so
     if file.format == "SGI" and "16" in str(file.tile[0]):
         bits = 16
@@ -40,22 +52,21 @@ def lost_bits(file: ImageFile) -> list[str]:
 
 
 def _png(file: ImageFile, content: Callable[[], bytes]) -> Pixels | None:
-    mode, key = file.tile[0][3], file.info.get("transparency")  # a gray level or a colour
-    if mode in ("1", "L;2", "L;4") and key is not None:  # which Pillow compares with scaled levels
-        return from_array(imagecodecs.png_decode(content()))
-    if "16" not in str(mode):
-        return None
-    pixels = cv2.imdecode(np.frombuffer(content(), np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.dtype != np.uint16:
-        raise ImageError("its 16-bit pixels cannot be decoded")
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    gray = mode in ("I;16B", "LA;16B")  # with alpha, OpenCV gives it as colour
-    colour = pixels[..., :1] if gray else pixels[..., 2::-1]  # OpenCV has blue before red
-    if key is not None:  # OpenCV heeds it in colour alone
-        visible = (colour != np.array(key, np.uint16)).any(-1)
-        return from_channels(colour, visible * np.uint16(65535))
-    return from_channels(colour, pixels[..., 3] if pixels.shape[2] == 4 else None)
+    mode = str(file.tile[0][3])
+    # Pillow would compare the key with scaled levels.
+    scaled_key = mode in ("1", "L;2", "L;4") and "transparency" in file.info
+    try:
+        if "16" in mode or scaled_key:
+            return from_array(imagecodecs.png_decode(content()))
+        file.load()
+    except (OSError, imagecodecs.PngError):
+        refuse_missing_rows(content())
+        raise
+    # Pillow may leave rows that are not there at 0, and say nothing.
+    last_row = np.asarray(file.crop((0, file.height - 1, *file.size)))
+    if "interlace" in file.info or not last_row.any():
+        refuse_missing_rows(content())
+    return None
 
 
 def _white(file: ImageFile) -> int:
@@ -97,7 +108,8 @@ def _jpeg_2000(file: ImageFile, encoded: bytes) -> Pixels | None:
 
 
 def _avif(encoded: bytes) -> Pixels | None:
-    depth = encoded[encoded.index(b"pixi") + 9]  # of the first channel: ISO 23008-12, 6.5.6
+    flags = encoded[encoded.index(b"av1C") + 6]  # AV1 in ISOBMFF, 2.3: above 8 bits, 12 bits
+    depth = (12 if flags & 0x20 else 10) if flags & 0x40 else 8
     if depth == 8:
         return None
     return from_array(scaled(imagecodecs.avif_decode(encoded), 2**depth - 1))

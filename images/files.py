@@ -15,8 +15,8 @@ import tifffile
 from PIL import Image
 
 from images.bands import bands
-from images.colour import GRAY, colour_space, fitting, to_srgb
-from images.deep import lost_bits, read_deep
+from images.colour import GRAY, checked_profile, colour_space, to_srgb
+from images.deep import left_out, read_deep
 from images.kinds import ImageError, refuse_raw, special_kind
 from images.modes import pixels_of
 from images.opening import opened
@@ -29,8 +29,12 @@ UPRIGHT = {  # its values -> (mirror left and right first, quarter turns to the 
     **{1: (False, 0), 2: (True, 0), 3: (False, 2), 4: (True, 2)},
     **{5: (True, 1), 6: (False, 3), 7: (True, 3), 8: (False, 1)},
 }
+CUT_SHORT = (  # how decoders say so
+    *("image file is truncated", "Truncated File Read"),
+    "png_read_data_fn input stream too small",
+)
 # What has frames or pages; a phone's JPEG has previews.
-ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "FLI", "DCX")
+ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "HEIF", "FLI", "DCX")
 
 
 @dataclass
@@ -108,7 +112,7 @@ def read_picture(path: str | Path) -> Picture:
     picture.rgb = _turned(picture.rgb, *turn)
     if picture.alpha is not None:
         picture.alpha = _turned(picture.alpha, *turn)
-    picture.profile, misfit = fitting(picture.profile, picture.gray)
+    picture.profile, misfit = checked_profile(picture.profile, picture.gray)
     picture.remark = "; ".join(filter(None, (picture.remark, misfit)))
     return picture
 
@@ -119,9 +123,9 @@ def _reason(error: Exception) -> str:
         return str(error) or "not enough memory"
     if strerror := getattr(error, "strerror", None):  # the system's
         return strerror
-    cut_short = str(error).startswith(("image file is truncated", "Truncated File Read"))
-    state = "cut short" if cut_short else f"damaged ({str(error) or type(error).__name__})"
-    return f"it is {state}; get it again"
+    if str(error).startswith(CUT_SHORT):
+        return "it is cut short; get it again"
+    return f"it is damaged ({str(error) or type(error).__name__}); get it again"
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -166,9 +170,13 @@ def _read_other(path: str | Path) -> tuple[Picture, int]:
         frames = getattr(file, "n_frames", 1) if file.format in ANIMATED else 1
         remarks = [f"the first of {frames} frames"] if frames > 1 else []
         converted = file.mode in ("CMYK", "LAB")  # to sRGB, which the profile does not fit
-        pixels = read_deep(file, lambda: opening.content or Path(path).read_bytes())
+
+        def content() -> bytes:
+            return opening.content or Path(path).read_bytes()
+
+        pixels = read_deep(file, content)
         if pixels is None:
-            remarks += lost_bits(file)
+            remarks += left_out(file, content)
             pixels = pixels_of(file)
         profile = None if converted else file.info.get("icc_profile")
         orientation = file.getexif().get(ORIENTATION, 1)
@@ -239,7 +247,7 @@ def _as_held(picture: Picture, kind: FileType) -> tuple[Picture, list[str]]:
     space = colour_space(profile) if profile else b""
     too_large = profile and len(profile) > kind.profile
     misfit = profile and (too_large or (space == GRAY and not kind.gray))
-    if rgb.dtype == np.uint16 and (misfit or not kind.deep):
+    if rgb.dtype == np.uint16 and not kind.deep:
         remarks.append("8 of 16 bits")
         rgb, alpha = to_8_bits(rgb), None if alpha is None else to_8_bits(alpha)
     if misfit:

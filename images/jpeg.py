@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageFile
 
-from images.kinds import ImageError
+from images.kinds import ImageError, cut_short
 
 SOI, EOI, SOS = b"\xff\xd8", b"\xff\xd9", 0xDA
 METADATA = range(0xE0, 0xF0)
@@ -60,7 +60,7 @@ def completed(jpeg: bytes) -> tuple[ImageFile.ImageFile, int]:
         The picture, and how many of its last rows may be made up; mostly 0.
 
     Raises:
-        ImageError: more than 2% and 18 of the rows are missing, or a part of all of them.
+        ImageError: more than 2% and 18 of the rows are missing, or half, or a part of all of them.
         OSError: it cannot be decoded.
     """
     if not _has_all_scans(jpeg):
@@ -71,11 +71,8 @@ def completed(jpeg: bytes) -> tuple[ImageFile.ImageFile, int]:
     # follows is there, and so are all before it; but the last may be the same by chance.
     differs = (np.asarray(image) != np.asarray(other)).reshape(image.height, -1).any(1)
     rows = max(0, int(differs.argmax()) - 1) if differs.any() else image.height
-    if image.height - rows > max(BLOCKS, MISSING * image.height):
-        raise ImageError(
-            f"it is cut short: {rows} of its {image.height} rows are there; get it again, or "
-            "crop it to those"
-        )
+    if image.height - rows > min(max(BLOCKS, MISSING * image.height), image.height // 2):
+        raise ImageError(cut_short(rows, image.height))
     return image, image.height - rows
 
 

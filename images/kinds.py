@@ -19,7 +19,9 @@ from typing import BinaryIO
 import psutil
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-READ = {  # Pillow's names of what it decodes by itself -> suffixes
+# Pillow's names of what it decodes by itself -> suffixes. Not of these: IM and SPIDER, for which
+# it takes files of many other kinds, and PSD, of which it shows a preview that may be missing.
+READ = {
     "PNG": (".png", ".apng"),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".mpo"),
     "WEBP": (".webp",),
@@ -59,6 +61,20 @@ DRAWING = "a drawing or a document, not pixels; export it as PNG at the size tha
 HDR = "it holds light as floating-point numbers; tone-map it and save 16-bit TIFF or PNG"
 SCIENCE = "scientific or medical data; save it as TIFF or PNG with 8 or 16 bits"
 PREVIEW = "a Photo CD, of which only a preview would be read; convert it to TIFF or PNG"
+JPEG = "its kind of JPEG (12 bits, JPEG-LS) is not read, or it is damaged; save it anew as PNG"
+OTHERS = {  # names -> suffixes, and first bytes
+    "JPEG XR": ((".jxr", ".wdp", ".hdp"), (b"II\xbc\x01",)),
+    "JPEG-LS": ((".jls",), ()),
+    "High-throughput JPEG 2000": ((".jph", ".jhc"), ()),
+    "PAM": ((".pam",), (b"P7\n",)),
+    "DPX or Cineon": ((".dpx", ".cin"), (b"SDPX", b"XPDS", b"\x80\x2a\x5f\xd7")),
+    "BPG": ((".bpg",), (b"BPG\xfb",)),
+    "FLIF": ((".flif",), (b"FLIF",)),
+}
+UNREAD = {f"{name} is not read; save it as PNG or TIFF": of for name, of in OTHERS.items()}
+WEB_PAGE = "it is a web page, no image"
+POINTER = "it only points at the file in Git LFS; run `git lfs pull`"
+DOCUMENTS = (DRAWING, WEB_PAGE, POINTER)  # of which a folder may have many that are no images
 REMEDIES = {  # what looks like an image and is not read -> why, and what to do
     HEIF: (".heic", ".heif", ".hif", ".heics", ".heifs"),
     JXL: (".jxl",),
@@ -72,6 +88,7 @@ REMEDIES = {  # what looks like an image and is not read -> why, and what to do
     HDR: (".exr", ".hdr", ".rgbe"),
     SCIENCE: (".fits", ".dcm"),
     PREVIEW: (".pcd",),
+    **{reason: of[0] for reason, of in UNREAD.items()},
 }
 PLUGINS = {  # of those, what a package teaches Pillow -> its module, and Pillow's name
     HEIF: ("pillow_heif", "HEIF"),
@@ -84,12 +101,18 @@ MAGIC = {  # first bytes of such files, whatever they are called; "ftyp" stands 
     RAW: (b"ftypcrx", b"II*\0\x10\0\0\0CR", b"FUJIFILMCCD-RAW", b"IIRO", b"IIU\0", b"\0MRM"),
     LAYERS: (b"8BPS", b"gimp xcf"),
     DRAWING: (b"%!PS", b"\xc5\xd0\xd3\xc6", b"%PDF", b"<svg", b"<?xml", b"\xd7\xcd\xc6\x9a"),
-    HDR: (b"v/1\x01", b"#?RADIANCE", b"#?RGBE"),
+    HDR: (b"v/1\x01", b"#?RADIANCE", b"#?RGBE", b"PF\n"),
     SCIENCE: (b"SIMPLE  =",),
     AVIF: (b"ftypavi",),
-    "it is a web page, no image": (b"<!doctype", b"<!DOCTYPE", b"<html"),
-    "it only points at the file in Git LFS; run `git lfs pull`": (b"version https://g",),
+    **{reason: of[1] for reason, of in UNREAD.items()},
+    WEB_PAGE: (b"<!doctype", b"<!DOCTYPE", b"<html"),
+    POINTER: (b"version https://g",),
 }
+CERTAIN = (  # first bytes of what is read that hardly any other file has, whatever it is called
+    *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"qoif", b"DDS \x7c\0\0\0"),
+    *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"),
+)
+UNFINISHED = (".part", ".crdownload", ".download", ".tmp")  # of programs that still write them
 SPECIAL = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -127,7 +150,7 @@ class Found:
 def find_images(folder: str | Path) -> Found:
     """Every image below `folder`, in depth; hidden files and folders are passed over.
 
-    A file without any suffix is an image if it begins like one.
+    A file without any suffix, or with one that no image has, is an image if it begins like one.
     """
     images: list[Path] = []
     others: dict[str, list[Path]] = {}  # reason -> files
@@ -158,8 +181,8 @@ def find_images(folder: str | Path) -> Found:
 def _reason_against(path: Path) -> str | None:
     """Why a file of a folder is not read; None if it is, "" if it does not look like an image."""
     suffix = path.suffix.lower()
-    if suffix and suffix not in _suffixes() and suffix not in NOT_READ:
-        return ""
+    if suffix and not has_suffix(path):
+        return _reason_by_content(path)
     try:
         special = special_kind(path)
     except OSError as error:
@@ -175,7 +198,30 @@ def _reason_against(path: Path) -> str | None:
         with open_image(path) as file:
             return None if file.format != "TGA" else NOT_READ.get(suffix, "")  # a mere guess
     except Exception as error:  # Pillow's plugins raise a dozen types on what they do not expect
-        return str(error) if suffix else ""
+        return str(error) if suffix else _reason_by_content(path)
+
+
+def _reason_by_content(path: Path) -> str | None:
+    """The same by a file's first bytes alone, where hardly any other file has such."""
+    try:
+        if path.suffix.lower() in UNFINISHED or special_kind(path):
+            return ""
+        start = _start(path)
+    except OSError:  # a link that leads nowhere, or a file that may not be read
+        return ""
+    if start.startswith(CERTAIN) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP"):
+        return None
+    reason = _named_by(start)
+    if reason == AVIF:
+        return None if "AVIF" in _formats() else AVIF
+    if reason in DOCUMENTS:
+        return ""
+    return None if _is_there(reason) else reason
+
+
+def _is_there(kind: str) -> bool:
+    """Whether the package that teaches Pillow a kind of file is installed."""
+    return kind in PLUGINS and find_spec(PLUGINS[kind][0].partition(".")[0]) is not None
 
 
 def _line(paths: list[Path], reason: str) -> str:
@@ -185,6 +231,12 @@ def _line(paths: list[Path], reason: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------- one file
+
+
+def has_suffix(path: Path) -> bool:
+    """Whether a name ends in an image's suffix; any other ending is a part of the name."""
+    suffix = path.suffix.lower()
+    return suffix in NOT_READ or any(suffix in suffixes for suffixes in READ.values())
 
 
 def special_kind(path: str | Path) -> str:
@@ -247,7 +299,7 @@ def _unidentified(path: str | Path, start: bytes, formats: list[str]) -> str:
     """Why a file that begins like this is none of these formats."""
     unknown = "it is no image, or a damaged one" if start else "it is empty"
     names = {AVIF: "AVIF"} | {kind: name for kind, (_, name) in PLUGINS.items()}
-    reason = _named_by(start)
+    reason = JPEG if start.startswith(b"\xff\xd8\xff") else _named_by(start)
     if names.get(reason) in formats:  # so it can be read here, in principle
         return unknown
     return reason or NOT_READ.get(Path(path).suffix.lower(), unknown)
@@ -261,11 +313,18 @@ def _start(path: str | Path) -> bytes:
 def _named_by(start: bytes) -> str:
     """The reason of `MAGIC` that a file's first bytes stand for, or nothing."""
     marks = start[4:] if start[4:8] == b"ftyp" else start
-    if (
-        marks.startswith(b"ftyp") and b"avif" in marks
-    ):  # among the brands that it is compatible with
+    # It may be only among the brands that the file is compatible with.
+    if marks.startswith(b"ftyp") and b"avif" in marks:
         return AVIF
     return next((reason for reason, magic in MAGIC.items() if marks.startswith(magic)), "")
+
+
+def cut_short(rows: int, height: int) -> str:
+    """The reason against a picture of which the first rows are there."""
+    if rows == 0:
+        return "it is cut short; get it again"
+    there = f"{rows} of its {height} rows are there"
+    return f"it is cut short: {there}; get it again, or crop it to those"
 
 
 def refuse_too_large(width: int, height: int) -> None:
@@ -306,8 +365,7 @@ class NoLimit(AbstractContextManager):
 @cache
 def _suffixes() -> frozenset[str]:
     """Of all files that are read here."""
-    packages = {kind: module.partition(".")[0] for kind, (module, _) in PLUGINS.items()}
-    added = [REMEDIES[kind] for kind, package in packages.items() if find_spec(package)]
+    added = [REMEDIES[kind] for kind in PLUGINS if _is_there(kind)]
     return frozenset(suffix for suffixes in (*READ.values(), *added) for suffix in suffixes)
 
 

@@ -8,11 +8,10 @@ import numpy as np
 from PIL import ImageCms
 
 from images.bands import bands
+from images.colour import SRGB_PROFILE
 from images.kinds import ImageError
 
-SRGB, LAB = (
-    ImageCms.ImageCmsProfile(ImageCms.createProfile(name)).tobytes() for name in ("sRGB", "LAB")
-)
+LAB = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
 
 
 class Pixels(NamedTuple):
@@ -83,7 +82,11 @@ def rgb_of_inks(inks: np.ndarray, profile: bytes | None) -> np.ndarray:
     if profile:
         try:
             return imagecodecs.cms_transform(
-                np.ascontiguousarray(inks), profile, SRGB, colorspace="cmyk", outcolorspace="rgb"
+                np.ascontiguousarray(inks),
+                profile,
+                SRGB_PROFILE,
+                colorspace="cmyk",
+                outcolorspace="rgb",
             )
         except (imagecodecs.CmsError, ValueError):  # one that is broken is as good as none
             pass
@@ -111,7 +114,7 @@ def rgb_of_lab(levels: np.ndarray, full: int, signed: bool) -> np.ndarray:
         lab[..., 0] *= 100 / full
         lab[..., 1:] = (levels[..., 1:] ^ (128 * step if signed else 0)) / step - 128.0
         return imagecodecs.cms_transform(
-            lab, LAB, SRGB, colorspace="lab", outcolorspace="rgb", outdtype=levels.dtype
+            lab, LAB, SRGB_PROFILE, colorspace="lab", outcolorspace="rgb", outdtype=levels.dtype
         )
 
     return in_bands(look_up, levels)

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from images.kinds import ImageError
+from images.kinds import ImageError, cut_short
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 IEND = b"\0\0\0\0IEND\xae\x42\x60\x82"
@@ -14,7 +14,14 @@ NEEDED = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")  # of the ancillary ones
 COLOURS = {b"cICP": 4, b"iCCP": 3, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}  # and their least lengths
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 HELD = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts that say how the camera was
+PIECE = 2**14  # bytes that are inflated at a time, to 1000 times as many at most
 LARGEST_PROFILE = 2**26  # bytes; what unpacks to more is no profile
+PALETTE = 3  # a colour type
+CHANNELS = {0: 1, 2: 3, PALETTE: 1, 4: 2, 6: 4}  # by colour type
+PASSES = (  # of interlaced rows: first column and row, and the steps to the next ones
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)),
+    (0, 1, 1, 2),
+)
 
 
 @dataclass
@@ -39,13 +46,16 @@ def take_apart(png: bytes) -> Chunks:
         png: a file, perhaps a damaged one.
 
     Raises:
-        ImageError: the checksum of a critical chunk is wrong.
+        ImageError: the checksum of a chunk that pixels need is wrong, or there is no palette.
     """
     parts, chunks = [SIGNATURE], Chunks(b"")
+    of_palette = png[25:26] == bytes([PALETTE])  # else a PLTE chunk is only a suggestion
     kind = whole = b""
     for kind, data, whole, intact in _chunks(png):
         name = kind.decode("latin-1")
-        critical = not kind[0] & 0x20
+        if kind == b"IEND":  # which has no content, and so no damage
+            whole, intact = IEND, True
+        critical = not kind[0] & 0x20 and (kind != b"PLTE" or of_palette)
         needed = kind in NEEDED or (kind in TEXTS and data.startswith(HELD))
         if critical and not intact:
             raise ImageError(f"its {name} chunk is damaged (wrong checksum); get the file again")
@@ -61,6 +71,8 @@ def take_apart(png: bytes) -> Chunks:
         if len(whole) == 12 + int.from_bytes(whole[:4], "big"):  # the last one is complete
             parts.append(IEND)
     chunks.slim = b"".join(parts)
+    if of_palette and not any(part[4:8] == b"PLTE" for part in parts):
+        raise ImageError("its palette is missing; is it damaged?")
     return chunks
 
 
@@ -82,6 +94,39 @@ def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes, bytes, bool]]:
             not complete or checksum == zlib.crc32(whole[4:-4]),
         )
         at += 12 + length
+
+
+def refuse_missing_rows(png: bytes) -> None:
+    """Find out whether compressed pixels are there to the last, which decoders may not ask.
+
+    Raises:
+        ImageError: they end before, or are damaged.
+    """
+    width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", png, 16)
+    bits = depth * CHANNELS[colour]
+    row = 1 + -(-width * bits // 8)
+    needed = _interlaced_bytes(width, height, bits) if interlaced else row * height
+    inflate, count = zlib.decompressobj(), 0
+    try:
+        for kind, data, _, _ in _chunks(png):
+            for start in range(0, len(data) if kind == b"IDAT" else 0, PIECE):
+                count += len(inflate.decompress(data[start : start + PIECE]))
+    except zlib.error as error:
+        raise ImageError(f"it is damaged ({error}); get it again") from error
+    if count >= needed:
+        return
+    if interlaced:
+        raise ImageError("it is cut short: only a coarse version of it is there; get it again")
+    raise ImageError(cut_short(count // row, height))
+
+
+def _interlaced_bytes(width: int, height: int, bits: int) -> int:
+    """Of all passes (PNG, section 8); a pass without columns has no rows either."""
+    total = 0
+    for left, top, right, down in PASSES:
+        columns, rows = -(-(width - left) // right), -(-(height - top) // down)
+        total += rows * (1 + -(-columns * bits // 8)) if columns > 0 else 0
+    return total
 
 
 def profile_in(chunk: bytes) -> bytes | None:

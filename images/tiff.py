@@ -83,11 +83,33 @@ def read_tiff(path: str | Path) -> Tiff:
 
 def _pictures(file: TiffFile) -> list[TiffPage]:
     """The pages that are no thumbnails and no masks."""
-    pages = [page for page in file.pages if isinstance(page, TiffPage)]
+    pages, broken = _pages(file)
     whole = [page for page in pages if not page.subfiletype & (REDUCED | MASK)]
     if not whole and pages[0].subifds:
         raise ImageError("it is a raw photograph with a preview; save it as plain TIFF")
+    if not whole and broken:
+        raise ImageError("all but a thumbnail or a mask in it is damaged; get it again")
     return whole or pages[:1]
+
+
+def _pages(file: TiffFile) -> tuple[list[TiffPage], bool]:
+    """The chain of pages, and whether it ends at a damaged one, or at one that it had before."""
+    pages: list[TiffPage] = []
+    seen = set()
+    try:
+        for page in file.pages:  # never their number: tifffile would count a loop for ever
+            if page.offset in seen or not isinstance(page, TiffPage):
+                return pages, True
+            if pages and page.imagewidth * page.imagelength == 0:
+                return pages, True
+            seen.add(page.offset)
+            pages.append(page)
+    except Exception:  # of many types
+        if not pages:
+            raise
+        return pages, True
+    file.filehandle.seek(file.pages.next_page_offset or 0)
+    return pages, any(file.filehandle.read(file.tiff.offsetsize))  # which leads out of the file
 
 
 def _photometric(page: TiffPage) -> int:
@@ -173,9 +195,16 @@ def _by_tifffile(page: TiffPage) -> Pixels:
 
 def _levels(page: TiffPage) -> np.ndarray:
     """(H, W, C): what the file says of each pixel."""
-    present = zip(page.dataoffsets, page.databytecounts, strict=False)
-    size = page.parent.filehandle.size + len(b"\xff\xd9")  # JPEG's end, which nobody misses
-    if sum(count > 0 and start + count <= size for start, count in present) < np.prod(page.chunked):
+    told = list(zip(page.dataoffsets, page.databytecounts, strict=False))
+    size = page.parent.filehandle.size
+    if page.compression == COMPRESSION.NONE:
+        page.databytecounts = _needed_bytes(page)  # whatever the file says that they are
+    else:
+        size += len(b"\xff\xd9")  # JPEG's end, which nobody misses
+    places = zip(page.dataoffsets, page.databytecounts, strict=False)
+    present = sum(start > 0 < count and start + count <= size for start, count in places)
+    sparse = told.count((0, 0))  # GDAL's word for zeros
+    if present == 0 or present + sparse < np.prod(page.chunked):
         # JPEG's decoder would make up what is not there, and tifffile leave whole strips black.
         raise ImageError("it is cut short; get it again")
     try:
@@ -187,6 +216,21 @@ def _levels(page: TiffPage) -> np.ndarray:
     levels = levels.view(np.uint8) if levels.dtype == bool else levels
     separate = page.planarconfig == PLANARCONFIG.SEPARATE
     return np.moveaxis(levels[..., 0], 0, -1) if separate else levels[0]
+
+
+def _needed_bytes(page: TiffPage) -> tuple[int, ...]:
+    """The bytes of each strip or tile without compression; 0 of one that has no place."""
+    separate = page.planarconfig == PLANARCONFIG.SEPARATE
+    channels = 1 if separate else page.samplesperpixel
+    width = page.tilewidth or page.imagewidth
+    height = page.tilelength or page.rowsperstrip or page.imagelength
+    row = -(-width * channels * page.bitspersample // 8)
+    strips = -(-page.imagelength // height)  # of one plane
+    counts = []
+    for i, offset in enumerate(page.dataoffsets):
+        rows = height if page.is_tiled else min(height, page.imagelength - i % strips * height)
+        counts.append(row * rows if offset else 0)
+    return tuple(counts)
 
 
 def _alpha_channel(page: TiffPage, colours: int) -> int | None:

@@ -39,12 +39,12 @@ def srgb_decode(v):
     return np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
 
 
-def as_srgb(image, xy, decode):
-    """uint8 (H, W, 3) with those primaries and curve, as 8-bit sRGB."""
-    linear = decode(image / 255.0) @ (np.linalg.inv(to_xyz(XY_SRGB)) @ to_xyz(xy)).T
+def as_srgb(image, xy, decode, top=255):
+    """(H, W, 3) with those primaries and curve, as sRGB in which `top` is full, too."""
+    linear = decode(image / top) @ (np.linalg.inv(to_xyz(XY_SRGB)) @ to_xyz(xy)).T
     linear = linear.clip(0, 1)
     encoded = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.rint(encoded * 255)
+    return np.rint(encoded * top)
 
 
 def shown(path):
@@ -284,6 +284,21 @@ def test_a_large_profile_is_in_files_that_pillow_opens(size, suffix, dtype, tmp_
     if turned:
         expected = as_srgb(PATCHES, XY_P3, srgb_decode)
         assert np.percentile(np.abs(shown(tmp_path / f"x{suffix}") - expected), 98) <= 1
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_a_large_profile_costs_no_bits_where_16_are_held(alpha, tmp_path):
+    large = struct.pack(">I", 2**21) + P3[4:] + b"\0" * (2**21 - len(P3))
+    ramp = np.arange(0, 65536, 97).astype(np.uint16).reshape(4, 169)
+    rgb = np.dstack([ramp, ramp[::-1], ramp[:, ::-1]])
+    given = Picture(rgb, ramp if alpha else None, profile=large)
+    remark = write_picture(given, tmp_path / "x.png")
+    assert remark == "colours turned into sRGB, as PNG cannot hold their profile"
+    picture = read_picture(tmp_path / "x.png")
+    assert picture.rgb.dtype == np.uint16 and picture.profile is None
+    assert not alpha or np.array_equal(picture.alpha, ramp)
+    expected = as_srgb(rgb, XY_P3, srgb_decode, top=65535)
+    assert np.percentile(np.abs(picture.rgb - expected), 85) <= 32  # an eighth of 8 bits' step
 
 
 # ------------------------------------------------------------------------------------ what is shown

@@ -19,6 +19,7 @@ from PIL import Image, features
 from images import kinds
 from images.files import read_picture
 from images.kinds import HEIF, NOT_READ, RAW, READ, ImageError, find_images
+from upscaling.jobs import plan
 
 TRUE = np.dstack([np.mgrid[0:32, 0:32][0] * 7, np.mgrid[0:32, 0:32][1] * 7, np.full((32, 32), 90)])
 TRUE = TRUE.astype(np.uint8)
@@ -171,6 +172,16 @@ def test_heic_is_read_where_its_package_is_installed(tmp_path):
         assert np.abs(read_picture(tmp_path / name).rgb.astype(int) - TRUE).max() <= 3
 
 
+def test_the_first_of_several_pictures_of_a_heic_is_told(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    heif = pillow_heif.from_pillow(Image.fromarray(TRUE))
+    heif.add_from_pillow(Image.fromarray(TRUE[::-1]))
+    heif.save(tmp_path / "x.heic", quality=-1, chroma=444)
+    picture = read_picture(tmp_path / "x.heic")
+    assert np.abs(picture.rgb.astype(int) - TRUE).max() <= 3
+    assert picture.remark == "the first of 2 frames"
+
+
 def test_a_damaged_heic_is_not_sent_to_a_package_that_is_there(tmp_path):
     pytest.importorskip("pillow_heif")
     (tmp_path / "x.heic").write_bytes(box(b"heic") + b"\0" * 400)
@@ -202,6 +213,96 @@ def test_a_picture_with_a_wrong_suffix_is_an_image_of_its_folder(tmp_path):
     found = find_images(tmp_path)
     assert [path.name for path in found.images] == ["a.heic", "b.CR2", "c.psd", "d"]
     assert all(np.array_equal(read_picture(path).rgb, TRUE) for path in found.images)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.jpg_large",
+        "a.pjpeg",
+        "a.img",
+        "a.jpeg~",
+        "a.png.bak",
+        "a.orig",
+        "v1.2",
+        "a.JPG_",
+        "a.dat",
+    ],
+)
+@pytest.mark.parametrize(
+    "format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "JPEG2000", "QOI", "AVIF"]
+)
+def test_a_suffix_that_no_image_has_hides_none(format, name, tmp_path):
+    if format == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    (tmp_path / name).write_bytes(encoded(format))
+    assert find_images(tmp_path) == kinds.Found([tmp_path / name], [])
+
+
+@pytest.mark.parametrize("suffix", ["", ".img", ".jpg_large", ".png"])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"II\xbc\x01" + bytes(60), "JPEG XR is not read; save it as"),
+        (b"P7\nWIDTH 1\n", "PAM is not read"),
+        (b"SDPX" + bytes(60), "DPX or Cineon is not read"),
+        (b"BPG\xfb" + bytes(60), "BPG is not read"),
+        (b"8BPS\0\1" + bytes(40), "layers; export it"),
+        (b"PF\n1 1\n-1.0\n" + bytes(12), "tone-map"),
+        (box(b"crx "), "raw file; develop it"),
+    ],
+)
+def test_what_is_not_read_is_named_whatever_its_suffix(content, words, suffix, tmp_path):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    found = find_images(tmp_path)
+    assert len(found.others) == (suffix != ".png") and all(words in line for line in found.others)
+    with pytest.raises(ImageError, match=words):
+        read_picture(path)
+
+
+@pytest.mark.parametrize("name", ["x", "x.img"])
+def test_heic_and_jpeg_xl_are_named_without_their_suffix(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(kinds, "find_spec", lambda name: None)
+    monkeypatch.setattr(kinds, "_installed", lambda module: False)
+    for content, words in ((box(b"heic"), "pillow-heif"), (b"\xff\x0a\0\0", "pillow-jxl-plugin")):
+        (tmp_path / name).write_bytes(content)
+        (line,) = find_images(tmp_path).others
+        assert f"pip install {words}" in line
+
+
+@pytest.mark.parametrize("suffix, kind", [(".jpg", 0xC1), (".jls", 0xF7)])
+def test_kinds_of_jpeg_that_are_not_read_are_named(suffix, kind, tmp_path):
+    frame = struct.pack(">BBHBHHBBBB", 0xFF, kind, 11, 12, 8, 8, 1, 1, 0x11, 0)
+    (tmp_path / f"x{suffix}").write_bytes(b"\xff\xd8" + frame + b"\xff\xd9")
+    with pytest.raises(
+        ImageError, match=r"its kind of JPEG .* is not read, or it is damaged; save"
+    ):
+        read_picture(tmp_path / f"x{suffix}")
+
+
+def test_other_files_and_unfinished_ones_are_passed_over(tmp_path):
+    for name, content in {
+        **{"a.txt": b"BM is how a text may begin", "a.py": b"GIF = 89", "a.json": b"{}"},
+        **{"a.html": b"<!doctype html>", "a.xml": b"<?xml version='1.0'?>", "a.bin": bytes(64)},
+        **{"a.md": b"version https://git-lfs.github.com/spec/v1\n", "a.pt": b"PK\3\4", "e.x": b""},
+        **{"a.part": encoded("PNG"), "b.jpg.crdownload": encoded("JPEG"), "c.tmp": encoded("PNG")},
+    }.items():
+        (tmp_path / name).write_bytes(content)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.img")
+        (tmp_path / "gone.img").symlink_to("nowhere")
+    assert find_images(tmp_path) == kinds.Found([], [])
+
+
+def test_results_of_files_with_other_suffixes_keep_their_whole_names(tmp_path):
+    names = ("a.jpg", "a.jpg_large", "a.img", "a.png.bak", "a.jpeg~")
+    for name in names:
+        (tmp_path / name).write_bytes(encoded("JPEG"))
+    jobs, others, _ = plan(tmp_path, tmp_path / "out")
+    targets = {job.source.name: job.target.name for job in jobs}
+    assert others == [] and targets.pop("a.jpg") == "a.png"
+    assert targets == {name: f"{name}.png" for name in names[1:]}
 
 
 # -------------------------------------------------------------------------------- what is no file

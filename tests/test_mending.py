@@ -75,6 +75,12 @@ def test_a_few_missing_rows_are_told(kind, cut, read):
     assert rows <= 18 and (changed >= len(PHOTO) - rows).all() and (rows or cut == 3)
 
 
+@pytest.mark.parametrize("height, cut", [(10, 100), (16, 60), (30, 60)])
+def test_at_least_half_of_a_picture_is_there(height, cut, read):
+    with pytest.raises(ImageError, match=r"it is cut short(: \d+ of its 30 rows are there)?; get"):
+        read(encoded("JPEG", PHOTO[:height], quality=90)[:-cut])
+
+
 def test_what_is_made_up_is_nothing_to_learn_from(tmp_path):
     (tmp_path / "x.jpg").write_bytes(photo("baseline")[:-40])
     with pytest.raises(ImageError, match=r"x\.jpg: it is cut short: its last \d+ rows"):
@@ -235,6 +241,30 @@ def test_damaged_pixels_are_refused(bits, read):
             read(broken)
     with pytest.raises(ImageError, match=r"x\.bin: "):
         read(png[: len(png) // 2])
+
+
+@pytest.mark.parametrize("bits", PNGS)
+def test_a_wrong_checksum_matters_only_where_pixels_depend_on_it(bits, read):
+    png, suggested = PNGS[bits], chunk(b"PLTE", bytes(9), wrong=1)
+    for content in (png[:-1] + b"\0", png[:-4], png[:33] + suggested + png[33:]):
+        picture = read(content)
+        assert np.array_equal(picture.rgb // (257 if bits == 16 else 1), PHOTO)
+        assert picture.remark == ""
+    header = png[:29] + bytes([png[29] ^ 1]) + png[30:]
+    with pytest.raises(ImageError, match="its IHDR chunk is damaged"):
+        read(header)
+
+
+def test_a_palette_is_needed_by_what_has_one(read):
+    png = encoded("PNG", PHOTO[..., 0])
+    header = chunk(b"IHDR", png[16:25] + b"\3" + png[26:29])
+    palette = np.random.default_rng(2).integers(0, 256, (256, 3), np.uint8)
+    picture = read(png[:8] + header + chunk(b"PLTE", palette.tobytes()) + png[33:])
+    assert np.array_equal(picture.rgb, palette[PHOTO[..., 0]])
+    with pytest.raises(ImageError, match="its PLTE chunk is damaged"):
+        read(png[:8] + header + chunk(b"PLTE", palette.tobytes(), wrong=1) + png[33:])
+    with pytest.raises(ImageError, match=r"its palette is missing; is it damaged\?"):
+        read(png[:8] + header + png[33:])
 
 
 @pytest.mark.parametrize("bits", PNGS)

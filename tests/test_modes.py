@@ -148,8 +148,8 @@ def test_numbers_of_no_picture_are_refused(tmp_path):
 # ------------------------------------------------------------------------------------------- PNG
 
 
-def png(levels, bits, *chunks, interlaced=False):
-    """From the specification: (H, W, 1 to 4), filter 0."""
+def png(levels, bits, *chunks, interlaced=False, missing=0):
+    """From the specification: (H, W, 1 to 4), filter 0; without so many of the last bytes."""
 
     def rows(pixels):
         spread = (pixels[..., None] >> np.arange(bits)[::-1]) & 1
@@ -158,7 +158,8 @@ def png(levels, bits, *chunks, interlaced=False):
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[levels.shape[2]]
     header = struct.pack(">IIBBBBB", *levels.shape[1::-1], bits, kind, 0, 0, interlaced)
     passes = [levels[top::down, left::right] for top, left, down, right in PASSES]
-    data = zlib.compress(b"".join(map(rows, passes)) if interlaced else rows(levels))
+    data = b"".join(map(rows, passes)) if interlaced else rows(levels)
+    data = zlib.compress(data[: len(data) - missing])
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in [(b"IHDR", header), *chunks, (b"IDAT", data), (b"IEND", b"")]
@@ -186,6 +187,50 @@ def test_a_level_or_colour_that_stands_for_transparency(channels, bits, interlac
     white = 2**bits - 1
     alpha = (levels != key).any(-1, keepdims=True) * white
     assert_same(picture, by_value(np.concatenate((levels, alpha), -1), white))
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("channels, bits", [(1, 1), (1, 2), (1, 4), (1, 8), (2, 8), (3, 8), (4, 8)])
+@pytest.mark.parametrize("key", [False, True])
+def test_a_png_whose_pixels_end_early_is_refused(channels, bits, interlaced, key, tmp_path):
+    levels = noise(channels, bits)
+    levels[-2:] = 0  # a black border, which rows that are not there look like
+    chunks = [(b"tRNS", bytes(2 * channels))] if key and channels in (1, 3) else []
+    for side in (1, 2, 5, HEIGHT):  # some without a pixel in some passes
+        picture = png(levels[-side:, :side], bits, *chunks, interlaced=interlaced)
+        expected = by_value(levels[-side:, :side], 2**bits - 1)
+        read_back = read(tmp_path, "x.png", picture)
+        assert np.array_equal(read_back.rgb[..., :1], expected[..., :1])
+        assert not read_back.remark
+    row = 1 + -(-WIDTH * channels * bits // 8)
+    for missing, rows in ((1, HEIGHT - 1), (row, HEIGHT - 1), (3 * row, HEIGHT - 3)):
+        told = (
+            "only a coarse version of it is" if interlaced else f"{rows} of its {HEIGHT} rows are"
+        )
+        with pytest.raises(ImageError, match=rf"x.png: it is cut short: {told} there"):
+            read(
+                tmp_path,
+                "x.png",
+                png(levels, bits, *chunks, interlaced=interlaced, missing=missing),
+            )
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_a_deep_png_is_told_like_others_and_libpng_says_nothing(
+    interlaced, tmp_path, capfd, caplog
+):
+    levels = noise(3)
+    whole = png(levels, 16, interlaced=interlaced)
+    assert_same(read(tmp_path, "x.png", whole), levels)
+    for content, words in (
+        (png(levels, 16, missing=6 * WIDTH * 4), rf"cut short: \d+ of its {HEIGHT} rows are there"),
+        (whole[:-20], "cut short; get it again"),
+        (whole[: len(whole) // 2], "cut short(: | of|; get it again)"),
+        (png(levels, 16, missing=10**6), "cut short; get it again"),
+    ):
+        with pytest.raises(ImageError, match=rf"x.png: it is {words}"):
+            read(tmp_path, "x.png", content)
+    assert capfd.readouterr().err == "" and not caplog.records
 
 
 @pytest.mark.parametrize("colours", [2, 4, 16, 256])
@@ -259,12 +304,29 @@ def test_avif(bits, channels, tmp_path):
     options = dict(level=100, bitspersample=bits, pixelformat=layout)
     encoded = imagecodecs.avif_encode(levels.squeeze(), **options)
     assert_same(read(tmp_path, "x.avif", encoded), by_value(levels, 2**bits - 1))
+    # Without the box that repeats the number of bits, which encoders may leave out.
+    without = encoded.replace(b"pixi", b"free")
+    assert_same(read(tmp_path, "x.avif", without), by_value(levels, 2**bits - 1))
 
 
 def test_what_pillow_reduces_is_said(tmp_path):
     Image.fromarray(noise(3, 8)).save(tmp_path / "x.sgi", bpc=2)
     picture = read_picture(tmp_path / "x.sgi")
     assert np.array_equal(picture.rgb, noise(3, 8)) and picture.remark == "8 of 16 bits"
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "dib"])
+@pytest.mark.parametrize("fourth, remark", [(0, ""), (255, ""), (None, "3 of 4 channels")])
+def test_fourth_bytes_of_bmp_are_told_where_they_say_something(suffix, fourth, remark, tmp_path):
+    pixels = noise(4, 8)
+    pixels[..., 3] = pixels[..., 3] if fourth is None else fourth
+    header = struct.pack("<IiiHHI20x", 40, WIDTH, -HEIGHT, 1, 32, 0)
+    head = struct.pack("<2sI4xI", b"BM", 54 + pixels.size, 54) if suffix == "bmp" else b""
+    content = head + header + pixels[..., [2, 1, 0, 3]].tobytes()
+    picture = read(tmp_path, f"x.{suffix}", content)
+    assert np.array_equal(picture.rgb, pixels[..., :3]) and picture.remark == remark
+    with pytest.raises(ImageError, match="it is cut short; get it again"):
+        read(tmp_path, f"x.{suffix}", content[:-99])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

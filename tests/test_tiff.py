@@ -446,6 +446,73 @@ def test_the_first_of_several_frames_is_taken(tmp_path):
     assert same(picture, frames[0, ..., 0]) and picture.remark == "the first of 3 frames"
 
 
+@pytest.mark.parametrize("pages", [1, 3])
+@pytest.mark.parametrize("damage", ["loop", "garbage", "zeros", "outside", "end"])
+def test_a_damaged_chain_of_pages_has_those_before_the_damage(damage, pages, tmp_path):
+    pixels = noise(3, 8)
+    more = [(pixels, dict(photometric="rgb"))] * (pages - 1)
+    read(tmp_path, pixels, photometric="rgb", pages=more)
+    with_next_page(tmp_path / "x.tif", damage)
+    picture = read_picture(tmp_path / "x.tif")
+    assert same(picture, pixels)
+    assert picture.remark == (f"the first of {pages} frames" if pages > 1 else "")
+    tifffile.imwrite(tmp_path / "x.tif", pixels, metadata=None, subfiletype=1)
+    with_next_page(tmp_path / "x.tif", damage)
+    with pytest.raises(ImageError, match=r"all but a thumbnail .* is damaged; get it again"):
+        read_picture(tmp_path / "x.tif")
+
+
+def with_next_page(path, damage):
+    """Change where the last page of a file says that the next one is."""
+    content = bytearray(path.read_bytes())
+    field = 4
+    while (page := struct.unpack_from("<I", content, field)[0]) != 0:
+        last, field = page, page + 2 + 12 * struct.unpack_from("<H", content, page)[0]
+    garbage = {"garbage": b"\1\0" + b"\xaa" * 16, "zeros": bytes(18)}.get(damage, b"")
+    target = {"loop": last, "outside": 0xFFFFFFF0, "end": len(content) - 1}
+    struct.pack_into("<I", content, field, target.get(damage, len(content)))
+    path.write_bytes(content + garbage)
+
+
+@pytest.mark.parametrize("layout", ["strips", "tiles", "planar"])
+@pytest.mark.parametrize("count", [0, 1, 10**9])
+def test_what_bytes_without_compression_say_of_their_number_is_not_needed(count, layout, tmp_path):
+    options = LAYOUTS.get(layout, dict(planarconfig="separate", rowsperstrip=3))
+    pixels = noise(3, 8)
+    stored = np.moveaxis(pixels, -1, 0) if layout == "planar" else pixels
+    read(tmp_path, stored, photometric="rgb", **options)
+    change_tags(tmp_path / "x.tif", {279: count, 325: count})
+    assert same(read_picture(tmp_path / "x.tif"), pixels)
+    place = (tmp_path / "x.tif").stat().st_size - 9
+    change_tags(tmp_path / "x.tif", {273: place, 324: place}, slice(-1, None))
+    with pytest.raises(ImageError, match=r"x.tif: it is cut short; get it again"):
+        read_picture(tmp_path / "x.tif")
+
+
+def change_tags(path, values, only=slice(None)):
+    """Set (some) numbers of a tag to others."""
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        for code in values.keys() & {*file.pages.first.tags.keys()}:
+            tag = file.pages.first.tags[code]
+            numbers = np.atleast_1d(tag.value).astype(np.uint32)
+            numbers[only] = values[code]
+            tag.overwrite(numbers.tolist(), dtype="I")
+
+
+@pytest.mark.parametrize("layout", ["strips", "tiles", "deflate"])
+def test_a_strip_without_a_place_is_zeros_as_gdal_has_it(layout, tmp_path):
+    pixels = noise(3, 8)
+    read(tmp_path, pixels, **LAYOUTS[layout])
+    change_tags(tmp_path / "x.tif", {273: 0, 279: 0, 324: 0, 325: 0}, slice(1, 2))
+    picture = read_picture(tmp_path / "x.tif")
+    rows = dict(strips=slice(3, 6), deflate=slice(7, 14), tiles=slice(0, 16))[layout]
+    pixels[rows, 16 if layout == "tiles" else 0 :] = 0
+    assert same(picture, pixels)
+    change_tags(tmp_path / "x.tif", {273: 0, 279: 0, 324: 0, 325: 0})
+    with pytest.raises(ImageError, match="cut short"):  # nothing is there
+        read_picture(tmp_path / "x.tif")
+
+
 def test_a_raw_photograph_is_refused_not_its_preview(tmp_path):
     preview = (noise(3, 8), dict(photometric="rgb", subfiletype=1, subifds=1))
     with pytest.raises(ImageError, match="it is a raw photograph with a preview"):

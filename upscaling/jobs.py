@@ -1,17 +1,13 @@
 """What is read from where and written to where, all of it checked before any work."""
 
-import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from images.files import WRITTEN
-from images.kinds import NOT_READ, READ
+from images.kinds import has_suffix
 from images.names import fitting, longest_name, name_length
 from upscaling.inputs import UsageError, find_inputs, find_partner, partners_in
-
-# What a path ends in that names an image, of whatever kind, and no folder.
-IMAGE_SUFFIXES = {*WRITTEN, *NOT_READ, *itertools.chain(*READ.values())}
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,8 @@ def plan(
     jobs = []
     for path in found.images:
         relative = path.relative_to(root)
-        target = named or folder / relative.with_name(path.stem + suffix + ending(path, kind))
+        name = path.stem if has_suffix(path) else path.name  # a.jpg_large is not a.jpg
+        target = named or folder / relative.with_name(name + suffix + ending(path, kind))
         strip = target.relative_to(folder).with_suffix(".png") if compare else None
         comparison = fitting(folder / "compare" / strip) if strip else None
         jobs.append(Job(path, target, comparison, find_partner(relative, high_res)))
@@ -82,7 +79,7 @@ def result_file(source: Path, output: Path, kind: str | None, suffix: str) -> Pa
         UsageError: it names a file that cannot be the result.
     """
     chosen = output.suffix.lower()
-    if os.path.isdir(output) or chosen not in IMAGE_SUFFIXES:
+    if os.path.isdir(output) or not has_suffix(output):
         return None
     if os.path.isdir(source):
         raise UsageError(f"{source} is a folder, but {output} names one image: give -o a folder")
