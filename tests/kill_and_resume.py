@@ -116,7 +116,7 @@ def main() -> int:
         killed += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
         os.close(reader)
         last = Path("checkpoints", name, "last.pt")
-        writing += any(last.parent.glob(".last.pt.*.tmp"))
+        writing += any(last.parent.glob(".last.pt~*.tmp"))
         at = "before the first checkpoint"
         if last.exists():
             try:
