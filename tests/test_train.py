@@ -467,8 +467,6 @@ if __name__ == "__main__":
     [
         "train.Learner.update_generator",
         "training.validation.labelled_strip",
-        "training.monitor.Monitor.read",
-        "training.log.RunLog.metric",
         "training.log.draw_curves",  # after matplotlib, whose cycles hold the frames of its callers
         "training.runs.save_checkpoint",
     ],
