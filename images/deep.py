@@ -8,7 +8,7 @@ import imagecodecs
 import numpy as np
 from PIL.ImageFile import ImageFile
 
-from images.kinds import ImageError
+from images.kinds import CODESTREAM, TRUNCATED, ImageError
 from images.levels import Pixels, from_array, rgb_of_inks, scaled
 from images.png import refuse_missing_rows
 
@@ -88,13 +88,13 @@ def _netpbm(file: ImageFile, content: Callable[[], bytes]) -> Pixels | None:
     (width, height), channels = file.size, len(file.getbands())
     levels = np.frombuffer(content()[start : start + 2 * width * height * channels], ">u2")
     if levels.size < width * height * channels:
-        raise ImageError("it is cut short; get it again")
+        raise ImageError(TRUNCATED)
     return from_array(scaled(levels.reshape(height, width, channels), white))
 
 
 def _jpeg_2000(file: ImageFile, encoded: bytes) -> Pixels | None:
     """Any number of bits but 8: of others, Pillow shifts the bits, and white gets gray."""
-    size = encoded.index(b"\xff\x4f\xff\x51")  # the markers that a codestream begins with
+    size = encoded.index(CODESTREAM)
     count = int.from_bytes(encoded[size + 40 : size + 42], "big")  # ISO 15444-1, A.5.1
     precisions = set(encoded[size + 42 : size + 42 + 3 * count : 3])
     if precisions == {7}:  # one less than the bits; the byte's highest bit says signed

@@ -1,6 +1,6 @@
 """Images of every common kind, in and out: colour, alpha, 8 or 16 bits, profile, orientation.
 
-Pillow reads and writes 8 bits; tifffile, OpenCV and imagecodecs what Pillow cannot.
+Pillow reads and writes 8 bits; tifffile and imagecodecs what Pillow cannot.
 """
 
 import io
@@ -17,7 +17,7 @@ from PIL import Image
 from images.bands import bands
 from images.colour import GRAY, checked_profile, colour_space, to_srgb
 from images.deep import left_out, read_deep
-from images.kinds import ImageError, refuse_raw, special_kind
+from images.kinds import TRUNCATED, ImageError, refuse_raw, special_kind
 from images.modes import pixels_of
 from images.opening import opened
 from images.png import with_profile
@@ -124,7 +124,7 @@ def _reason(error: Exception) -> str:
     if strerror := getattr(error, "strerror", None):  # the system's
         return strerror
     if str(error).startswith(CUT_SHORT):
-        return "it is cut short; get it again"
+        return TRUNCATED
     return f"it is damaged ({str(error) or type(error).__name__}); get it again"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageFile
 
-from images.kinds import ImageError, cut_short
+from images.kinds import COARSE, ImageError, cut_short
 
 SOI, EOI, SOS = b"\xff\xd8", b"\xff\xd9", 0xDA
 METADATA = range(0xE0, 0xF0)
@@ -64,7 +64,7 @@ def completed(jpeg: bytes) -> tuple[ImageFile.ImageFile, int]:
         OSError: it cannot be decoded.
     """
     if not _has_all_scans(jpeg):
-        raise ImageError("it is cut short: only a coarse version of it is there; get it again")
+        raise ImageError(COARSE)
     jpeg = jpeg.rstrip(b"\xff")  # half of a marker, or of an escape
     image, other = (_decoded(jpeg + tail) for tail in (EOI, _noise(jpeg) + EOI))
     # libjpeg makes up what is missing, from whatever follows. So a row that is the same whatever

@@ -108,9 +108,12 @@ MAGIC = {  # first bytes of such files, whatever they are called; "ftyp" stands 
     WEB_PAGE: (b"<!doctype", b"<!DOCTYPE", b"<html"),
     POINTER: (b"version https://g",),
 }
+PNG_START, JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # both byte orders, plain and BigTIFF
+CODESTREAM = b"\xff\x4f\xff\x51"  # the markers that one of JPEG 2000 begins with
 CERTAIN = (  # first bytes of what is read that hardly any other file has, whatever it is called
-    *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"qoif", b"DDS \x7c\0\0\0"),
-    *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"),
+    *(PNG_START, JPEG_START, *TIFF_STARTS, CODESTREAM, b"\0\0\0\x0cjP  \r\n\x87\n"),
+    *(b"GIF87a", b"GIF89a", b"qoif", b"DDS \x7c\0\0\0"),
 )
 UNFINISHED = (".part", ".crdownload", ".download", ".tmp")  # of programs that still write them
 SPECIAL = {
@@ -120,6 +123,8 @@ SPECIAL = {
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
 }
+TRUNCATED = "it is cut short; get it again"
+COARSE = "it is cut short: only a coarse version of it is there; get it again"
 DNG_VERSION = 0xC612  # a tag of TIFF that only raw files have
 NO_IMAGES = "holds no PNG, JPEG, WebP, TIFF, AVIF, BMP, GIF or other image, at any depth"
 SHOWN = 3  # files named of those that share a reason
@@ -299,7 +304,7 @@ def _unidentified(path: str | Path, start: bytes, formats: list[str]) -> str:
     """Why a file that begins like this is none of these formats."""
     unknown = "it is no image, or a damaged one" if start else "it is empty"
     names = {AVIF: "AVIF"} | {kind: name for kind, (_, name) in PLUGINS.items()}
-    reason = JPEG if start.startswith(b"\xff\xd8\xff") else _named_by(start)
+    reason = JPEG if start.startswith(JPEG_START) else _named_by(start)
     if names.get(reason) in formats:  # so it can be read here, in principle
         return unknown
     return reason or NOT_READ.get(Path(path).suffix.lower(), unknown)
@@ -322,7 +327,7 @@ def _named_by(start: bytes) -> str:
 def cut_short(rows: int, height: int) -> str:
     """The reason against a picture of which the first rows are there."""
     if rows == 0:
-        return "it is cut short; get it again"
+        return TRUNCATED
     there = f"{rows} of its {height} rows are there"
     return f"it is cut short: {there}; get it again, or crop it to those"
 

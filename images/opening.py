@@ -11,8 +11,8 @@ from PIL import ImageFile
 
 from images.colour import DAMAGED, of_boxes, of_png
 from images.jpeg import completed, with_right_lengths
-from images.kinds import open_image
-from images.png import NO_END, SIGNATURE, take_apart
+from images.kinds import JPEG_START, PNG_START, open_image
+from images.png import NO_END, take_apart
 
 GRAY_PNG = (0, 4)  # colour types: gray, and gray with alpha
 BOXES = 2**20  # bytes from the start in which AVIF and HEIF say what their colours are
@@ -44,10 +44,10 @@ def opened(path: str | Path) -> Iterator[Opened]:
         Exception: whatever else Pillow raises.
     """
     with open(path, "rb") as stream:
-        start = stream.read(len(SIGNATURE))
-    if start == SIGNATURE:
+        start = stream.read(len(PNG_START))
+    if start == PNG_START:
         opening = _opened_png(path)
-    elif start.startswith(b"\xff\xd8\xff"):
+    elif start.startswith(JPEG_START):
         opening = _opened_jpeg(path)
     else:
         opening = _opened_other(path)

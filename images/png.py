@@ -5,9 +5,8 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from images.kinds import ImageError, cut_short
+from images.kinds import COARSE, PNG_START, ImageError, cut_short
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 IEND = b"\0\0\0\0IEND\xae\x42\x60\x82"
 NO_END = "its end is missing, but no pixel"
 NEEDED = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")  # of the ancillary ones
@@ -48,7 +47,7 @@ def take_apart(png: bytes) -> Chunks:
     Raises:
         ImageError: the checksum of a chunk that pixels need is wrong, or there is no palette.
     """
-    parts, chunks = [SIGNATURE], Chunks(b"")
+    parts, chunks = [PNG_START], Chunks(b"")
     of_palette = png[25:26] == bytes([PALETTE])  # else a PLTE chunk is only a suggestion
     kind = whole = b""
     for kind, data, whole, intact in _chunks(png):
@@ -81,7 +80,7 @@ def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes, bytes, bool]]:
 
     The last chunk of a file that is cut short has less than it says, and passes for intact.
     """
-    at, kind = len(SIGNATURE), b""
+    at, kind = len(PNG_START), b""
     while at + 8 <= len(png) and kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", png, at)
         whole = png[at : at + 12 + length]
@@ -116,7 +115,7 @@ def refuse_missing_rows(png: bytes) -> None:
     if count >= needed:
         return
     if interlaced:
-        raise ImageError("it is cut short: only a coarse version of it is there; get it again")
+        raise ImageError(COARSE)
     raise ImageError(cut_short(count // row, height))
 
 
@@ -139,10 +138,10 @@ def profile_in(chunk: bytes) -> bytes | None:
 
 
 def with_profile(png: bytes, profile: bytes | None) -> bytes:
-    """Put an iCCP chunk, which OpenCV does not write, behind the header."""
+    """Put an iCCP chunk, which imagecodecs does not write, behind the header."""
     if not profile:
         return png
     chunk = b"iCCP" + b"ICC profile\0\0" + zlib.compress(profile)
-    header = len(SIGNATURE) + 25  # and IHDR
+    header = len(PNG_START) + 25  # and IHDR
     whole = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
     return png[:header] + whole + png[header:]

@@ -11,11 +11,10 @@ import numpy as np
 from PIL import Image
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, TiffFile, TiffPage
 
-from images.kinds import ImageError, NoLimit, refuse_too_large
+from images.kinds import TIFF_STARTS, TRUNCATED, ImageError, NoLimit, refuse_too_large
 from images.levels import Pixels, from_channels, in_bands, rgb_of_inks, rgb_of_lab, scaled, straight
 from images.modes import pixels_of
 
-STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # both byte orders, plain and BigTIFF
 PHOTOMETRIC_TAG, ORIENTATION, INK_SET, SUBSAMPLING, PROFILE = 262, 274, 332, 530, 34675
 LUMA = {529: (0.299, 0.587, 0.114), 532: (0, 255, 128, 255, 128, 255)}  # YCbCr of JPEG, by tag
 COLOURS: dict[int, int] = {  # channels of colour that each photometric interpretation has
@@ -54,7 +53,7 @@ class Tiff(NamedTuple):
 
 def is_tiff(path: str | Path) -> bool:
     with open(path, "rb") as file:
-        return file.read(4) in STARTS
+        return file.read(4) in TIFF_STARTS
 
 
 def read_tiff(path: str | Path) -> Tiff:
@@ -206,7 +205,7 @@ def _levels(page: TiffPage) -> np.ndarray:
     sparse = told.count((0, 0))  # GDAL's word for zeros
     if present == 0 or present + sparse < np.prod(page.chunked):
         # JPEG's decoder would make up what is not there, and tifffile leave whole strips black.
-        raise ImageError("it is cut short; get it again")
+        raise ImageError(TRUNCATED)
     try:
         levels = page.asarray(squeeze=False)[:, 0]
     except Exception as error:  # each codec has a type of its own

@@ -29,6 +29,12 @@ def photos(tmp_path, random_image):
 
 
 @pytest.fixture
+def narrow_bands(monkeypatch):
+    """Several bands in a picture of a few rows, of which most have only one."""
+    monkeypatch.setattr("images.bands.VALUES", 300)
+
+
+@pytest.fixture
 def identity_weights(tmp_path):
     """A file with a generator at x1 that gives back its input: zero blocks, delta kernels."""
     import safetensors.torch

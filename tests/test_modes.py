@@ -10,26 +10,18 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image, ImageOps, features
+from test_tiff import HEIGHT, WIDTH, noise
 
 from images.files import ImageError, Picture, read_picture, write_picture
 from images.modes import pixels_of
 
-HEIGHT, WIDTH = 20, 24
 PASSES = [  # of Adam7: first row and column, steps (PNG, section 8.2)
     *((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2)),
     (1, 0, 2, 1),
 ]
 
 
-@pytest.fixture(autouse=True)
-def bands(monkeypatch):
-    """Several in each of these low pictures."""
-    monkeypatch.setattr("images.bands.VALUES", 300)
-
-
-def noise(channels=3, bits=16):
-    dtype = np.uint8 if bits <= 8 else np.uint16
-    return np.random.default_rng(bits).integers(0, 2**bits, (HEIGHT, WIDTH, channels), dtype)
+pytestmark = pytest.mark.usefixtures("narrow_bands")
 
 
 def by_value(levels, white):

@@ -36,10 +36,7 @@ LAYOUTS = {
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))  # of FillOrder 2
 
 
-@pytest.fixture(autouse=True)
-def bands(monkeypatch):
-    """Several in each of these low pictures."""
-    monkeypatch.setattr("images.bands.VALUES", 300)
+pytestmark = pytest.mark.usefixtures("narrow_bands")
 
 
 def noise(channels=3, bits=16):
