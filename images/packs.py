@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 
 from images.decoding import Findings, decode_all
-from images.kinds import NO_IMAGES, ImageError, find_images, open_image
+from images.kinds import NO_IMAGES, Found, ImageError, find_images, open_image
 from images.locks import locked
 from images.pairs import DataError, find_partners
 from utils import gigabytes, listed, remove_leftovers, replacing
@@ -40,12 +40,16 @@ class Pack:
         path: a file written by `pack_folder`.
         folder: where its images are, for messages.
 
+    Attributes:
+        others: what looks like images of its folders and is not read, as `find_images` tells it.
+
     Raises:
         OSError, ValueError: it is not there, or damaged.
     """
 
     def __init__(self, path: Path, folder: Path):
         self.path, self.folder = path, folder
+        self.others: list[str] = []
         with open(path, "rb") as file:
             if sys.platform != "win32":  # there, a mapped file cannot be deleted anyway
                 with suppress(OSError):  # storage without locks: no pack on it is ever deleted
@@ -180,8 +184,23 @@ def pack_folder(
             or turned.
     """
     folder, lr_folder = Path(folder), Path(lr_folder) if lr_folder else None
-    paths = list_images(folder)
-    lr_paths = list_images(lr_folder) if lr_folder else []
+    found = look_through(folder)
+    lr_found = look_through(lr_folder) if lr_folder else Found([], [])
+    pack = _pack_found(folder, found, scale, lr_folder, lr_found, packed)
+    pack.others = [*found.others, *lr_found.others]
+    return pack
+
+
+def _pack_found(
+    folder: Path,
+    found: Found,
+    scale: int,
+    lr_folder: Path | None,
+    lr_found: Found,
+    packed: Collection[str] | None,
+) -> Pack:
+    """The same, of what the folders hold."""
+    paths, lr_paths = found.images, lr_found.images
     source = Source(
         scale=scale,
         high_res=fingerprint(folder, paths),
@@ -195,10 +214,10 @@ def pack_folder(
     with locked(lock_of(folder), tell):
         if (pack := find_pack(folder, source, packed)) is not None:
             return pack
-        refuse_empty(folder, paths)
+        refuse_empty(folder, found)
         partners = {}
         if lr_folder:
-            refuse_empty(lr_folder, lr_paths)
+            refuse_empty(lr_folder, lr_found)
             partners = find_partners(folder, paths, lr_folder, lr_paths, scale)
         before = {} if packed is None else pack_of_run(folder, source, packed)
         remove_old(folder, source)
@@ -210,15 +229,15 @@ def pack_folder(
         return pack
 
 
-def list_images(folder: Path) -> list[Path]:
+def look_through(folder: Path) -> Found:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    return find_images(folder).images
+    return find_images(folder)
 
 
-def refuse_empty(folder: Path, images: list[Path]) -> None:
-    if not images:
-        raise DataError("\n  ".join([f"{folder} {NO_IMAGES}", *find_images(folder).others]))
+def refuse_empty(folder: Path, found: Found) -> None:
+    if not found.images:
+        raise DataError("\n  ".join([f"{folder} {NO_IMAGES}", *found.others]))
 
 
 def fingerprint(folder: Path, paths: list[Path]) -> list:

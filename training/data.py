@@ -57,13 +57,15 @@ def load_data(
         pack_folder(folder, config.scale, lr_dir, packed)
         for folder, lr_dir in zip(config.train_dir, lr_dirs, strict=True)
     ]
-    valid = None
+    valid, unused = None, []
     if config.valid_dir == Config.valid_dir and not find_images(config.valid_dir).images:
+        folders = filter(None, (config.valid_dir, config.valid_lr_dir))
+        unused = [line for name in folders for line in find_images(name).others]
         print(f"No validation: no images in {config.valid_dir}; --valid-dir names another folder.")
     elif config.valid_dir:
         valid = pack_folder(config.valid_dir, config.scale, config.valid_lr_dir or None, packed)
-    folders = (*config.train_dir, *config.lr_dir, config.valid_dir, config.valid_lr_dir)
-    remarks = [f"Left out: {line}" for name in folders if name for line in find_images(name).others]
+    others = [line for pack in (*packs, valid) if pack is not None for line in pack.others]
+    remarks = [f"Left out: {line}" for line in (*others, *unused)]
     remarks += [remark for pack in packs for remark in remarks_on(pack)]
     remarks += [remark for name in phases if (remark := below_crop(config, name, packs))]
     scored = []
