@@ -14,18 +14,22 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 PHASES = ("psnr", "gan")
+GROUPS = ("degradation", *PHASES)  # of settings, whose flags begin with these names
 
 
 def setting(default, help: str, **about):
     """A field with what is true of it:
 
-    low, above, below: bounds of a number, or of each in a tuple; `low` itself is allowed.
+    low, above, most, below: bounds of a number, or of each in a tuple; `low` and `most` themselves
+        are allowed.
     choices: the values it can have.
     identity: another value is another run, so a resume with one is refused. Of a phase: because the
         discriminator is built to it, so only in a phase that has one.
     term: the weight of a term of the loss, which has the field's name.
     generator: the kind of generator that has it.
-    needs: the setting, of the run or of a phase, without which it has no effect.
+    needs: the setting, of the run, a phase or the degradation, without which it has no effect.
+    span: two numbers between which one is drawn, the smaller first.
+    shares: how often each choice is drawn, in relation to the others.
     shapes_weights: False where the weights do not depend on it, so their files leave it out.
     """
     return dataclasses.field(default=default, metadata={"help": help} | about)
@@ -61,6 +65,103 @@ class Phase:
 
 
 TERMS = tuple(field.name for field in dataclasses.fields(Phase) if "term" in field.metadata)
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """What becomes of a crop before a generator sees it: Real-ESRGAN's model of what photographs
+    go through, twice (Wang et al., 2021, arXiv 2107.10833, section 3; the numbers are those of its
+    code). Blur, resizing, noise and JPEG; the names of the second round end in 2.
+
+    images/degradation.py says what each step computes.
+    """
+
+    level: str = setting(
+        "none",
+        "none: LR is MATLAB's bicubic, and the other settings of this group have no effect; mild: "
+        "of photographs that were handled with care; strong: the paper's",
+        choices=("none", "mild", "strong"),
+    )
+    sharpen: bool = setting(
+        False, "train towards sharpened HR (unsharp mask), the discriminator on what is not"
+    )
+
+    blur: float = setting(1.0, "probability of a blur", low=0, most=1)
+    blur2: float = setting(0.8, "probability of a blur", low=0, most=1)
+    kernel_side: tuple[int, int] = setting(
+        (7, 21), "side of a blur's kernel in pixels, odd", low=3, span=True
+    )
+    sinc: float = setting(0.1, "share of sinc filters, which ring, among the blurs", low=0, most=1)
+    kernels: tuple[float, float, float, float, float, float] = setting(
+        (0.45, 0.25, 0.12, 0.03, 0.12, 0.03),
+        "shares of the others: Gaussian, generalized and plateau, each round, then elliptic",
+        shares=True,
+    )
+    sigma: tuple[float, float] = setting(
+        (0.2, 3.0), "a blur's standard deviation along each axis, in pixels", above=0, span=True
+    )
+    sigma2: tuple[float, float] = setting((0.2, 1.5), "the same", above=0, span=True)
+    generalized_beta: tuple[float, float] = setting(
+        (0.5, 4.0), "exponent of a generalized Gaussian; 1 is a Gaussian", above=0, span=True
+    )
+    plateau_beta: tuple[float, float] = setting(
+        (1.0, 2.0), "exponent of a plateau; larger is flatter", above=0, span=True
+    )
+    resize: tuple[float, float, float] = setting(
+        (0.2, 0.7, 0.1), "shares of enlarging, shrinking and neither", shares=True
+    )
+    resize2: tuple[float, float, float] = setting((0.3, 0.4, 0.3), "the same", shares=True)
+    factor: tuple[float, float] = setting(
+        (0.15, 1.5), "by what: smallest, largest; in parts of the HR size", above=0, span=True
+    )
+    factor2: tuple[float, float] = setting(
+        (0.3, 1.2), "the same, in parts of the LR size", above=0, span=True
+    )
+    noise: float = setting(1.0, "probability of noise", low=0, most=1)
+    noise2: float = setting(1.0, "the same", low=0, most=1)
+    poisson: float = setting(0.5, "share of Poisson noise; the rest is Gaussian", low=0, most=1)
+    gray: float = setting(0.4, "share of noise that is alike in R, G and B", low=0, most=1)
+    gaussian_sigma: tuple[float, float] = setting(
+        (1.0, 30.0), "standard deviation of Gaussian noise in levels of 255", low=0, span=True
+    )
+    gaussian_sigma2: tuple[float, float] = setting((1.0, 25.0), "the same", low=0, span=True)
+    poisson_scale: tuple[float, float] = setting(
+        (0.05, 3.0), "factor on the deviation of Poisson noise of 8 bits", low=0, span=True
+    )
+    poisson_scale2: tuple[float, float] = setting((0.05, 2.5), "the same", low=0, span=True)
+    jpeg: float = setting(1.0, "probability of JPEG", low=0, most=1)
+    jpeg2: float = setting(1.0, "the same", low=0, most=1)
+    jpeg_quality: tuple[int, int] = setting(
+        (30, 95), "of both JPEGs, as libjpeg counts it", low=1, most=100, span=True
+    )
+    final_sinc: float = setting(
+        0.8, "probability of a sinc filter at the end, before or after JPEG", low=0, most=1
+    )
+
+
+# What each level changes of the paper's numbers.
+LEVELS: dict[str, dict] = {
+    "none": {},
+    "strong": {},
+    "mild": dict(
+        blur=0.7,
+        blur2=0.3,
+        sigma=(0.2, 1.6),
+        sigma2=(0.2, 0.8),
+        factor=(0.4, 1.2),
+        factor2=(0.6, 1.2),
+        noise=0.7,
+        noise2=0.5,
+        gaussian_sigma=(0.5, 10.0),
+        gaussian_sigma2=(0.5, 6.0),
+        poisson_scale=(0.05, 1.0),
+        poisson_scale2=(0.05, 0.6),
+        jpeg=0.7,
+        jpeg2=0.9,
+        jpeg_quality=(50, 95),
+        final_sinc=0.4,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -204,6 +305,7 @@ class Config:
         shapes_weights=False,
     )
 
+    degradation: Degradation = Degradation()
     psnr: Phase = Phase()
     gan: Phase = Phase(
         steps=400_000,
@@ -249,11 +351,19 @@ class Config:
             self.psnr.steps,
             "at least one of the phases needs steps",
         )
+        check_fields(self.degradation, "degradation.")
+        degraded = self.degradation.level != "none"
+        require(
+            not (degraded and self.lr_dir),
+            "degradation.level",
+            self.degradation.level,
+            "LR images are made from HR or taken from lr_dir; give one of the two",
+        )
         for name in PHASES:
             check_phase(name, self)
 
 
-def check_fields(settings: Config | Phase, prefix: str) -> None:
+def check_fields(settings: Config | Degradation | Phase, prefix: str) -> None:
     """Each field alone: the bounds and choices it was declared with."""
     types = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
@@ -268,21 +378,27 @@ def check_fields(settings: Config | Phase, prefix: str) -> None:
             require(len(value) == len(kinds), name, value, f"give {len(kinds)} numbers")
         for number in value if isinstance(value, tuple) else (value,):
             require(within(number, about), name, value, describe_bounds(about))
+        if "span" in about:
+            require(value[0] <= value[1], name, value, "give the smaller number first")
+        if "shares" in about:
+            fits = min(value) >= 0 and 0 < sum(value) < math.inf
+            require(fits, name, value, "give numbers from 0 on, one of them at least above 0")
 
 
 def within(number, about: typing.Mapping) -> bool:
     """Whether a number is in its bounds, outside of which nan and infinity always are."""
-    bounded = about.keys() & {"low", "above", "below"}
+    bounded = about.keys() & {"low", "above", "most", "below"}
     return not bounded or (
-        about.get("low", -math.inf) <= number < about.get("below", math.inf)
-        and number > about.get("above", -math.inf)
+        about.get("low", -math.inf) <= number <= about.get("most", math.inf)
+        and about.get("above", -math.inf) < number < about.get("below", math.inf)
     )
 
 
 def describe_bounds(about: typing.Mapping) -> str:
-    words = {"low": "at least", "above": "above", "below": "below"}
+    words = {"low": "at least", "above": "above", "most": "at most", "below": "below"}
     bounds = [f"{word} {shown(about[key])}" for key, word in words.items() if key in about]
-    return f"it has to be {' and '.join(bounds)}{'' if 'below' in about else ', and finite'}"
+    finite = about.keys() & {"most", "below"}
+    return f"it has to be {' and '.join(bounds)}{'' if finite else ', and finite'}"
 
 
 def shown(bound: float) -> str:
@@ -328,8 +444,8 @@ def require(condition: bool, field: str, value, remedy: str) -> None:
 
 def flat(settings: dict) -> dict:
     """{"psnr": {"lr": 1}} -> {"psnr.lr": 1}"""
-    phases = {f"{name}.{key}": v for name in PHASES for key, v in settings.get(name, {}).items()}
-    return {key: value for key, value in settings.items() if key not in PHASES} | phases
+    grouped = {f"{name}.{key}": v for name in GROUPS for key, v in settings.get(name, {}).items()}
+    return {key: value for key, value in settings.items() if key not in GROUPS} | grouped
 
 
 # What each preset changes. esrgan is the paper; demo is a small run on the photographs that
@@ -397,12 +513,13 @@ def parse_args(args: list[str] | None = None) -> Config:
     parser, defaults = build_parser(), Config()
     flags = vars(parser.parse_args(args))
     changes = merge(PRESETS[flags.pop("preset")], unflatten(flags))
-    phases = {
-        name: dataclasses.replace(getattr(defaults, name), **changes.pop(name, {}))
-        for name in PHASES
+    level = changes["degradation"].get("level", defaults.degradation.level)
+    changes["degradation"] = LEVELS.get(level, {}) | changes["degradation"]
+    groups = {
+        name: dataclasses.replace(getattr(defaults, name), **changes.pop(name)) for name in GROUPS
     }
     try:
-        return Config(**changes, **phases)
+        return Config(**changes, **groups)
     except ValueError as error:
         parser.error(str(error))
 
@@ -424,6 +541,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     defaults = Config()
     add_flags(parser, defaults, prefix="")
+    group = parser.add_argument_group("degradation", Degradation.__doc__)
+    add_flags(group, defaults.degradation, prefix="degradation.")
     add_flags(parser.add_argument_group("PSNR phase"), defaults.psnr, prefix="psnr.")
     add_flags(parser.add_argument_group("GAN phase"), defaults.gan, prefix="gan.")
     return parser
@@ -433,7 +552,7 @@ def add_flags(parser, defaults, prefix: str) -> None:
     """One flag per field; its type is the annotation of the field."""
     types = typing.get_type_hints(type(defaults))
     for field in dataclasses.fields(defaults):
-        if types[field.name] is Phase:
+        if types[field.name] in (Degradation, Phase):
             continue
         kind, nargs = types[field.name], None
         if typing.get_origin(kind) is tuple:
@@ -461,13 +580,13 @@ def unflatten(flags: dict) -> dict:
     nested: dict = {}
     for key, value in flags.items():
         value = tuple(value) if isinstance(value, list) else value
-        phase, _, field = key.rpartition(".")
-        (nested.setdefault(phase, {}) if phase else nested)[field] = value
+        group, _, field = key.rpartition(".")
+        (nested.setdefault(group, {}) if group else nested)[field] = value
     return nested
 
 
 def merge(preset: dict, flags: dict) -> dict:
     merged = preset | flags
-    for name in PHASES:
+    for name in GROUPS:
         merged[name] = preset.get(name, {}) | flags.get(name, {})
     return merged

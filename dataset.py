@@ -11,6 +11,7 @@ import shutil
 import sys
 from importlib import resources
 from pathlib import Path
+from typing import Any, NamedTuple
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the network
 
@@ -21,11 +22,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.utils import download_url, extract_archive
 
+from config import Degradation
+from images.degradation import degrade, draw_steps, sharpen
 from images.kinds import find_images
 from images.packs import Pack
 from images.pairs import DataError
 from utils import prepare_output, replacing, worker_init
 
+MARGIN = 32  # HR pixels around a crop that are degraded with it, so that it has no border
+JPEG_BLOCK = 8  # pixels
+PLAIN = Degradation()
 TURNS = ("e", "r90", "r180", "r270", "v", "h", "t", "hvt")  # albumentations' names for them
 
 DIV2K_URL = "http://data.vision.ee.ethz.ch/cvl/DIV2K"
@@ -52,6 +58,16 @@ DEMO_PHOTOGRAPHS = {  # the colour photographs in scikit-image's wheel
 # ------------------------------------------------------------------------------ the sample stream
 
 
+class Crops(NamedTuple):
+    """The same place of an image: what the generator is given, what the discriminator takes for
+    real, and what the generator is compared with, which is `high_res` or a sharpened version of it.
+    """
+
+    low_res: Any  # an array, a tensor, or a batch of tensors
+    high_res: Any
+    target: Any
+
+
 class CropStream(Dataset):
     """Random crops; the k-th one is a pure function of (seed, k).
 
@@ -61,13 +77,17 @@ class CropStream(Dataset):
         packs: where the images are.
         patch: side of the HR crop in pixels, a multiple of the scale.
         seed: of the stream.
+        degradation: what becomes of HR on its way to LR. Of level "none", LR is the pack's.
 
     Raises:
         DataError: no image is large enough.
     """
 
-    def __init__(self, packs: list[Pack], patch: int, seed: int):
+    def __init__(
+        self, packs: list[Pack], patch: int, seed: int, degradation: Degradation | None = None
+    ):
         self.packs, self.patch, self.seed = packs, patch, seed
+        self.degradation = degradation
         self.scale = packs[0].index["scale"]
         self.images = [
             (pack, i) for pack in packs for i in range(len(pack)) if min(pack.size(i)) >= patch
@@ -76,24 +96,53 @@ class CropStream(Dataset):
         if not self.images:
             raise DataError(f"no training image is at least {patch}x{patch} pixels, the crop")
 
-    def __getitem__(self, k: int) -> tuple[Tensor, Tensor]:
-        """LR and HR crop, uint8, (3, patch / scale, patch / scale) and (3, patch, patch)."""
+    def __getitem__(self, k: int) -> Crops:
+        """uint8: LR of (3, patch / scale, patch / scale), HR and target of (3, patch, patch)."""
         # The generator itself counts in the low 64 bits of the counter; in the high ones, k keeps
         # the numbers of one sample apart from those of the next.
         random = np.random.Generator(np.random.Philox(key=self.seed, counter=k << 64))
         pack, i = self.images[random.integers(len(self.images))]
         side = self.patch // self.scale
-        low_res, high_res = pack.low_res(i), pack.high_res(i)
-        top = random.integers(low_res.shape[0] - side + 1)
-        left = random.integers(low_res.shape[1] - side + 1)
+        height, width = pack.size(i)
+        top = int(random.integers(height // self.scale - side + 1))
+        left = int(random.integers(width // self.scale - side + 1))
         turn = TURNS[random.integers(len(TURNS))]
-        return self._crop(low_res, top, left, side, turn), self._crop(
-            high_res, top * self.scale, left * self.scale, self.patch, turn
+        if self.degradation.level == "none":
+            high_res = cut(pack.high_res(i), top, left, side, self.scale)
+            crops = Crops(cut(pack.low_res(i), top, left, side), high_res, high_res)
+        else:
+            crops = self._degraded(pack.high_res(i), top, left, side, random)
+        return Crops(*(self._turned(crop, turn) for crop in crops))
+
+    def _degraded(
+        self, image: np.ndarray, top: int, left: int, side: int, random: np.random.Generator
+    ) -> Crops:
+        """Crops of an HR image; the crop's surroundings are degraded along with it."""
+        margin = -(-MARGIN // self.scale)
+        # More above and before it, so that JPEG's blocks begin anywhere in the crop.
+        above, before = (margin + int(n) for n in random.integers(JPEG_BLOCK, size=2))
+        first, start = max(0, top - above), max(0, left - before)
+        rows = slice(first * self.scale, (top + side + margin) * self.scale)
+        columns = slice(start * self.scale, (left + side + margin) * self.scale)
+        window = image[rows, columns]
+        steps = draw_steps(self.degradation, window.shape[:2], self.scale, random)
+        target = sharpen(window) if self.degradation.sharpen else window
+        low_res = degrade(target, steps, random)
+        top, left = top - first, left - start
+        return Crops(
+            cut(low_res, top, left, side),
+            cut(window, top, left, side, self.scale),
+            cut(target, top, left, side, self.scale),
         )
 
-    def _crop(self, image: np.ndarray, top: int, left: int, side: int, turn: str) -> Tensor:
-        crop = self.turn.apply(image[top : top + side, left : left + side], group_element=turn)
-        return torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))
+    def _turned(self, crop: np.ndarray, turn: str) -> Tensor:
+        turned = self.turn.apply(crop, group_element=turn)
+        return torch.from_numpy(np.ascontiguousarray(turned.transpose(2, 0, 1)))
+
+
+def cut(image: np.ndarray, top: int, left: int, side: int, scale: int = 1) -> np.ndarray:
+    """A square of an image, which is given in pixels that are `scale` times as large."""
+    return image[top * scale : (top + side) * scale, left * scale : (left + side) * scale]
 
 
 def batches(

@@ -160,7 +160,8 @@ def bce(logits: Tensor, target: float) -> Tensor:
 
 def generator_loss(
     fake: Tensor,
-    high_res: Tensor,
+    target: Tensor,
+    real: Tensor | None = None,
     *,
     pixel: float,
     perceptual: float = 0.0,
@@ -173,7 +174,9 @@ def generator_loss(
     """The weighted terms of L_G (equation 3); their sum is what the generator minimises.
 
     Args:
-        fake, high_res: RGB in [0, 1], (N, 3, H, W).
+        fake: what the generator made, RGB in [0, 1], (N, 3, H, W).
+        target: what pixels and features are compared with.
+        real: what the discriminator compares with; none given: the target.
         pixel, perceptual, adversarial: weights; a term of weight 0 is neither computed nor listed.
         vgg: needed where perceptual > 0.
         net_d: the discriminator, its parameters frozen; needed where adversarial > 0.
@@ -185,24 +188,24 @@ def generator_loss(
     """
     terms = {}
     if pixel > 0:
-        terms["pixel"] = pixel * distance(fake.float(), high_res)
+        terms["pixel"] = pixel * distance(fake.float(), target)
     if perceptual > 0:
         assert vgg is not None, "a perceptual loss needs vgg"
         with torch.no_grad():
-            target = vgg(high_res)
-        terms["perceptual"] = perceptual * distance(vgg(fake).float(), target.float())
+            wanted = vgg(target)
+        terms["perceptual"] = perceptual * distance(vgg(fake).float(), wanted.float())
     if adversarial > 0:
         assert net_d is not None, "an adversarial loss needs net_d"
-        terms["adversarial"] = adversarial * adversarial_loss(net_d, fake, high_res, relativistic)
+        terms["adversarial"] = adversarial * adversarial_loss(
+            net_d, fake, target if real is None else real, relativistic
+        )
     return terms
 
 
-def adversarial_loss(
-    net_d: nn.Module, fake: Tensor, high_res: Tensor, relativistic: bool
-) -> Tensor:
+def adversarial_loss(net_d: nn.Module, fake: Tensor, real: Tensor, relativistic: bool) -> Tensor:
     """The generator's, ESRGAN's or SRGAN's; only `fake` gets a gradient."""
     if not relativistic:
         return standard_generator_loss(net_d(fake))
     with torch.no_grad():
-        d_real = net_d(high_res)
+        d_real = net_d(real)
     return relativistic_generator_loss(d_real, net_d(fake))

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from config import Config, Phase, given_settings, parse_args
-from dataset import batches
+from dataset import Crops, batches
 from images.opening import silence_pillow
 from images.pairs import DataError
 from loss import (
@@ -56,8 +56,6 @@ from utils import (
     prepare_output,
 )
 from weights import Generator, WeightsError, init_generator
-
-Images = tuple[Tensor, Tensor]  # low_res, high_res: (N, 3, H / scale, W / scale), (N, 3, H, W)
 
 
 def main() -> None:
@@ -130,7 +128,7 @@ def train(run: RunFolder, given: set[str]) -> None:
 
 def train_phase(
     learner: "Learner",
-    loader: Iterable[Images],
+    loader: Iterable[Crops],
     monitor: Monitor,
     validation: Validation | None,
     run: RunFolder,
@@ -209,7 +207,7 @@ class Learner:
         self.wrapped_g = ranks.wrap(self.net_g)
         self.wrapped_d = ranks.wrap(self.net_d) if self.net_d else None
 
-    def step(self, parts: list[Images], lr: float) -> dict[str, Tensor]:
+    def step(self, parts: list[Crops], lr: float) -> dict[str, Tensor]:
         """One update of the generator, one of the discriminator, one of the average.
 
         Args:
@@ -220,7 +218,7 @@ class Learner:
             Scalars on the device, for the log: the loss terms with their weights, the gradients'
             norms, how the discriminator judges.
         """
-        parts = [(self._to_unit_range(low), self._to_unit_range(high)) for low, high in parts]
+        parts = [Crops(*map(self._to_unit_range, part)) for part in parts]
         fakes, values = self.update_generator(parts, lr)
         if self.net_d is not None:
             values |= self.update_discriminator(parts, fakes, lr)
@@ -232,7 +230,7 @@ class Learner:
         return values
 
     def update_generator(
-        self, parts: list[Images], lr: float
+        self, parts: list[Crops], lr: float
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Lower L_G = L_percep + lambda L_G^Ra + eta L_1 (equation 3), or its L_1 alone.
 
@@ -243,12 +241,13 @@ class Learner:
             self.net_d.requires_grad_(False)  # it only passes gradients on; it gets none itself
         self.opt_g.zero_grad()
         fakes, terms = [], []
-        for low_res, high_res in accumulated(parts, self.wrapped_g):
+        for part in accumulated(parts, self.wrapped_g):
             with autocast(self.device, self.dtype):
-                fake = self.wrapped_g(low_res)
+                fake = self.wrapped_g(part.low_res)
                 loss = generator_loss(
                     fake,
-                    high_res,
+                    part.target,
+                    part.high_res,
                     pixel=self.phase.pixel,
                     perceptual=self.phase.perceptual,
                     adversarial=self.phase.adversarial,
@@ -264,7 +263,7 @@ class Learner:
         return fakes, mean_values(terms) | {"generator gradient": gradient}
 
     def update_discriminator(
-        self, parts: list[Images], fakes: list[Tensor], lr: float
+        self, parts: list[Crops], fakes: list[Tensor], lr: float
     ) -> dict[str, Tensor]:
         """Lower L_D^Ra (equation 1): real patches should look more real than generated ones.
 
@@ -277,7 +276,7 @@ class Learner:
         self.wrapped_d.requires_grad_(True)
         self.opt_d.zero_grad()
         judged = []
-        pairs = [(real, fake) for (_, real), fake in zip(parts, fakes, strict=True)]
+        pairs = [(part.high_res, fake) for part, fake in zip(parts, fakes, strict=True)]
         for real, fake in accumulated(pairs, self.wrapped_d):
             with autocast(self.device, self.dtype):
                 # Apart, as in the reference implementation: batch norm sees real or fake only.

@@ -35,7 +35,7 @@ def test_lr_and_hr_are_the_same_crop_turned_the_same_way(coordinates):
     stream = CropStream([coordinates], patch=32, seed=0)
     images, turns, corners = set(), set(), set()
     for k in range(400):
-        low_res, high_res = stream[k]
+        low_res, high_res, _ = stream[k]
         assert low_res.shape == (3, 8, 8) and high_res.shape == (3, 32, 32)
         assert low_res.dtype == high_res.dtype == torch.uint8
         assert torch.equal(low_res.repeat_interleave(4, 1).repeat_interleave(4, 2), high_res)

@@ -78,7 +78,10 @@ def load_data(
         refuse_small(config, name, packs)
     if valid is not None and not scored:
         raise DataError(f"{config.valid_dir}: no image is large enough to be scored")
-    streams = {n: CropStream(packs, getattr(config, n).patch, config.seed) for n in phases}
+    streams = {
+        n: CropStream(packs, getattr(config, n).patch, config.seed, config.degradation)
+        for n in phases
+    }
     return streams, valid, [pack.id for pack in (*packs, valid) if pack is not None]
 
 

@@ -1,0 +1,376 @@
+"""What photographs go through before they reach a generator: blur, resizing, noise, JPEG, twice.
+
+The second-order model of Real-ESRGAN (Wang et al., 2021, arXiv 2107.10833, section 3), a sample at
+a time: `draw_steps` chooses what happens, `degrade` does it. Both take all their randomness from
+one generator, so a sample that has a generator of its own depends on nothing else.
+
+Inside, images are fp32 in [0, 1], (H, W, 3), in RGB. How often and how strong each step is stands
+in config.py, as `Degradation`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+from scipy import special
+
+from config import Degradation
+
+FAMILIES = ("Gaussian", "generalized", "plateau")  # each of them round or elliptic
+SMALL_KERNEL = 13  # below this side, a sinc's cutoff is not lower than pi / 3
+MODES = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+Span = tuple[float, float]  # what is drawn lies between the two
+GRAY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of BT.601
+
+
+class Step(Protocol):
+    """One thing that happens to an image; `str` of it says what was drawn."""
+
+    def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray: ...
+
+
+# -------------------------------------------------------------------------------------------- blur
+
+
+@dataclass(frozen=True)
+class Blur:
+    """Convolution with a bell of one of three shapes; borders are reflected.
+
+    Args:
+        family: one of FAMILIES.
+        side: of the kernel, odd.
+        sigma: the Gaussian's standard deviations in pixels along the two axes.
+        angle: in radians, by which the first axis is turned from x towards y.
+        beta: the exponent of a generalized Gaussian or a plateau.
+    """
+
+    family: str
+    side: int
+    sigma: tuple[float, float]
+    angle: float = 0.0
+    beta: float = 1.0
+
+    def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        return convolve(image, self.kernel())
+
+    def kernel(self) -> np.ndarray:
+        """(side, side), fp64, sums to 1."""
+        x, y = offsets(self.side)
+        cos, sin = math.cos(self.angle), math.sin(self.angle)
+        along, across = x * cos + y * sin, y * cos - x * sin
+        distance = (along / self.sigma[0]) ** 2 + (across / self.sigma[1]) ** 2  # Mahalanobis', ^2
+        if self.family == "plateau":
+            bell = 1 / (1 + distance**self.beta)
+        else:
+            bell = np.exp(-0.5 * distance**self.beta)
+        return bell / bell.sum()
+
+    def __str__(self) -> str:
+        first, second = self.sigma
+        sigma = f"{first:.1f}" if first == second else f"{first:.1f} x {second:.1f}"
+        beta = "" if self.family == "Gaussian" else f", beta {self.beta:.1f}"
+        return f"{self.family} blur, sigma {sigma}{beta}"
+
+
+@dataclass(frozen=True)
+class Sinc:
+    """The ideal circular low pass, cut off to a square: it rings, as sharpened pictures do.
+
+    Args:
+        side: of the kernel, odd.
+        cutoff: in radians a pixel; pi lets everything pass.
+    """
+
+    side: int
+    cutoff: float
+
+    def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        return convolve(image, self.kernel())
+
+    def kernel(self) -> np.ndarray:
+        """(side, side), fp64, sums to 1."""
+        radius = np.hypot(*offsets(self.side))
+        radius[self.side // 2, self.side // 2] = 1  # there the limit is taken, below
+        kernel = self.cutoff * special.j1(self.cutoff * radius) / (2 * np.pi * radius)
+        kernel[self.side // 2, self.side // 2] = self.cutoff**2 / (4 * np.pi)
+        return kernel / kernel.sum()
+
+    def __str__(self) -> str:
+        return f"sinc, cutoff {self.cutoff / math.pi:.2f} pi"
+
+
+def offsets(side: int) -> tuple[np.ndarray, np.ndarray]:
+    """x and y of a kernel's pixels from its centre, (side, side) each."""
+    line = np.arange(side, dtype=np.float64) - side // 2
+    x, y = np.meshgrid(line, line)
+    return x, y
+
+
+def convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Of kernels that are the same when turned by 180 degrees; borders are reflected."""
+    return cv2.filter2D(image, -1, kernel.astype(np.float32), borderType=cv2.BORDER_REFLECT_101)
+
+
+# ------------------------------------------------------------------------------------------ resize
+
+
+@dataclass(frozen=True)
+class Resize:
+    """To another size, without antialiasing but in mode "area".
+
+    Args:
+        size: height and width of the result.
+        mode: one of MODES.
+    """
+
+    size: tuple[int, int]
+    mode: str
+
+    def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        return cv2.resize(image, self.size[::-1], interpolation=MODES[self.mode])
+
+    def __str__(self) -> str:
+        height, width = self.size
+        return f"{self.mode} to {width}x{height}"
+
+
+# ------------------------------------------------------------------------------------------- noise
+
+
+@dataclass(frozen=True)
+class GaussianNoise:
+    """Noise of one strength everywhere.
+
+    Args:
+        sigma: standard deviation in levels of 255.
+        gray: the same in R, G and B.
+    """
+
+    sigma: float
+    gray: bool
+
+    def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        shape = (*image.shape[:2], 1 if self.gray else 3)
+        noise = random.standard_normal(shape, np.float32)
+        return np.clip(image + noise * np.float32(self.sigma / 255), 0, 1)
+
+    def __str__(self) -> str:
+        return f"{'gray ' if self.gray else ''}Gaussian noise, sigma {self.sigma:.0f}"
+
+
+@dataclass(frozen=True)
+class PoissonNoise:
+    """Noise of counted light: its variance grows with brightness.
+
+    A value v is counted as v * levels, levels being the number of different values in the image,
+    rounded up to a power of two; so the variance is scale^2 * v / levels.
+
+    Args:
+        scale: factor on the noise.
+        gray: the same in R, G and B, that of the image's luma.
+    """
+
+    scale: float
+    gray: bool
+
+    def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        image = np.clip(image, 0, 1)
+        values = (image @ GRAY)[..., None] if self.gray else image
+        levels = np.round(values * 255).astype(np.uint8)
+        count = 2.0 ** math.ceil(math.log2(np.count_nonzero(np.bincount(levels.ravel()))))
+        expected = levels * np.float32(count / 255)
+        noise = (random.poisson(expected) - expected) / count
+        return np.clip(image + noise.astype(np.float32) * np.float32(self.scale), 0, 1)
+
+    def __str__(self) -> str:
+        return f"{'gray ' if self.gray else ''}Poisson noise, scale {self.scale:.1f}"
+
+
+# -------------------------------------------------------------------------------------------- JPEG
+
+
+@dataclass(frozen=True)
+class Jpeg:
+    """JPEG with halved colour resolution, as cameras and web sites write it.
+
+    Args:
+        quality: from 1 to 100, as libjpeg counts it.
+    """
+
+    quality: int
+
+    def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        bgr = to_levels(image)[..., ::-1]
+        _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, self.quality])
+        decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+        return to_unit_range(decoded)
+
+    def __str__(self) -> str:
+        return f"JPEG {self.quality}"
+
+
+def to_levels(image: np.ndarray) -> np.ndarray:
+    """fp32 near [0, 1], clamped and rounded, to uint8."""
+    return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
+def to_unit_range(image: np.ndarray) -> np.ndarray:
+    """uint8 to fp32 in [0, 1]."""
+    return image.astype(np.float32) / 255
+
+
+# ------------------------------------------------------------------------------------- all of them
+
+
+def draw_steps(
+    settings: Degradation, size: tuple[int, int], scale: int, random: np.random.Generator
+) -> list[Step]:
+    """Choose what happens to an image on its way from HR to LR.
+
+    Args:
+        settings: probabilities and ranges; its level has no effect here.
+        size: height and width of the HR image, multiples of the scale.
+        scale: HR size over LR size.
+        random: the choices are drawn from it.
+
+    Returns:
+        The steps in order; the last resizing makes the size of the LR image.
+    """
+    d = settings
+    low_size = (size[0] // scale, size[1] // scale)
+    steps = [
+        *draw_blur(d, d.blur, d.sigma, random),
+        *draw_resize(size, d.resize, d.factor, random),
+        *draw_noise(d, d.noise, d.gaussian_sigma, d.poisson_scale, random),
+        *draw_jpeg(d, d.jpeg, random),
+        *draw_blur(d, d.blur2, d.sigma2, random),
+        *draw_resize(low_size, d.resize2, d.factor2, random),
+        *draw_noise(d, d.noise2, d.gaussian_sigma2, d.poisson_scale2, random),
+    ]
+    jpeg = draw_jpeg(d, d.jpeg2, random)
+    end = [Resize(low_size, draw_mode(random)), *draw_final_sinc(d, random)]
+    jpeg_last = random.random() < 0.5
+    return [*steps, *end, *jpeg] if jpeg_last else [*steps, *jpeg, *end]
+
+
+def draw_blur(
+    settings: Degradation, probability: float, sigma: Span, random: np.random.Generator
+) -> list[Step]:
+    if random.random() >= probability:
+        return []
+    side = draw_side(settings, random)
+    if random.random() < settings.sinc:
+        lowest = math.pi / 3 if side < SMALL_KERNEL else math.pi / 5
+        return [Sinc(side, random.uniform(lowest, math.pi))]
+    shape = choose(settings.kernels, random)
+    family, elliptic = FAMILIES[shape // 2], shape % 2 == 1
+    across = along = random.uniform(*sigma)
+    angle, beta = 0.0, 1.0
+    if elliptic:
+        across, angle = random.uniform(*sigma), random.uniform(-math.pi, math.pi)
+    if family != "Gaussian":
+        is_plateau = family == "plateau"
+        beta = draw_beta(settings.plateau_beta if is_plateau else settings.generalized_beta, random)
+    return [Blur(family, side, (along, across), angle, beta)]
+
+
+def draw_side(settings: Degradation, random: np.random.Generator) -> int:
+    """Odd, each alike likely."""
+    smallest, largest = (side // 2 for side in settings.kernel_side)
+    return 2 * int(random.integers(smallest, largest + 1)) + 1
+
+
+def draw_beta(span: Span, random: np.random.Generator) -> float:
+    """Half of the draws are below 1, as far as the span is: those have the longer tails."""
+    low, high = span
+    middle = min(max(1.0, low), high)
+    ends = (low, middle) if random.random() < 0.5 else (middle, high)
+    return random.uniform(*ends)
+
+
+def draw_resize(
+    size: tuple[int, int], shares: tuple[float, float, float], span: Span, random
+) -> list[Step]:
+    """By a factor of `size`; both sides stay at least one pixel."""
+    low, high = span
+    enlarge, shrink, _ = range(3)
+    direction, factor = choose(shares, random), 1.0
+    if direction == enlarge:
+        factor = random.uniform(min(1.0, high), high)
+    elif direction == shrink:
+        factor = random.uniform(low, max(1.0, low))
+    height, width = (max(1, round(side * factor)) for side in size)
+    return [Resize((height, width), draw_mode(random))]
+
+
+def draw_mode(random: np.random.Generator) -> str:
+    return list(MODES)[random.integers(len(MODES))]
+
+
+def draw_noise(
+    settings: Degradation, probability: float, sigma: Span, scale: Span, random: np.random.Generator
+) -> list[Step]:
+    if random.random() >= probability:
+        return []
+    is_poisson, gray = random.random() < settings.poisson, random.random() < settings.gray
+    if is_poisson:
+        return [PoissonNoise(random.uniform(*scale), gray)]
+    return [GaussianNoise(random.uniform(*sigma), gray)]
+
+
+def draw_jpeg(settings: Degradation, probability: float, random: np.random.Generator) -> list[Step]:
+    if random.random() >= probability:
+        return []
+    low, high = settings.jpeg_quality
+    return [Jpeg(int(random.integers(low, high + 1)))]
+
+
+def draw_final_sinc(settings: Degradation, random: np.random.Generator) -> list[Step]:
+    if random.random() >= settings.final_sinc:
+        return []
+    return [Sinc(draw_side(settings, random), random.uniform(math.pi / 3, math.pi))]
+
+
+def choose(shares: Sequence[float], random: np.random.Generator) -> int:
+    """The number of a choice, each as likely as its share."""
+    return int(np.searchsorted(np.cumsum(shares), random.random() * sum(shares), side="right"))
+
+
+def degrade(image: np.ndarray, steps: list[Step], random: np.random.Generator) -> np.ndarray:
+    """What is left of an image after all steps, rounded to 8 bits.
+
+    Args:
+        image: uint8, (H, W, 3).
+        steps: of `draw_steps`, for that size.
+        random: the noise is drawn from it.
+
+    Returns:
+        uint8, of the size that the last resizing makes.
+    """
+    degraded = to_unit_range(image)
+    for step in steps:
+        degraded = step(degraded, random)
+    return to_levels(degraded)
+
+
+def sharpen(image: np.ndarray) -> np.ndarray:
+    """Unsharp mask, as Real-ESRGAN prepares its targets: half of what a blur takes away is added.
+
+    Only where that is more than 10 levels, with a blurred transition, so that noise and smooth
+    areas stay as they are. The blur is a Gaussian of 51x51, of OpenCV's sigma for that side.
+
+    Args:
+        image: uint8, (H, W, 3).
+
+    Returns:
+        The same.
+    """
+    original = to_unit_range(image)
+    detail = original - cv2.GaussianBlur(original, (51, 51), 0)
+    mask = (np.abs(detail) * 255 > 10).astype(np.float32)
+    mask = cv2.GaussianBlur(mask, (51, 51), 0)
+    sharpened = np.clip(original + 0.5 * detail, 0, 1)
+    return to_levels(mask * sharpened + (1 - mask) * original)
