@@ -9,12 +9,16 @@ import argparse
 import dataclasses
 import itertools
 import math
+import re
 import typing
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
+IN_THE_BOX = Path(__file__).resolve().parent / "checkpoints"
 PHASES = ("psnr", "gan")
 GROUPS = ("degradation", *PHASES)  # of settings, whose flags begin with these names
+# A convolution of VGG19, and perhaps its weight.
+VGG_LAYER = re.compile(r"(conv(?:[12]_[12]|[345]_[1-4]))(?::(\d*\.?\d+(?:e-?\d+)?))?")
 
 
 def setting(default, help: str, **about):
@@ -23,10 +27,10 @@ def setting(default, help: str, **about):
     low, above, most, below: bounds of a number, or of each in a tuple; `low` and `most` themselves
         are allowed.
     choices: the values it can have.
-    identity: another value is another run, so a resume with one is refused. Of a phase: because the
-        discriminator is built to it, so only in a phase that has one.
+    identity: another value is another run, so a resume with one is refused. Of a phase, or of what
+        needs a phase's setting: because the discriminator is built to it, so only where it has one.
     term: the weight of a term of the loss, which has the field's name.
-    generator: the kind of generator that has it.
+    generator, discriminator: the kind that has it.
     needs: the setting, of the run, a phase or the degradation, without which it has no effect.
     span: two numbers between which one is drawn, the smaller first.
     shares: how often each choice is drawn, in relation to the others.
@@ -212,9 +216,29 @@ class Config:
     batch_norm: bool = setting(
         False, "in SRResNet, as SRGAN has it; RRDBs have none", identity=True, generator="srresnet"
     )
+    unshuffle: int = setting(
+        1,
+        "side of the squares of LR pixels that become channels; RealESRGAN_x2plus has 2",
+        choices=(1, 2, 4),
+        identity=True,
+        generator="rrdb",
+    )
+    discriminator: str = setting(
+        "vgg",
+        "vgg, which judges crops, or unet, Real-ESRGAN's, which judges their pixels",
+        choices=("vgg", "unet"),
+        identity=True,
+        needs="adversarial",
+    )
+    discriminator_features: int = setting(
+        64, "the U-Net's channels", low=1, identity=True, needs="adversarial", discriminator="unet"
+    )
 
     init_from: str = setting(
         "", "a generator's file to start from; at another scale, what fits is taken"
+    )
+    init_discriminator: str = setting(
+        "", "a discriminator's file to start from, or a last.pt", needs="adversarial"
     )
 
     batch_size: int = setting(16, "crops per step, over all processes and accumulated parts", low=1)
@@ -241,7 +265,9 @@ class Config:
         "imagenet", "imagenet (548 MB, once), random, or a VGG19 file", needs="perceptual"
     )
     vgg_layer: str = setting(
-        "conv5_4", "VGG19 convolution whose output is compared", needs="perceptual"
+        "conv5_4",
+        "VGG19 convolution whose output is compared, or several: conv2_2:0.1,conv5_4:1",
+        needs="perceptual",
     )
     vgg_before_activation: bool = setting(
         True, "compare before the ReLU, as ESRGAN does", needs="perceptual"
@@ -335,22 +361,17 @@ class Config:
             self.lr_dir,
             f"give one LR folder for each of the {len(self.train_dir)} in train_dir, or none",
         )
-        require(
-            self.batch_size % self.accumulate == 0,
-            "accumulate",
-            self.accumulate,
-            f"it has to divide batch_size, {self.batch_size}",
-        )
+        remedy = f"it has to divide batch_size, {self.batch_size}"
+        require(self.batch_size % self.accumulate == 0, "accumulate", self.accumulate, remedy)
         for field in dataclasses.fields(self):
             kind, value = field.metadata.get("generator"), getattr(self, field.name)
             fits = kind in (None, self.generator) or value is not True
             require(fits, field.name, value, f"only --generator {kind} has it")
-        require(
-            self.psnr.steps + self.gan.steps > 0,
-            "psnr.steps",
-            self.psnr.steps,
-            "at least one of the phases needs steps",
-        )
+        fits = self.unshuffle == 1 or (self.generator == "rrdb" and self.scale != 3)
+        require(fits, "unshuffle", self.unshuffle, "only --generator rrdb has it, not at scale 3")
+        layer_weights(self.vgg_layer)
+        remedy = "at least one of the phases needs steps"
+        require(self.psnr.steps + self.gan.steps > 0, "psnr.steps", self.psnr.steps, remedy)
         check_fields(self.degradation, "degradation.")
         degraded = self.degradation.level != "none"
         require(
@@ -412,29 +433,39 @@ def check_phase(name: str, config: Config) -> None:
     check_fields(phase, f"{name}.")
     if phase.steps == 0:
         return
-    unit, needed_by = scale, "the scale needs"
-    if phase.perceptual > 0:  # VGG19 halves an image four times before conv5_4
-        unit, needed_by = math.lcm(16, unit), "the scale and VGG19 need"
-    if phase.adversarial > 0:  # the discriminator halves it five times
-        unit, needed_by = math.lcm(32, unit), "the scale and the discriminator need"
+    sides = {"the scale": scale, "unshuffle": scale * config.unshuffle}
+    if phase.perceptual > 0:  # VGG19 halves an image before each block but the first
+        deepest = max(int(layer[len("conv")]) for layer in layer_weights(config.vgg_layer))
+        sides["VGG19"] = 2 ** (deepest - 1)
+    if phase.adversarial > 0:  # VGG halves it five times, the U-Net three times
+        sides["the discriminator"] = {"vgg": 32, "unet": 8}[config.discriminator]
+    unit = math.lcm(*sides.values())
     require(
         phase.patch % unit == 0,
         f"{name}.patch",
         phase.patch,
-        f"{needed_by} a multiple of {unit}: {max(unit, round(phase.patch / unit) * unit)} is one",
+        f"for {', '.join(key for key in sides if phase.patch % sides[key])} it has to be a "
+        f"multiple of {unit}: {max(unit, round(phase.patch / unit) * unit)} is one",
     )
-    require(
-        any(getattr(phase, term) > 0 for term in TERMS),
-        f"{name}.{TERMS[0]}",
-        getattr(phase, TERMS[0]),
-        f"at least one of {', '.join(TERMS)} has to be above 0",
-    )
-    require(
-        all(a < b for a, b in itertools.pairwise(phase.milestones)),
-        f"{name}.milestones",
-        phase.milestones,
-        "give rising steps",
-    )
+    learns = any(getattr(phase, term) > 0 for term in TERMS)
+    remedy = f"at least one of {', '.join(TERMS)} has to be above 0"
+    require(learns, f"{name}.{TERMS[0]}", getattr(phase, TERMS[0]), remedy)
+    rising = all(a < b for a, b in itertools.pairwise(phase.milestones))
+    require(rising, f"{name}.milestones", phase.milestones, "give rising steps")
+
+
+def layer_weights(vgg_layer: str) -> dict[str, float]:
+    """{"conv1_2": 0.1, "conv5_4": 1.0} of "conv1_2:0.1,conv5_4".
+
+    Raises:
+        ValueError: it is not written like that; the message names the field.
+    """
+    matches = [VGG_LAYER.fullmatch(part.strip()) for part in vgg_layer.split(",")]
+    weights = {match[1]: float(match[2] or 1) for match in matches if match}
+    fits = len(weights) == len(matches) and all(0 < w < math.inf for w in weights.values())
+    remedy = "give conv1_1 to conv5_4, each once, with weights above 0: conv2_2:0.1,conv5_4:1"
+    require(fits, "vgg_layer", vgg_layer, remedy)
+    return weights
 
 
 def require(condition: bool, field: str, value, remedy: str) -> None:
@@ -448,10 +479,23 @@ def flat(settings: dict) -> dict:
     return {key: value for key, value in settings.items() if key not in GROUPS} | grouped
 
 
+SMALL = dict(
+    features=32,
+    blocks=4,
+    batch_size=8,  # 16 took twice the time and ended 0.17 dB higher on Set5
+    vgg_weights="random",
+    vgg_layer="conv2_2",  # of random features the shallow ones: sharp pictures after 600 steps
+    workers=0,
+    log_every=25,
+    val_every=250,
+    save_every=250,
+)
 # What each preset changes. esrgan is the paper; demo is a small run on the photographs that
 # scikit-image ships, which ends in pictures after some minutes on two CPU cores; srgan is the 2017
-# paper (Ledig et al., arXiv 1609.04802, section 3.2) with ESRGAN's discriminator; compact made the
-# weights in the box, with --train-dir and --valid-dir, on 2 CPU cores.
+# paper (Ledig et al., arXiv 1609.04802, section 3.2) with ESRGAN's discriminator; real is
+# Real-ESRGAN (Wang et al., arXiv 2107.10833, section 4.1, and its option files), which starts from
+# --init-from, a network that has had a PSNR phase; compact and compact-real made the weights in the
+# box, with --train-dir and --valid-dir, on 2 CPU cores.
 PRESETS: dict[str, dict] = {
     "esrgan": {},
     "srgan": dict(
@@ -473,34 +517,45 @@ PRESETS: dict[str, dict] = {
             adversarial=1e-3,
         ),
     ),
-    "compact": dict(
+    "real": dict(
+        name="real",
+        batch_size=48,
+        betas=(0.9, 0.99),
+        vgg_layer="conv1_2:0.1,conv2_2:0.1,conv3_4:1,conv4_4:1,conv5_4:1",
+        discriminator="unet",
+        relativistic=False,
+        degradation=dict(level="strong", sharpen=True),
+        psnr=dict(steps=1_000_000, patch=256, milestones=(1_000_000,)),  # constant, as below
+        gan=dict(patch=256, milestones=(400_000,), pixel=1.0, perceptual=1.0, adversarial=0.1),
+    ),
+    "compact": SMALL
+    | dict(
         name="compact",
-        features=32,
-        blocks=4,
-        batch_size=8,  # 16 took twice the time and ended 0.17 dB higher on Set5
-        vgg_weights="random",
-        vgg_layer="conv2_2",  # of random features the shallow ones: sharp pictures after 600 steps
-        workers=0,
-        log_every=25,
-        val_every=250,
-        save_every=250,
         psnr=dict(
             steps=16_000, patch=128, lr=1.2e-3, milestones=(), warmup=200, clip_grad_norm=0.2
         ),
         gan=dict(steps=1200, patch=96, lr=2e-4, milestones=(), warmup=50, adversarial=1e-2),
     ),
-    "demo": dict(
+    "compact-real": SMALL
+    | dict(
+        name="compact-real",
+        init_from=str(IN_THE_BOX / "compact_x4_psnr.safetensors"),
+        discriminator="unet",
+        discriminator_features=24,
+        relativistic=False,
+        degradation=dict(level="strong", blur=0.8, blur2=0.4, noise=0.6, noise2=0.4)
+        | dict(jpeg=0.7, jpeg2=0.9, final_sinc=0.5, factor=(0.25, 1.3), factor2=(0.4, 1.2)),
+        psnr=dict(steps=6000, patch=96, lr=6e-4, milestones=(), warmup=100),
+        gan=dict(steps=1000, patch=96, milestones=(), pixel=1.0, adversarial=0.1),
+    ),
+    "demo": SMALL
+    | dict(
         name="demo",
         train_dir=("data/demo/train",),
         valid_dir="data/demo/valid",
-        features=32,
         blocks=2,
-        batch_size=8,
-        vgg_weights="random",
-        workers=0,
+        vgg_layer="conv5_4",
         log_every=10,
-        val_every=250,
-        save_every=250,
         # Without clipping, of seeds 0 and 1 the second never came back from this rate.
         psnr=dict(steps=1500, patch=96, lr=2e-3, milestones=(), warmup=50, clip_grad_norm=0.2),
         gan=dict(steps=80, patch=96, lr=1e-4, milestones=()),

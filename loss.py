@@ -3,10 +3,13 @@
     L_G = perceptual * L_percep + adversarial * L_G^Ra + pixel * L_1        (equation 3)
 
 The PSNR phase uses the pixel term alone; the weights live in config.py. SRGAN's losses (Ledig et
-al., 2017) are here too: mean squared distances, and the standard adversarial loss.
+al., 2017) are here too: mean squared distances, and the standard adversarial loss, which is also
+Real-ESRGAN's (Wang et al., 2021).
+
+Logits are one per image, (N, 1), or one per pixel, (N, 1, H, W); the means are over all of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -19,6 +22,7 @@ from formats.tensors import UnreadableError, load_tensors
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 VGG19_CONVS_PER_BLOCK = (2, 2, 4, 4, 4)
+PAPERS_LAYERS = {"conv5_4": 1.0}
 
 
 class VGGError(ValueError):
@@ -26,7 +30,7 @@ class VGGError(ValueError):
 
 
 class VGGFeatures(nn.Module):
-    """VGG19 up to one convolution: the space in which the perceptual loss compares images.
+    """VGG19 up to a convolution: the space in which the perceptual loss compares images.
 
     Frozen, and in eval mode even while the module that holds it trains.
 
@@ -34,7 +38,7 @@ class VGGFeatures(nn.Module):
         weights: "imagenet" (torchvision downloads 548 MB once), "random" (seeded, He-initialised:
             random deep features are a usable perceptual loss, Liu et al., CVPR 2021), or the path
             of a torchvision VGG19 state dict (.pth or .safetensors).
-        layer: "conv<block>_<number>"; the paper takes conv5_4.
+        layers: "conv<block>_<number>" -> the weight of its features in the loss.
         before_activation: features before the ReLU (ESRGAN) or after it (SRGAN).
         seed: for "random" only.
 
@@ -45,14 +49,15 @@ class VGGFeatures(nn.Module):
     def __init__(
         self,
         weights: str = "imagenet",
-        layer: str = "conv5_4",
+        layers: Mapping[str, float] = PAPERS_LAYERS,
         before_activation: bool = True,
         seed: int = 0,
     ):
         super().__init__()
-        end = conv_index(layer) + (1 if before_activation else 2)
+        self.layers = dict(layers)
+        self.outputs = {conv_index(name) + (not before_activation): name for name in layers}
         with torch.device("meta"):  # the classifier, 86% of VGG19, is never allocated
-            features = torchvision.models.vgg19(weights=None).features[:end]
+            features = torchvision.models.vgg19(weights=None).features[: max(self.outputs) + 1]
         self.features = features.to_empty(device="cpu")
         if weights == "random":
             generator = torch.Generator().manual_seed(seed)
@@ -62,6 +67,9 @@ class VGGFeatures(nn.Module):
                     nn.init.zeros_(module.get_parameter("bias"))
         else:
             self.features.load_state_dict(vgg19_state_dict(weights, features.state_dict()))
+        if before_activation:
+            for end in sorted(self.outputs)[:-1]:
+                self.features[end + 1] = nn.ReLU()  # torchvision's overwrites what it is given
 
         self.mean: Tensor
         self.std: Tensor
@@ -73,9 +81,17 @@ class VGGFeatures(nn.Module):
     def train(self, mode: bool = True) -> "VGGFeatures":
         return super().train(False)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """RGB in [0, 1], (N, 3, H, W), to features (N, C, h, w): 512, H/16, W/16 at conv5_4."""
-        return self.features((image - self.mean) / self.std)
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """RGB in [0, 1], (N, 3, H, W), to the features of each layer, from one pass.
+
+        They are (N, C, h, w); at conv5_4 C is 512, h H / 16 and w W / 16.
+        """
+        x, features = (image - self.mean) / self.std, {}
+        for i, module in enumerate(self.features):
+            x = module(x)
+            if i in self.outputs:
+                features[self.outputs[i]] = x
+        return features
 
 
 def conv_index(layer: str) -> int:
@@ -124,7 +140,7 @@ def read_state_dict(path: str) -> object:
 
 
 def relativistic_generator_loss(d_real: Tensor, d_fake: Tensor) -> Tensor:
-    """L_G^Ra, equation 2, from logits (N, 1): fake should look more real than the average real.
+    """L_G^Ra, equation 2, from logits: fake should look more real than the average real.
 
     The reference implementation halves this sum; the paper does not, and neither do we.
     """
@@ -133,18 +149,18 @@ def relativistic_generator_loss(d_real: Tensor, d_fake: Tensor) -> Tensor:
 
 
 def relativistic_discriminator_loss(d_real: Tensor, d_fake: Tensor) -> Tensor:
-    """L_D^Ra, equation 1, from logits (N, 1); the mirror image of the generator's."""
+    """L_D^Ra, equation 1, from logits; the mirror image of the generator's."""
     real, fake = relativistic_logits(d_real, d_fake)
     return bce(real, 1.0) + bce(fake, 0.0)
 
 
 def standard_generator_loss(d_fake: Tensor) -> Tensor:
-    """-log D(fake), from logits (N, 1): SRGAN's adversarial loss (Ledig et al., 2017, eq. 6)."""
+    """-log D(fake), from logits: SRGAN's adversarial loss (Ledig et al., 2017, equation 6)."""
     return bce(d_fake.float(), 1.0)
 
 
 def standard_discriminator_loss(d_real: Tensor, d_fake: Tensor) -> Tensor:
-    """-log D(real) - log(1 - D(fake)), from logits (N, 1): SRGAN's discriminator (eq. 2)."""
+    """-log D(real) - log(1 - D(fake)), from logits: SRGAN's discriminator (equation 2)."""
     return bce(d_real.float(), 1.0) + bce(d_fake.float(), 0.0)
 
 
@@ -191,15 +207,27 @@ def generator_loss(
         terms["pixel"] = pixel * distance(fake.float(), target)
     if perceptual > 0:
         assert vgg is not None, "a perceptual loss needs vgg"
-        with torch.no_grad():
-            wanted = vgg(target)
-        terms["perceptual"] = perceptual * distance(vgg(fake).float(), wanted.float())
+        terms["perceptual"] = perceptual * perceptual_loss(vgg, fake, target, distance)
     if adversarial > 0:
         assert net_d is not None, "an adversarial loss needs net_d"
         terms["adversarial"] = adversarial * adversarial_loss(
             net_d, fake, target if real is None else real, relativistic
         )
     return terms
+
+
+def perceptual_loss(
+    vgg: VGGFeatures, fake: Tensor, target: Tensor, distance: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """The weighted sum of the layers' distances; only `fake` gets a gradient."""
+    with torch.no_grad():
+        wanted = vgg(target)
+    made = vgg(fake)
+    distances = [
+        weight * distance(made[layer].float(), wanted[layer].float())
+        for layer, weight in vgg.layers.items()
+    ]
+    return torch.stack(distances).sum()
 
 
 def adversarial_loss(net_d: nn.Module, fake: Tensor, real: Tensor, relativistic: bool) -> Tensor:

@@ -1,10 +1,12 @@
 """The networks of ESRGAN (Wang et al., 2018, https://arxiv.org/abs/1809.00219).
 
-RRDBNet            generator: low-resolution image in, high-resolution image out (section 3.1)
-SRResNet           the generator that it replaced, of SRGAN (Ledig et al., 2017)
-VGGDiscriminator   judges high-resolution patches during the GAN phase
+RRDBNet             generator: low-resolution image in, high-resolution image out (section 3.1)
+SRResNet            the generator that it replaced, of SRGAN (Ledig et al., 2017)
+VGGDiscriminator    judges high-resolution patches during the GAN phase
+UNetDiscriminator   judges each pixel of them: that of Real-ESRGAN (Wang et al., 2021)
 
-RRDBNet's parameters have BasicSR's names, so published weights and other tools fit as they are.
+RRDBNet's and UNetDiscriminator's parameters have BasicSR's names, so published weights and other
+tools fit as they are.
 """
 
 import math
@@ -89,7 +91,7 @@ class RRDBNet(nn.Module):
         plus: the dense blocks are ESRGAN+'s.
 
     Raises:
-        ValueError: a scale that is not listed above.
+        ValueError: a scale that is not listed above, or scale 3 with unshuffle.
     """
 
     def __init__(
@@ -105,6 +107,8 @@ class RRDBNet(nn.Module):
     ):
         super().__init__()
         check_scale(scale)
+        if scale == 3 and unshuffle != 1:
+            raise ValueError(f"unshuffle is {unshuffle}; at scale 3 it can only be 1")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.scale = scale
         self.unshuffle = unshuffle
@@ -278,3 +282,89 @@ class VGGDiscriminator(nn.Module):
         # The losses take differences and logarithms of logits: bf16 would have rounded them away.
         with torch.autocast(image.device.type, enabled=False):
             return self.classifier(features.float())
+
+
+class UNetDiscriminator(nn.Module):
+    """U-Net with spectral norm: one logit per pixel, so that it also says where an image is wrong.
+
+    Section 3.4 of Real-ESRGAN (Wang et al., 2021, arXiv 2107.10833), as in its published weights.
+
+    Args:
+        features: channels at full size; they double with each of the three halvings
+            (64 in the paper, 4,376,897 parameters).
+    """
+
+    def __init__(self, features: int = 64):
+        super().__init__()
+        self.conv0 = conv3x3(3, features)
+        self.conv1 = SpectralConv2d(1 * features, 2 * features, kernel_size=4, stride=2)
+        self.conv2 = SpectralConv2d(2 * features, 4 * features, kernel_size=4, stride=2)
+        self.conv3 = SpectralConv2d(4 * features, 8 * features, kernel_size=4, stride=2)
+        self.conv4 = SpectralConv2d(8 * features, 4 * features, kernel_size=3)
+        self.conv5 = SpectralConv2d(4 * features, 2 * features, kernel_size=3)
+        self.conv6 = SpectralConv2d(2 * features, 1 * features, kernel_size=3)
+        self.conv7 = SpectralConv2d(features, features, kernel_size=3)
+        self.conv8 = SpectralConv2d(features, features, kernel_size=3)
+        self.conv9 = conv3x3(features, 1)
+        self.lrelu = nn.LeakyReLU(0.2, inplace=True)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """RGB in [0, 1], (N, 3, H, W), to logits (N, 1, H, W): real is positive.
+
+        H and W are multiples of 8.
+        """
+        x0 = self.lrelu(self.conv0(image))  # (N, features, H, W)
+        x1 = self.lrelu(self.conv1(x0))  # (N, 2 * features, H / 2, W / 2)
+        x2 = self.lrelu(self.conv2(x1))  # (N, 4 * features, H / 4, W / 4)
+        x3 = self.lrelu(self.conv3(x2))  # (N, 8 * features, H / 8, W / 8)
+        x4 = self.lrelu(self.conv4(enlarge_bilinear(x3))) + x2
+        x5 = self.lrelu(self.conv5(enlarge_bilinear(x4))) + x1
+        x6 = self.lrelu(self.conv6(enlarge_bilinear(x5))) + x0  # (N, features, H, W)
+        x = self.lrelu(self.conv8(self.lrelu(self.conv7(x6))))
+        return exactly(self.conv9, x)  # in fp32, for the losses: see VGGDiscriminator.forward
+
+
+def enlarge_bilinear(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+class SpectralConv2d(nn.Module):
+    """A convolution without bias whose kernel, as a matrix, has the spectral norm 1.
+
+    Spectral normalization (Miyato et al., 2018, arXiv 1802.05957, algorithm 1): each pass in
+    training mode takes one step of the power iteration. Tensors are called as by
+    torch.nn.utils.spectral_norm, which would iterate in autocast's precision on a GPU, and whose
+    modules cannot be copied.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
+        super().__init__()
+        conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, bias=False
+        )  # for its initial kernel
+        self.weight_orig = conv.weight
+        self.stride = stride
+        self.weight_u: Tensor
+        self.weight_v: Tensor
+        rows, columns = self.weight_orig.flatten(1).shape
+        self.register_buffer("weight_u", F.normalize(torch.randn(rows), dim=0))
+        self.register_buffer("weight_v", F.normalize(torch.randn(columns), dim=0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) to (N, out, H / stride, W / stride)."""
+        return F.conv2d(x, self.weight_orig / self._norm(), stride=self.stride, padding=1)
+
+    def _norm(self) -> Tensor:
+        """The estimate of the largest singular value, of which only the kernel gets a gradient."""
+        with torch.autocast(self.weight_orig.device.type, enabled=False):
+            matrix = self.weight_orig.flatten(1)
+            u, v = self.weight_u, self.weight_v
+            if self.training:
+                with torch.no_grad():
+                    v = F.normalize(matrix.t() @ u, dim=0)
+                    u = F.normalize(matrix @ v, dim=0)
+                    self.weight_u.copy_(
+                        u
+                    )  # in place: a step takes several passes before going back
+                    self.weight_v.copy_(v)
+            return u.dot(matrix @ v)

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from config import Config, Phase, given_settings, parse_args
+from config import Config, Phase, given_settings, layer_weights, parse_args
 from dataset import Crops, batches
+from formats.discriminators import load_discriminator
 from images.opening import silence_pillow
 from images.pairs import DataError
 from loss import (
@@ -33,8 +34,9 @@ from loss import (
     relativistic_discriminator_loss,
     standard_discriminator_loss,
 )
-from model import RRDBNet, SRResNet, VGGDiscriminator
+from model import RRDBNet, SRResNet, UNetDiscriminator, VGGDiscriminator
 from training.data import load_data, prepare_folders, uses_demo
+from training.faults import remedy_for
 from training.monitor import Monitor
 from training.runs import At, CheckpointError, RunFolder, TrainingError
 from training.settings import check_batch_size
@@ -49,8 +51,6 @@ from utils import (
     choose_device,
     choose_precision,
     end_process,
-    is_lost_connection,
-    is_out_of_memory,
     listed,
     place,
     prepare_output,
@@ -79,6 +79,7 @@ def train(run: RunFolder, given: set[str]) -> None:
     prepare_folders(config)
     phases = run.phases_to_visit()
     vgg = load_vgg(config, phases, device)
+    states_d = load_discriminators(config, run)
     packed = run.packs if run.checkpoint else None
     streams, valid, run.packs = load_data(config, phases, packed)
     validation = Validation(valid, device, dtype, run) if valid else None
@@ -100,7 +101,7 @@ def train(run: RunFolder, given: set[str]) -> None:
     )
     with StopRequest(speaks=ranks.first) as stop:
         for name in phases:
-            learner = Learner(config, name, generator, vgg, dtype, ranks)
+            learner = Learner(config, name, generator, vgg, dtype, ranks, states_d.get(name))
             seconds = run.restore(learner)
             monitor = Monitor(learner.at, seconds, device, run)
             loader = batches(
@@ -174,6 +175,7 @@ class Learner:
         vgg: needed where the phase has a perceptual loss.
         dtype: of convolutions, under autocast.
         ranks: that share each batch.
+        state_d: of the discriminator to start from, if not from random weights.
     """
 
     def __init__(
@@ -184,6 +186,7 @@ class Learner:
         vgg: VGGFeatures | None,
         dtype: torch.dtype,
         ranks: Ranks,
+        state_d: dict[str, Tensor] | None = None,
     ):
         self.config, self.phase, self.vgg, self.dtype = config, getattr(config, name), vgg, dtype
         self.at = At(name, step=0, before=config.psnr.steps if name == "gan" else 0)
@@ -197,7 +200,9 @@ class Learner:
         self.net_d = self.opt_d = None
         if self.phase.adversarial > 0:
             torch.manual_seed(config.seed)  # the same discriminator, however the phase is reached
-            self.net_d = place(VGGDiscriminator(self.phase.patch), self.device)
+            self.net_d = place(build_discriminator(config, self.phase), self.device)
+            if state_d:
+                self.net_d.load_state_dict(state_d)
             self.opt_d = make_adam(self.net_d, config.betas, self.device)
         # The raw networks are saved; the wrapped ones compute, and exchange gradients. The
         # generator's update looks at the raw discriminator, whose gradients it does not need.
@@ -344,7 +349,15 @@ def learning_rate(phase: Phase, step: int) -> float:
 def build_generator(config: Config) -> Generator:
     if config.generator == "srresnet":
         return SRResNet(3, 3, config.scale, config.features, config.blocks, config.batch_norm)
-    return RRDBNet(3, 3, config.scale, config.features, config.blocks, config.growth)
+    return RRDBNet(
+        3, 3, config.scale, config.features, config.blocks, config.growth, config.unshuffle
+    )
+
+
+def build_discriminator(config: Config, phase: Phase) -> VGGDiscriminator | UNetDiscriminator:
+    if config.discriminator == "unet":
+        return UNetDiscriminator(config.discriminator_features)
+    return VGGDiscriminator(phase.patch)
 
 
 def start_from(generator: Generator, path: str) -> None:
@@ -356,32 +369,22 @@ def start_from(generator: Generator, path: str) -> None:
         print(f"  in it, but not in this network: {listed(unused)}")
 
 
+def load_discriminators(config: Config, run: RunFolder) -> dict[str, dict[str, Tensor]]:
+    """Of each phase that has yet to begin, what its discriminator starts from, if a file."""
+    states, path = {}, config.init_discriminator
+    for name in run.phases_to_begin() if path else ():
+        if (phase := getattr(config, name)).adversarial > 0:
+            states[name] = load_discriminator(path, build_discriminator(config, phase).state_dict())
+            print(f"The discriminator of the {name} phase starts from {path}")
+    return states
+
+
 def load_vgg(config: Config, phases: list[str], device: torch.device) -> VGGFeatures | None:
     """VGG19 if any phase will need it: now, not days later, is the time to find it missing."""
     if not any(getattr(config, name).perceptual for name in phases):
         return None
-    weights, layer = config.vgg_weights, config.vgg_layer
-    return place(VGGFeatures(weights, layer, config.vgg_before_activation, config.seed), device)
-
-
-def remedy_for(error: Exception) -> str | None:
-    """What happened and what to do, for errors of the machine; None for those of the program."""
-    reason = str(error).partition("\n")[0] or type(error).__name__
-    if is_out_of_memory(error):
-        return (
-            f"memory ran out ({reason}). Less memory: --recompute true, a larger --accumulate, "
-            "fewer --workers, a smaller --psnr.patch or, before its first step, --gan.patch."
-        )
-    if "DataLoader worker (pid" in reason:
-        return (
-            f"a process that cuts crops died: {reason} "
-            "Most often memory ran out: give fewer --workers."
-        )
-    if Ranks.of_torchrun().count > 1 and is_lost_connection(error):
-        return (
-            "another process of this run ended; what ended it is in its own message or torchrun's."
-        )
-    return None
+    weights, layers = config.vgg_weights, layer_weights(config.vgg_layer)
+    return place(VGGFeatures(weights, layers, config.vgg_before_activation, config.seed), device)
 
 
 def run_as_program() -> None:

@@ -63,6 +63,7 @@ FLAGS: dict[str, tuple[str, dict[Any, str]]] = {
     "features": ("--features", {}),
     "blocks": ("--blocks", {}),
     "growth": ("--growth", {}),
+    "unshuffle": ("--unshuffle", {}),
     "batch_norm": ("--batch-norm", {True: "true", False: "false"}),
 }
 

@@ -70,14 +70,14 @@ def find_generator(path: Path, content: object) -> tuple[dict[str, Tensor], str]
         WeightsError: there is none, or several with nothing to choose by, or it is not stored as
             plain weights.
     """
-    groups = list(_groups(content))
-    weights = [group for group in groups if not TRAINING_STATE.search(_dotted(group.keys))]
+    groups = list(tensor_groups(content))
+    weights = [group for group in groups if not TRAINING_STATE.search(dotted(group.keys))]
     found = [generator for group in weights for generator in _generators(group)]
     found += [copy for generator in found for copy in _nameless_averages(generator, weights)]
     if not found:
         raise WeightsError(f"{path} is not an ESRGAN generator: it {what_instead(content, groups)}")
     best = max(found, key=lambda each: each.rank)
-    others = [each for each in found if not _equal(each.state, best.state)]
+    others = [each for each in found if not same_tensors(each.state, best.state)]
     if rivals := [each for each in others if each.rank == best.rank]:
         raise WeightsError(
             f"{path} holds generators that differ: {', '.join(r.place for r in (best, *rivals))}; "
@@ -102,7 +102,7 @@ def told_scale(path: Path, *contents: object) -> int | None:
     return 3 if told == {"3"} else None
 
 
-def _groups(content: object) -> Iterator[Group]:
+def tensor_groups(content: object) -> Iterator[Group]:
     """Every dict (or list) of tensors in a tree of dicts and lists."""
     for keys, node in _nodes(content):
         named = ((k.decode(errors="replace") if isinstance(k, bytes) else str(k), k) for k in node)
@@ -166,7 +166,7 @@ def _nameless_averages(found: Found, groups: list[Group]) -> Iterator[Found]:
 def _averaged(group: Group, prefix: str) -> int:
     if group.keys[-1:] == ("ema_state_dict",) and "steps" in group.tensors:
         return -1  # mmengine's EMAHook saves the average as state_dict, and here what it is of
-    words = _words(_dotted(group.keys, prefix))
+    words = _words(dotted(group.keys, prefix))
     if words & NOT_AVERAGED:
         return -1
     if any(word in AVERAGED or word.endswith("ema") for word in words):
@@ -175,7 +175,7 @@ def _averaged(group: Group, prefix: str) -> int:
     return int(any(f"{prefix[:end]}n_averaged" in group.tensors for end in range(len(prefix))))
 
 
-def _dotted(keys: tuple[Any, ...], name: str = "") -> str:
+def dotted(keys: tuple[Any, ...], name: str = "") -> str:
     return ".".join((*map(str, keys), name))
 
 
@@ -184,7 +184,7 @@ def _words(text: str) -> set[str]:
     return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", text)}
 
 
-def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+def same_tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     def same(x: Tensor, y: Tensor) -> bool:
         alike = (x.dtype, x.shape, x.layout, x.device) == (y.dtype, y.shape, y.layout, y.device)
         comparable = x.layout is torch.strided and not x.is_meta

@@ -1,10 +1,11 @@
 """Settings: the paper's numbers, the order defaults < preset < flags, and errors that help."""
 
+import contextlib
 import dataclasses
 
 import pytest
 
-from config import PRESETS, Config, Phase, given_settings, parse_args
+from config import GROUPS, PRESETS, Config, Phase, given_settings, layer_weights, parse_args
 
 
 def test_defaults_are_the_papers():
@@ -58,7 +59,10 @@ def test_every_preset_is_valid_and_every_field_explained():
     for name in PRESETS:
         parse_args(["--preset", name])
     for field in (*dataclasses.fields(Config), *dataclasses.fields(Phase)):
-        assert field.name in ("psnr", "gan") or field.metadata["help"]
+        assert field.name in GROUPS or field.metadata["help"]
+
+
+UNET = ["--discriminator", "unet"]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +107,14 @@ def test_every_preset_is_valid_and_every_field_explained():
         (["--batch-norm", "true"], ["batch_norm", "--generator srresnet"]),
         (["--preset", "srgan", "--recompute", "true"], ["recompute", "--generator rrdb"]),
         (["--vgg-before-activation", "maybe"], ["vgg-before-activation", "maybe"]),
+        (["--discriminator", "patchgan"], ["discriminator", "patchgan", "vgg or unet"]),
+        (["--discriminator-features", "0"], ["discriminator_features", "at least 1"]),
+        ([*UNET, "--gan.perceptual", "0", "--gan.patch", "100"], ["gan.patch", "100", "8", "96"]),
+        ([*UNET, "--scale", "3", "--gan.patch", "96", "--psnr.patch", "97"], ["psnr.patch", "96"]),
+        (["--unshuffle", "3"], ["unshuffle", "1, 2 or 4"]),
+        (["--unshuffle", "2", "--scale", "3"], ["unshuffle", "scale 3"]),
+        (["--unshuffle", "2", "--generator", "srresnet"], ["unshuffle", "--generator rrdb"]),
+        (["--unshuffle", "4", "--psnr.patch", "200"], ["psnr.patch", "unshuffle", "16", "192"]),
     ],
 )
 def test_bad_values_are_refused_by_name(args, words, capsys):
@@ -111,3 +123,70 @@ def test_bad_values_are_refused_by_name(args, words, capsys):
     assert exit.value.code == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    "text, weights",
+    [
+        ("conv5_4", {"conv5_4": 1}),
+        ("conv1_2:0.1,conv2_2:.25, conv5_4", {"conv1_2": 0.1, "conv2_2": 0.25, "conv5_4": 1}),
+        ("conv4_4:1e-3,conv3_1:20", {"conv4_4": 0.001, "conv3_1": 20}),
+    ],
+)
+def test_layers_have_weights(text, weights):
+    assert layer_weights(parse_args(["--vgg-layer", text]).vgg_layer) == weights
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", ",", "conv6_1", "conv1_3", "conv5_4,", "conv5_4 conv1_2", "relu5_4", "Conv5_4"),
+        *("conv5_4:", "conv5_4:x", "conv5_4:0", "conv5_4:-1", "conv5_4:nan", "conv5_4:inf"),
+        *("conv5_4:1e999", "conv5_4:1:2", "conv5_4:1,conv5_4:2", "conv5_4=1", "conv5_4:0,1"),
+    ],
+)
+def test_other_layers_are_refused_by_the_fields_name(text, capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--vgg-layer", text, "--gan.perceptual", "0"])
+    assert f"vgg_layer is {text!r}: give conv1_1 to conv5_4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "args, smallest",  # crops of the GAN phase, of which multiples fit as well
+    [
+        ([], 32),
+        (UNET, 16),
+        ([*UNET, "--vgg-layer", "conv3_4:1,conv2_2:1"], 8),
+        ([*UNET, "--gan.perceptual", "0", "--scale", "8", "--unshuffle", "2"], 16),
+        ([*UNET, "--gan.perceptual", "0", "--scale", "1", "--unshuffle", "4"], 8),
+        ([*UNET, "--vgg-layer", "conv2_2", "--gan.adversarial", "0"], 4),
+        (["--vgg-layer", "conv4_1", "--gan.adversarial", "0", "--scale", "1"], 8),
+        (["--gan.perceptual", "0", "--gan.adversarial", "0", "--unshuffle", "4"], 16),
+    ],
+)
+def test_the_crops_that_fit(args, smallest):
+    config, fits = parse_args(args), []
+    for patch in range(1, 3 * smallest + 1):
+        with contextlib.suppress(ValueError):
+            phase = dataclasses.replace(config.gan, patch=patch)
+            fits.append(dataclasses.replace(config, gan=phase).gan.patch)
+    assert fits == [smallest, 2 * smallest, 3 * smallest]
+
+
+def test_real_esrgans_numbers():
+    """Of its option files, train_realesrnet_x4plus.yml and train_realesrgan_x4plus.yml."""
+    config = parse_args(["--preset", "real"])
+    assert (config.batch_size, config.betas, config.ema_decay) == (48, (0.9, 0.99), 0.999)
+    assert (config.features, config.blocks, config.growth, config.scale) == (64, 23, 32, 4)
+    assert (config.discriminator, config.discriminator_features) == ("unet", 64)
+    assert not config.relativistic and not config.squared_error and config.vgg_before_activation
+    weights = {"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1, "conv4_4": 1, "conv5_4": 1}
+    assert layer_weights(config.vgg_layer) == weights and config.vgg_weights == "imagenet"
+    paper = dataclasses.replace(Config().degradation, level="strong", sharpen=True)
+    assert config.degradation == paper
+    assert dataclasses.astuple(config.psnr)[:3] == (1_000_000, 256, 2e-4)
+    assert dataclasses.astuple(config.gan)[:3] == (400_000, 256, 1e-4)
+    assert (config.psnr.pixel, config.psnr.perceptual, config.psnr.adversarial) == (1, 0, 0)
+    assert (config.gan.pixel, config.gan.perceptual, config.gan.adversarial) == (1, 1, 0.1)
+    for phase in (config.psnr, config.gan):  # constant rates
+        assert min(phase.milestones) >= phase.steps and phase.warmup == 0

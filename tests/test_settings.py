@@ -27,9 +27,10 @@ def settings(*args):
 
 def test_what_is_another_run_and_what_weights_do_not_depend_on():
     """Both follow from the fields; new ones belong to neither unless they say so."""
-    network = {"scale", "generator", "features", "blocks", "growth", "batch_norm"}
+    network = {"scale", "generator", "features", "blocks", "growth", "batch_norm", "unshuffle"}
+    discriminator = {"discriminator", "discriminator_features", "gan.patch"}
     assert identity(Config(), "psnr") == network | {"betas", "seed"}
-    assert identity(Config(), "gan") == network | {"betas", "seed", "gan.patch"}
+    assert identity(Config(), "gan") == network | {"betas", "seed"} | discriminator
     without_d = parse_args(["--gan.adversarial", "0"])
     assert identity(without_d, "gan") == network | {"betas", "seed"}
     told = settings_of_weights(Config()).keys()
@@ -41,6 +42,8 @@ def test_what_is_another_run_and_what_weights_do_not_depend_on():
 
 
 VGG = {"vgg_weights", "vgg_layer", "vgg_before_activation"}
+JUDGED = {"relativistic", "discriminator", "init_discriminator"}
+UNET = ("--discriminator", "unet")
 OTHERS = {"patch", "lr", "milestones", "warmup", "clip_grad_norm"}
 OTHERS |= {"pixel", "perceptual", "adversarial"}
 
@@ -49,16 +52,17 @@ OTHERS |= {"pixel", "perceptual", "adversarial"}
     "args, idle",
     [
         ([], set()),
-        ([*SRGAN, "--psnr.milestones"], {"growth"}),
-        (["--generator", "srresnet"], {"growth"}),
+        ([*SRGAN, "--psnr.milestones"], {"growth", "unshuffle"}),
+        (["--generator", "srresnet"], {"growth", "unshuffle"}),
         (["--gan.perceptual", "0"], VGG),
         (["--gan.perceptual", "0", "--psnr.perceptual", "1"], set()),
-        (["--gan.adversarial", "0"], {"relativistic"}),
+        (["--gan.adversarial", "0"], JUDGED),
+        (["--gan.adversarial", "0", "--psnr.adversarial", "1"], set()),
         (["--valid-dir", "", "--valid-lr-dir", "x"], {"valid_lr_dir", "val_images"}),
         (["--psnr.steps", "0"], {f"psnr.{name}" for name in OTHERS}),
         (
             ["--gan.steps", "0"],
-            {f"gan.{name}" for name in OTHERS} | VGG | {"relativistic", "keep_generators"},
+            {f"gan.{name}" for name in OTHERS} | VGG | JUDGED | {"keep_generators"},
         ),
         (["--psnr.steps", "800000"], {"psnr.milestones", "psnr.steps"}),
         (["--psnr.steps", "800001"], set()),
@@ -67,7 +71,9 @@ OTHERS |= {"pixel", "perceptual", "adversarial"}
     ],
 )
 def test_settings_without_effect_are_known(args, idle):
-    assert idle_settings(parse_args(args)).keys() == idle
+    assert idle_settings(parse_args(args)).keys() == idle | {"discriminator_features"}
+    unet = idle_settings(parse_args([*args, *UNET])).keys()
+    assert unet == (idle | {"discriminator_features"} if idle >= JUDGED else idle)
 
 
 def test_a_reason_is_given_for_each():
@@ -75,6 +81,7 @@ def test_a_reason_is_given_for_each():
         parse_args([*SRGAN, "--psnr.steps", "0", "--gan.milestones", "9", "300000"])
     )
     assert idle["growth"] == "no effect, as only --generator rrdb has it"
+    assert idle["discriminator_features"] == "no effect, as only --discriminator unet has it"
     assert idle["psnr.lr"] == "no effect, as psnr.steps is 0"
     told = "the phase ends before 300000, so gan.lr does not halve there; --gan.milestones takes"
     assert idle["gan.milestones"].startswith(told) and idle["gan.steps"].startswith(told)
@@ -108,6 +115,13 @@ def test_the_phases_with_steps_to_do(phase, step, args, left):
         ("gan", 5, ["--gan.steps", "3"], ["gan.steps was 400000, is 3: 5 are done"]),
         ("gan", 5, ["--gan.lr", "1"], ["gan.lr was 0.0001, is 1.0"]),
         ("gan", 5, ["--init-from", "x"], ["init_from was '', is 'x': no effect"]),
+        ("psnr", 5, [*UNET, "--unshuffle", "1"], ["discriminator was 'vgg', is 'unet'"]),
+        ("psnr", 5, ["--init-discriminator", "x"], ["init_discriminator was '', is 'x'"]),
+        ("gan", 5, ["--init-discriminator", "x"], ["init_discriminator was '', is 'x': no effect"]),
+        (
+            *("gan", 5, ["--discriminator-features", "8"]),
+            ["discriminator_features was 64, is 8: no effect"],
+        ),
         ("gan", 5, ["--gan.warmup", "4"], ["gan.warmup was 0, is 4"]),
     ],
 )
@@ -124,6 +138,9 @@ def test_changes_are_told_with_what_comes_of_them(phase, step, args, said):
         ([], ["--gan.patch", "64"], "gan", "gan.patch"),
         ([], ["--seed", "1"], "psnr", "seed"),
         ([], ["--growth", "16"], "gan", "growth"),
+        ([], ["--unshuffle", "2"], "psnr", "unshuffle"),
+        ([], UNET, "gan", "discriminator"),
+        (UNET, [*UNET, "--discriminator-features", "8"], "gan", "discriminator_features"),
         ([], ["--betas", "0.5", "0.9"], "psnr", "betas"),
         (
             ["--psnr.adversarial", "1"],
@@ -146,6 +163,9 @@ def test_what_has_no_effect_is_never_refused():
     assert list_changes(parse_args([*SRGAN, "--growth", "16"]), settings(*SRGAN), "gan", 5)
 
 
+INIT_D = ["--init-discriminator", "d"]
+
+
 def test_a_run_keeps_the_settings_of_what_is_over():
     changed = ("--psnr.lr", "1", "--psnr.steps", "3", "--gan.lr", "2", "--init-from", "x")
     before = settings("--init-from", "a", "--psnr.steps", "9")
@@ -159,6 +179,8 @@ def test_a_run_keeps_the_settings_of_what_is_over():
         assert (kept.psnr.steps, kept.gan.steps) == steps
         assert (kept.psnr.lr, kept.gan.lr) == rates
         assert kept.init_from == "a"
+    assert with_what_is_over(parse_args(INIT_D), before, "psnr", 5).init_discriminator == "d"
+    assert with_what_is_over(parse_args(INIT_D), before, "gan", 5).init_discriminator == ""
 
 
 def works(net, crops, side):
@@ -184,6 +206,8 @@ def test_one_crop_at_a_time_is_refused_where_the_discriminator_would(
     else:
         with pytest.raises(DeviceError, match=f"batch_size is {size}.*gan.patch {patch}"):
             check_batch_size(config, Ranks(count=ranks), ["psnr", "gan"])
+    config = dataclasses.replace(config, discriminator="unet")  # which has no batch norm
+    check_batch_size(config, Ranks(count=ranks), ["psnr", "gan"])
 
 
 @pytest.mark.parametrize("patch", [4, 8])

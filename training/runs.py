@@ -192,6 +192,11 @@ class RunFolder(AbstractContextManager):
         later = PHASES[PHASES.index(self.at.phase) :]
         return [name for name in later if getattr(self.config, name).steps > 0]
 
+    def phases_to_begin(self) -> list[str]:
+        """Those of which no step is done."""
+        left = self.phases_left()
+        return [name for name in left if self.at.step == 0 or name != self.at.phase]
+
     def restore_average(self, generator: nn.Module) -> None:
         """Load the averaged generator of the checkpoint, if there is one, whatever its phase."""
         if self.checkpoint is not None:

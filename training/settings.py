@@ -9,7 +9,12 @@ from utils import DeviceError, Ranks
 
 def identity(config: Config, phase: str) -> set[str]:
     """The settings whose change makes another run of one in this phase, as `flat` calls them."""
-    names = {field.name for field in dataclasses.fields(Config) if field.metadata.get("identity")}
+    values = dataclasses.asdict(config) | dataclasses.asdict(getattr(config, phase))
+    names = {
+        field.name
+        for field in dataclasses.fields(Config)
+        if field.metadata.get("identity") and values.get(field.metadata.get("needs", ""), True)
+    }
     if getattr(config, phase).adversarial > 0:
         own = {field.name for field in dataclasses.fields(Phase) if field.metadata.get("identity")}
         names |= {f"{phase}.{name}" for name in own}
@@ -49,15 +54,20 @@ def idle_settings(config: Config, phase: str = PHASES[0], step: int = 0) -> dict
     idle = {}
     values, left = flat(dataclasses.asdict(config)), phases_left(config, phase, step)
     for field in dataclasses.fields(config):
-        kind, needed = (field.metadata.get(key) for key in ("generator", "needs"))
-        if kind not in (None, config.generator) and values[field.name] is not False:
-            idle[field.name] = f"no effect, as only --generator {kind} has it"
+        needed = field.metadata.get("needs")
+        for network in ("generator", "discriminator"):
+            kind = field.metadata.get(network)
+            if kind not in (None, values[network]) and values[field.name] is not False:
+                idle[field.name] = f"no effect, as only --{network} {kind} has it"
         if needed in values and not values[needed]:
             idle[field.name] = f"no effect, as {needed} is {values[needed]!r}"
         elif needed and needed not in values and not any(values[f"{n}.{needed}"] for n in left):
             idle[field.name] = f"no effect, as {needed} is 0 in every phase with steps to do"
     if step > 0:
-        idle["init_from"] = "no effect, as the run has its own weights; another --name starts anew"
+        own = "no effect, as the run has its own weights; another --name starts anew"
+        idle["init_from"] = own
+        if not any(values[f"{name}.adversarial"] for name in left if name != phase):
+            idle.setdefault("init_discriminator", own)
     for name in PHASES:
         idle |= {f"{name}.{key}": why for key, why in _idle_in(name, config, phase, step).items()}
     return idle
@@ -117,7 +127,8 @@ def with_what_is_over(config: Config, before: dict, phase: str, step: int) -> Co
     Raises:
         ValueError: they do not go together.
     """
-    over: dict = {"init_from": before["init_from"]}
+    idle = idle_settings(config, phase, step)
+    over: dict = {key: before[key] for key in ("init_from", "init_discriminator") if key in idle}
     for name in phases_over(config, phase, step):
         settings = {
             field.name: before[f"{name}.{field.name}"] for field in dataclasses.fields(Phase)
@@ -134,7 +145,8 @@ def check_batch_size(config: Config, ranks: Ranks, phases: Iterable[str]) -> Non
         raise DeviceError(f"batch_size is {config.batch_size}: it has to be a multiple of {many}")
     for name in phases:
         phase = getattr(config, name)
-        sides = [phase.patch // 32] * (phase.adversarial > 0)  # of the discriminator's last maps
+        # Of the maps that the last batch norm sees: in the discriminator, in the generator.
+        sides = [phase.patch // 32] * (phase.adversarial > 0 and config.discriminator == "vgg")
         sides += [phase.patch // config.scale] * config.batch_norm
         if config.batch_size == shares and 1 in sides:
             raise DeviceError(

@@ -1,0 +1,23 @@
+"""What a machine does to a run, in words."""
+
+from utils import Ranks, is_lost_connection, is_out_of_memory
+
+
+def remedy_for(error: Exception) -> str | None:
+    """What happened and what to do, for errors of the machine; None for those of the program."""
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    if is_out_of_memory(error):
+        return (
+            f"memory ran out ({reason}). Less memory: --recompute true, a larger --accumulate, "
+            "fewer --workers, a smaller --psnr.patch or, before its first step, --gan.patch."
+        )
+    if "DataLoader worker (pid" in reason:
+        return (
+            f"a process that cuts crops died: {reason} "
+            "Most often memory ran out: give fewer --workers."
+        )
+    if Ranks.of_torchrun().count > 1 and is_lost_connection(error):
+        return (
+            "another process of this run ended; what ended it is in its own message or torchrun's."
+        )
+    return None
