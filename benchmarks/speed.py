@@ -238,7 +238,9 @@ def peer_step(phase: Phase, low_res: Tensor, high_res: Tensor, arguments) -> Cal
         output = net_g(low_res)
         loss = phase.pixel * F.l1_loss(output, high_res)
         if phase.perceptual:
-            loss = loss + phase.perceptual * F.l1_loss(vgg(output), vgg(high_res.detach()))
+            loss = loss + phase.perceptual * F.l1_loss(
+                *(vgg(x)["conv5_4"] for x in (output, high_res))
+            )
         if phase.adversarial:
             d_real, d_fake = net_d(high_res).detach(), net_d(output)
             real, fake = d_real - d_fake.mean(), d_fake - d_real.mean()

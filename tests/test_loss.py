@@ -18,7 +18,7 @@ from loss import (
     standard_discriminator_loss,
     standard_generator_loss,
 )
-from model import RRDBNet, VGGDiscriminator
+from model import RRDBNet, UNetDiscriminator, VGGDiscriminator
 
 
 def log_sigmoid(x):
@@ -61,12 +61,15 @@ def test_standard_losses_equal_srgans_equations_in_float64():
 
 def test_srgans_generator_loss_is_squared_and_not_relativistic():
     fake, high_res = torch.rand(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    vgg, net_d = VGGFeatures("random", "conv2_1", before_activation=False), VGGDiscriminator(32)
+    vgg, net_d = (
+        VGGFeatures("random", {"conv2_1": 1}, before_activation=False),
+        VGGDiscriminator(32),
+    )
     weights = dict(pixel=2.0, perceptual=3.0, adversarial=4.0, vgg=vgg, net_d=net_d.eval())
     terms = generator_loss(
         fake, high_res, **weights, relativistic=False, distance=torch.nn.functional.mse_loss
     )
-    features = [vgg(image).double().numpy() for image in (fake, high_res)]
+    features = [vgg(image)["conv2_1"].double().numpy() for image in (fake, high_res)]
     logits = net_d(fake).detach().double().numpy()
     expected = {
         "pixel": 2 * np.mean((fake.double() - high_res.double()).numpy() ** 2),
@@ -95,13 +98,64 @@ def test_features_are_torchvisions(layer, before, index, vgg19, vgg19_file):
         # Before activation: what the last convolution says, not what an in-place ReLU made of it.
         expected = torchvision.models.vgg19(weights=None).features[: index + 1]
         expected.load_state_dict(vgg19.features[: index + 1].state_dict())
-        actual = VGGFeatures(vgg19_file, layer, before)(image)
+        actual = VGGFeatures(vgg19_file, {layer: 1}, before)(image)[layer]
         torch.testing.assert_close(actual, expected(normalised))
     assert (actual.min() < 0) == before
 
 
+def hooked_features(vgg19, image, indices):
+    """What torchvision's own modules gave, caught before the next one could overwrite it."""
+    caught, handles = {}, []
+    for i in indices:
+        hook = lambda module, given, result, i=i: caught.__setitem__(i, result.clone())  # noqa: E731
+        handles.append(vgg19.features[i].register_forward_hook(hook))
+    vgg19.features(TF.normalize(image, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    for handle in handles:
+        handle.remove()
+    return [caught[i] for i in indices]
+
+
+LAYERS = {"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1.0, "conv4_4": 1.0, "conv5_4": 1.0}
+INDICES = [2, 7, 16, 25, 34]  # in torchvision's vgg19().features
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_features_of_several_layers_are_torchvisions(before, vgg19, vgg19_file):
+    image = torch.rand(1, 3, 32, 32)
+    vgg = VGGFeatures(vgg19_file, dict(reversed(LAYERS.items())), before)
+    passes = []
+    vgg.features[0].register_forward_hook(lambda *_: passes.append(1))
+    with torch.no_grad():
+        expected = hooked_features(vgg19, image, [i + (not before) for i in INDICES])
+        actual = vgg(image)
+    torch.testing.assert_close([actual[layer] for layer in LAYERS], expected)
+    assert passes == [1]
+
+
+def test_the_perceptual_loss_is_the_weighted_sum_with_its_gradient(vgg19, vgg19_file):
+    images = torch.rand(2, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    fake, target = images[0].requires_grad_(), images[1]
+    made, wanted = (hooked_features(vgg19, image, INDICES) for image in (fake, target))
+    means = [(a - b).abs().mean() for a, b in zip(made, wanted, strict=True)]
+    expected = 3 * sum(weight * mean for weight, mean in zip(LAYERS.values(), means, strict=True))
+    vgg = VGGFeatures(vgg19_file, LAYERS)
+    actual = generator_loss(fake, target, pixel=0, perceptual=3, vgg=vgg)["perceptual"]
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(loss, fake)[0] for loss in (actual, expected)), rtol=1e-4, atol=1e-9
+    )
+
+
+def test_a_single_layer_is_where_vgg19_ends():
+    """So that it costs no more than it did: no copy, and nothing behind it."""
+    assert len(VGGFeatures("random", {"conv2_2": 1}).features) == 8
+    modules = list(VGGFeatures("random", {"conv2_2": 1, "conv1_1": 1}).features)
+    relus = [module.inplace for module in modules if isinstance(module, torch.nn.ReLU)]
+    assert relus == [False, True, True] and len(modules) == 8
+
+
 def test_vgg_is_never_trained_and_never_changes_mode():
-    vgg = VGGFeatures("random", "conv1_2")
+    vgg = VGGFeatures("random", {"conv1_2": 1})
     holder = torch.nn.Sequential(vgg).train()
     assert holder.training and not any(module.training for module in vgg.modules())
     assert not any(parameter.requires_grad for parameter in vgg.parameters())
@@ -117,7 +171,7 @@ def test_safetensors_are_read_too(vgg19, vgg19_file, tmp_path):
     path = str(tmp_path / "vgg.safetensors")
     safetensors.torch.save_file(vgg19.state_dict(), path)
     image = torch.rand(1, 3, 16, 16)
-    features = [VGGFeatures(file, "conv1_2")(image) for file in (path, vgg19_file)]
+    features = [VGGFeatures(file, {"conv1_2": 1})(image)["conv1_2"] for file in (path, vgg19_file)]
     assert torch.equal(*features)
 
 
@@ -128,10 +182,10 @@ def test_files_that_are_no_vgg19_are_named(tmp_path, malicious_pickle):
     bomb, marker = malicious_pickle
     for path in (*(tmp_path / f"{name}.pth" for name in ("none", "text", "other", "list")), bomb):
         with pytest.raises(VGGError, match=path.name):
-            VGGFeatures(str(path), "conv1_2")
+            VGGFeatures(str(path), {"conv1_2": 1})
     assert not marker.exists()
     with pytest.raises(VGGError, match="conv6_1"):
-        VGGFeatures("random", "conv6_1")
+        VGGFeatures("random", {"conv6_1": 1})
 
 
 def test_failed_download_names_the_remedies(monkeypatch):
@@ -149,12 +203,45 @@ def test_perceptual_term_is_zero_for_identical_images():
     assert list(terms) == ["perceptual"] and terms["perceptual"].item() == 0
 
 
+def test_logits_of_pixels_are_judged_like_those_of_images():
+    """In float64, from the equations; the means are over all pixels of all images."""
+    real, fake = np.random.default_rng(0).normal(size=(2, 2, 1, 4, 6))
+    logits = [torch.tensor(x, dtype=torch.float32) for x in (real, fake)]
+    real_than_fake, fake_than_real = real - fake.mean(), fake - real.mean()
+    expected = {
+        relativistic_discriminator_loss: -log_sigmoid(real_than_fake)
+        - log_sigmoid(-fake_than_real),
+        relativistic_generator_loss: -log_sigmoid(-real_than_fake) - log_sigmoid(fake_than_real),
+        standard_discriminator_loss: -log_sigmoid(real) - log_sigmoid(-fake),
+    }
+    for loss, values in expected.items():
+        assert loss(*logits).item() == pytest.approx(values.mean(), rel=1e-6)
+    generated = standard_generator_loss(logits[1]).item()
+    assert generated == pytest.approx(-log_sigmoid(fake).mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize("relativistic", [True, False])
+def test_pixels_and_features_meet_the_target_and_the_discriminator_the_real_image(relativistic):
+    torch.manual_seed(0)
+    fake, target, real = torch.rand(3, 2, 3, 16, 16)
+    net_d = UNetDiscriminator(4).eval()  # each pass the same
+    vgg = VGGFeatures("random", {"conv1_1": 1})
+    weights = dict(pixel=1.0, perceptual=1.0, adversarial=1.0, vgg=vgg, net_d=net_d)
+    terms = generator_loss(fake, target, real, **weights, relativistic=relativistic)
+    torch.testing.assert_close(terms["pixel"], (fake - target).abs().mean())
+    features = [vgg(image)["conv1_1"] for image in (fake, target)]
+    torch.testing.assert_close(terms["perceptual"], (features[0] - features[1]).abs().mean())
+    seen = (net_d(real), net_d(fake)) if relativistic else (net_d(fake),)
+    loss = relativistic_generator_loss if relativistic else standard_generator_loss
+    torch.testing.assert_close(terms["adversarial"], loss(*seen))
+
+
 @pytest.mark.parametrize("term", ["pixel", "perceptual", "adversarial"])
 def test_each_term_alone_moves_the_generator_and_nothing_else(term):
     torch.manual_seed(0)
     net_g = RRDBNet(features=4, blocks=1, growth=4)
     net_d = VGGDiscriminator(32).requires_grad_(False)
-    vgg = VGGFeatures("random", "conv2_1")
+    vgg = VGGFeatures("random", {"conv2_1": 1})
     weights = dict(pixel=0.0, perceptual=0.0, adversarial=0.0) | {term: 1.0}
     fake = net_g(torch.rand(2, 3, 8, 8))
     terms = generator_loss(fake, torch.rand(2, 3, 32, 32), vgg=vgg, net_d=net_d, **weights)

@@ -1,5 +1,6 @@
 """Networks: exact sizes, the paper's initialisation, the discriminator's shape."""
 
+import copy
 import math
 
 import pytest
@@ -10,7 +11,9 @@ from torch.nn import functional as F
 from model import (
     RowsConv2d,
     RRDBNet,
+    SpectralConv2d,
     SRResNet,
+    UNetDiscriminator,
     VGGDiscriminator,
     convolve_enlarged,
     in_bands,
@@ -24,6 +27,7 @@ def count(net):
 def test_parameter_counts_are_the_published_ones():
     assert count(RRDBNet()) == 16_697_987
     assert count(VGGDiscriminator(128)) == 14_499_401
+    assert count(UNetDiscriminator()) == 4_376_897
     # Lornatang/SRGAN-PyTorch's Generator, whose output is the same, too (compared by hand).
     assert count(SRResNet()) == 1_547_350
 
@@ -186,7 +190,114 @@ def test_discriminator_refuses_other_sizes(patch):
         VGGDiscriminator(patch)
 
 
+def test_only_some_scales_go_with_unshuffle():
+    for scale, unshuffle in ((1, 2), (1, 4), (2, 2), (2, 4), (4, 2), (4, 4), (8, 2)):
+        net = RRDBNet(scale=scale, features=4, blocks=1, unshuffle=unshuffle)
+        assert net(torch.rand(1, 3, 8, 12)).shape == (1, 3, 8 * scale, 12 * scale)
+    with pytest.raises(ValueError, match="unshuffle is 2; at scale 3"):
+        RRDBNet(scale=3, unshuffle=2)
+
+
 def test_discriminators_first_convolution_has_the_only_bias_and_no_batch_norm():
     kinds = [type(layer).__name__ for layer in VGGDiscriminator(32).features]
     assert kinds[:2] == ["Conv2d", "LeakyReLU"]
     assert kinds[2:] == ["Conv2d", "BatchNorm2d", "LeakyReLU"] * 9
+
+
+# ------------------------------------------------------------------------- the U-Net discriminator
+
+
+def reference_unet(features):
+    """Real-ESRGAN's, written out from reference and paper, with torch's own spectral norm."""
+    norm, c = nn.utils.spectral_norm, features
+    widths = [(c, 2 * c), (2 * c, 4 * c), (4 * c, 8 * c)]
+    convs = {"conv0": nn.Conv2d(3, c, 3, 1, 1)}
+    for i, width in enumerate(widths, start=1):
+        convs[f"conv{i}"] = norm(nn.Conv2d(*width, 4, 2, 1, bias=False))
+    for i, (narrow, wide) in enumerate(reversed(widths), start=4):
+        convs[f"conv{i}"] = norm(nn.Conv2d(wide, narrow, 3, 1, 1, bias=False))
+    for i in (7, 8):
+        convs[f"conv{i}"] = norm(nn.Conv2d(c, c, 3, 1, 1, bias=False))
+    return nn.ModuleDict(convs | {"conv9": nn.Conv2d(c, 1, 3, 1, 1)})
+
+
+def reference_logits(net, x):
+    skips = []
+    for i in range(4):
+        x = F.leaky_relu(net[f"conv{i}"](x), 0.2)
+        skips.append(x)
+    for i in range(4, 7):
+        x = nn.Upsample(scale_factor=2, mode="bilinear")(x)
+        x = F.leaky_relu(net[f"conv{i}"](x), 0.2) + skips[6 - i]
+    return net["conv9"](F.leaky_relu(net["conv8"](F.leaky_relu(net["conv7"](x), 0.2)), 0.2))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_unet_is_real_esrgans(training):
+    """Three passes, as in a step: with their gradients, and the singular vectors they leave."""
+    torch.manual_seed(0)
+    theirs, ours = reference_unet(4), UNetDiscriminator(4)
+    assert list(ours.state_dict()) == list(theirs.state_dict())  # and so published files fit
+    ours.load_state_dict(theirs.state_dict())
+    images = [torch.rand(2, 3, 24, 16, requires_grad=True) for _ in range(3)]
+    for net in (theirs, ours):
+        net.train(training)
+    expected, actual = (
+        [judge(x) for x in images] for judge in (lambda x: reference_logits(theirs, x), ours)
+    )
+    assert actual[0].shape == (2, 1, 24, 16)
+    torch.testing.assert_close(actual, expected)
+    gradients = [
+        torch.autograd.grad(sum(x.square().sum() for x in logits), (*images, *net.parameters()))
+        for logits, net in ((actual, ours), (expected, theirs))
+    ]
+    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(ours.state_dict(), dict(theirs.state_dict()))
+
+
+def test_the_spectral_norm_becomes_the_largest_singular_value():
+    torch.manual_seed(0)
+    conv = SpectralConv2d(6, 8, kernel_size=3)
+    x = torch.rand(1, 6, 5, 5)
+    for _ in range(200):
+        conv(x)
+    largest = torch.linalg.svdvals(conv.weight_orig.detach().double().flatten(1))[0]
+    expected = F.conv2d(x, (conv.weight_orig / largest).float(), padding=1)
+    torch.testing.assert_close(conv(x), expected)
+
+
+def test_the_norm_is_estimated_in_training_only_and_never_in_bf16():
+    torch.manual_seed(0)
+    conv = SpectralConv2d(6, 8, kernel_size=4, stride=2)
+    x, twin = torch.rand(1, 6, 8, 8), copy.deepcopy(conv)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv(x).dtype == torch.bfloat16
+    twin(x)
+    before = copy.deepcopy(conv.state_dict())
+    torch.testing.assert_close(dict(twin.state_dict()), dict(before), rtol=0, atol=0)
+    conv.eval()(x)
+    torch.testing.assert_close(dict(conv.state_dict()), dict(before), rtol=0, atol=0)
+
+
+def test_logits_of_pixels_leave_autocast_in_fp32_and_copies_can_be_made():
+    net = UNetDiscriminator(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = net(torch.rand(1, 3, 16, 16))
+    assert logits.dtype == torch.float32
+    logits.sum().backward()
+    twin = copy.deepcopy(net)  # in which torch's own spectral norm fails after a pass
+    assert all(map(torch.equal, net.state_dict().values(), twin.state_dict().values()))
+
+
+@pytest.mark.slow
+def test_the_unet_compiles():
+    torch.manual_seed(0)
+    net = UNetDiscriminator(4)
+    twin = copy.deepcopy(net)
+    net.compile()
+    x = torch.rand(2, 3, 16, 16)
+    for each in (net, twin):
+        (each(x).mean() - each(1 - x).mean()).backward()
+    torch.testing.assert_close(dict(net.state_dict()), dict(twin.state_dict()))
+    for ours, theirs in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
