@@ -106,10 +106,10 @@ def _refuse_unlike(
 
 def _size_advice(kind: str, state: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
     """The setting with which the network would have the file's size; empty if it has it."""
-    first = "conv0.weight" if kind == "unet" else "classifier.0.weight"
+    first = "conv0.weight" if kind == "unet" else "classifier.1.weight"
     own, given = (tensors[first].shape for tensors in (expected, state))
     if own == given or not given:
         return ""
     if kind == "unet":
         return f"give --discriminator-features {given[0]}"
-    return f"it judges crops of {32 * math.isqrt(given[-1] // 512)} pixels, which is --gan.patch"
+    return f"give --gan.patch {32 * math.isqrt(given[-1] // 512)}"

@@ -21,12 +21,12 @@ import train
 import training.log
 import training.runs
 import training.validation
-from config import Config, Phase
+from config import Config, Phase, parse_args
 from images.files import read_image, write_image
 from model import RRDBNet, SRResNet
 from training.runs import At, RunFolder, load_checkpoint
 from utils import Ranks
-from weights import load_generator, save_generator
+from weights import init_generator, load_generator, save_generator
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -47,13 +47,15 @@ def workplace(tmp_path, photos, monkeypatch):
 
 
 @pytest.fixture
-def small_discriminator(monkeypatch):
-    """The paper's has 10 million parameters at any size: seconds per checkpoint, in every run.
-
-    Curves, half a second for each phase, are not drawn either: tests/test_monitor.py looks at them.
-    """
-    monkeypatch.setattr(train, "VGGDiscriminator", SmallDiscriminator)
+def quick_curves(monkeypatch):
+    """Half a second for each phase is not spent on drawing: tests/test_monitor.py looks at that."""
     monkeypatch.setattr(training.log, "draw_curves", lambda rows, path: path.touch())
+
+
+@pytest.fixture
+def small_discriminator(monkeypatch, quick_curves):
+    """The paper's has 10 million parameters at any size: seconds per checkpoint, in every run."""
+    monkeypatch.setattr(train, "VGGDiscriminator", SmallDiscriminator)
 
 
 class SmallDiscriminator(nn.Sequential):
@@ -352,6 +354,69 @@ def test_srgan_trains_goes_on_and_its_files_load(workplace, small_discriminator,
         assert torch.equal(nets[0](low_res), nets[1](low_res))
     # What the average is for: its batch norm uses statistics that training gathered.
     assert isinstance(nets[0], SRResNet) and nets[0].bn_body.running_mean.any()
+
+
+UNET = [
+    *("--discriminator", "unet", "--discriminator-features", "4", "--relativistic", "false"),
+    *("--vgg-layer", "conv1_2:0.1,conv2_2:1", "--degradation.level", "strong"),
+    *("--degradation.sharpen", "true", "--psnr.steps", "2", "--gan.steps", "3"),
+]
+
+
+def test_a_unet_on_degraded_crops_goes_on_exactly_and_starts_other_runs(
+    workplace, quick_curves, monkeypatch, capsys
+):
+    """The estimates of the spectral norm, which each pass moves, are part of the checkpoint."""
+    run(monkeypatch, *UNET, "--save-every", "1")
+    weights, last = results(), load_checkpoint("checkpoints/tiny/last.pt")
+    assert {"conv0.weight", "conv1.weight_orig", "conv8.weight_u"} <= last["net_d"].keys()
+    Path("checkpoints/tiny").rename("checkpoints/whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4, die)
+        with pytest.raises(Killed):
+            run(patch, *UNET, "--save-every", "1")
+    run(monkeypatch, *UNET, "--save-every", "1")
+    assert results() == weights
+    again = load_checkpoint("checkpoints/tiny/last.pt")["net_d"]
+    assert all(torch.equal(again[name], tensor) for name, tensor in last["net_d"].items())
+    assert 0 <= rows()[-1]["pairs right"] <= 1
+
+    # The first step's rate is so low that the discriminator ends as what it started from.
+    others = ["--psnr.steps", "0", "--gan.steps", "1", "--gan.lr", "1e-30", "--name", "third"]
+    start = ["--init-discriminator", "checkpoints/whole/last.pt"]
+    capsys.readouterr()
+    run(monkeypatch, *UNET, *others, *start)
+    assert "gan phase starts from checkpoints/whole/last.pt" in capsys.readouterr().out
+    third = load_checkpoint("checkpoints/third/last.pt")["net_d"]
+    assert torch.equal(third["conv5.weight_orig"], last["net_d"]["conv5.weight_orig"])
+    Path("checkpoints/whole/last.pt").unlink()
+    run(monkeypatch, *UNET, *others, *start)  # over, and so is the need of the file
+    with pytest.raises(train.WeightsError, match="no such file"):
+        run(monkeypatch, *UNET, *start, "--name", "fourth")
+    assert not Path("checkpoints/fourth").exists()
+
+
+def test_an_unshuffling_generator_trains_from_a_file_of_its_kind(
+    workplace, small_discriminator, monkeypatch
+):
+    """RealESRGAN_x2plus is one: scale 2, with squares of 2x2 pixels folded into channels."""
+    torch.manual_seed(5)
+    given = RRDBNet(scale=2, features=4, blocks=1, growth=4, unshuffle=2)
+    save_generator(given, "x2plus.pth")
+    start = ["--init-from", "x2plus.pth", "--scale", "2", "--gan.steps", "1", "--psnr.steps", "1"]
+    with pytest.raises(train.WeightsError, match="add --unshuffle 2"):
+        run(monkeypatch, *start)
+    run(monkeypatch, *start, "--unshuffle", "2", "--psnr.lr", "1e-30", "--gan.lr", "1e-30")
+    trained = load_generator("checkpoints/tiny/gan.safetensors")
+    assert (trained.scale, trained.unshuffle) == (2, 2)
+    for name, tensor in given.state_dict().items():
+        torch.testing.assert_close(trained.state_dict()[name], tensor, rtol=0, atol=1e-7)
+
+
+def test_a_preset_starts_from_the_box_wherever_it_is_run(workplace):
+    config = parse_args(["--preset", "compact-real"])
+    generator = train.build_generator(config)
+    assert not init_generator(generator, config.init_from)[1]
 
 
 def test_a_run_killed_while_saving_goes_on(uninterrupted, monkeypatch):
@@ -837,6 +902,7 @@ def test_the_best_of_the_psnr_phase_and_the_last_of_the_gan_phase_are_kept(
         (["--train-dir", "only cut"], ["no training image", "x.png"]),
         (["--train-dir", "only dot"], ["no training image", "x.png"]),
         (["--train-dir", "photos", "--vgg-layer", "conv6_1"], ["vgg_layer", "conv6_1"]),
+        (["--train-dir", "photos", "--init-discriminator", "d.pth"], ["d.pth", "no such file"]),
         (["--train-dir", "photos", "--valid-dir", "nowhere"], ["nowhere: no such folder"]),
         (["--train-dir", "photos", "--psnr.patch", "128"], ["no training image", "128x128"]),
         (["--train-dir", "photos", "--lr-dir", "empty"], ["empty holds no PNG"]),
