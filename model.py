@@ -339,10 +339,8 @@ class SpectralConv2d(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
         super().__init__()
-        conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, bias=False
-        )  # for its initial kernel
-        self.weight_orig = conv.weight
+        # A random kernel as torch's own convolutions have it.
+        self.weight_orig = nn.Conv2d(in_channels, out_channels, kernel_size, bias=False).weight
         self.stride = stride
         self.weight_u: Tensor
         self.weight_v: Tensor
@@ -363,8 +361,6 @@ class SpectralConv2d(nn.Module):
                 with torch.no_grad():
                     v = F.normalize(matrix.t() @ u, dim=0)
                     u = F.normalize(matrix @ v, dim=0)
-                    self.weight_u.copy_(
-                        u
-                    )  # in place: a step takes several passes before going back
+                    self.weight_u.copy_(u)  # u and v stay as they are for the way back
                     self.weight_v.copy_(v)
             return u.dot(matrix @ v)

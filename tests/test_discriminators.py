@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_named_with_a_remedy(kind, tmp_path):
 
 def test_vggs_of_another_crop_and_of_another_kind(tmp_path):
     torch.save(VGGDiscriminator(64).state_dict(), tmp_path / "64.pth")
-    with pytest.raises(WeightsError, match="of another size; give --gan.patch 64"):
+    with pytest.raises(WeightsError, match=r"of another size; give --gan\.patch 64"):
         load_discriminator(str(tmp_path / "64.pth"), VGG)
     torch.save({"params": STATE}, tmp_path / "unet.pth")
     with pytest.raises(WeightsError, match="give --discriminator unet"):
