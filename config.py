@@ -193,7 +193,10 @@ class Config:
         shapes_weights=False,
     )
     valid_lr_dir: str = setting(
-        "", "LR images of valid_dir; none: MATLAB bicubic", needs="valid_dir", shapes_weights=False
+        "",
+        "LR images of valid_dir; none: MATLAB bicubic, or degraded as the crops are",
+        needs="valid_dir",
+        shapes_weights=False,
     )
 
     scale: int = setting(

@@ -24,7 +24,7 @@ from images.files import write_image
 from images.packs import Pack, pack_folder
 from images.resize import imresize
 from images.strips import labelled_strip
-from training.validation import chosen, mean_scores, score
+from training.validation import Scores, chosen, mean_scores, score
 from upscaling.tiles import upscale
 from weights import load_generator
 
@@ -105,7 +105,7 @@ def flags(settings: dict[str, str], arguments: argparse.Namespace) -> list[str]:
 def compare(files: dict[str, Path], valid: Pack, output: Path) -> str:
     """Draw the strips; returns the table in Markdown."""
     nets = {label: load_generator(path) for label, path in files.items()}
-    scores: dict[str, list[tuple[float, float]]] = {label: [] for label in ("bicubic", *nets)}
+    scores: dict[str, list[Scores]] = {label: [] for label in ("bicubic", *nets)}
     for i in tqdm(chosen(valid, len(valid)), desc="comparing", unit="image"):
         low_res, high_res = valid.low_res(i), valid.high_res(i)
         pictures = {"bicubic": imresize(low_res, SCALE)}
@@ -116,9 +116,9 @@ def compare(files: dict[str, Path], valid: Pack, output: Path) -> str:
         strip = labelled_strip(pictures | {"HR": high_res}, SIDE)
         write_image(strip, output / f"{valid.stem(i)}.png")
     rows = ["| rung | parameters | PSNR, dB | SSIM |", "|---|---|---|---|"]
-    for label, pairs in scores.items():
+    for label, scored in scores.items():
         size = f"{sum(p.numel() for p in nets[label].parameters()):,}" if label in nets else ""
-        mean = mean_scores(pairs)
+        mean = mean_scores(scored)
         rows.append(f"| {label} | {size} | {mean['psnr']:.2f} | {mean['ssim']:.4f} |")
     return "\n".join(rows) + "\n"
 

@@ -128,8 +128,11 @@ def load_metrics(names: list[str], device: torch.device, has_reference: bool) ->
         return {}
     try:
         pyiqa = importlib.import_module("pyiqa")  # large, and not needed to upscale
-    except ImportError as error:
-        raise MetricError(f"--metrics needs pyiqa ({error}): pip install pyiqa") from error
+    except Exception as error:  # of any kind: it imports dozens of packages
+        raise MetricError(
+            f"pyiqa, which computes {', '.join(names)}, cannot be imported ({brief(error)}): "
+            "pip install pyiqa"
+        ) from error
     metrics = {}
     for name in names:
         if name not in pyiqa.list_models():
@@ -139,8 +142,7 @@ def load_metrics(names: list[str], device: torch.device, has_reference: bool) ->
             metrics[name] = pyiqa.create_metric(name, device=device)
         except Exception as error:  # of any kind: a hundred networks of many authors
             raise MetricError(
-                f"pyiqa cannot load {name} ({type(error).__name__}: {error}); "
-                "it downloads weights on first use"
+                f"pyiqa cannot load {name} ({brief(error)}); it downloads weights on first use"
             ) from error
         if metrics[name].metric_mode == "FR" and not has_reference:
             raise MetricError(f"{name} compares with the true image: add --hr DIR")
@@ -172,15 +174,40 @@ def rate(
                 score[f"{prefix}psnr{suffix}"] = psnr(picture, pictures["HR"], border, luma)
                 score[f"{prefix}ssim{suffix}"] = ssim(picture, pictures["HR"], border, luma)
         for name, metric in metrics.items():
-            reference = _without_border(pictures["HR"], border) if "HR" in pictures else None
-            try:
-                score[prefix + name] = float(metric(_without_border(picture, border), reference))
-            except Exception as error:  # as in load_metrics
-                raise MetricError(f"metric {name}: {type(error).__name__}: {error}") from error
+            score[prefix + name] = measure(name, metric, picture, border, pictures.get("HR"))
     if "HR" in pictures:
         shrunk = imresize(pictures["ours"], 1 / scale)[: low_res.shape[0], : low_res.shape[1]]
         score["lr_psnr"] = psnr(shrunk, low_res, 0, y_channel=False)
     return score
+
+
+def measure(
+    name: str,
+    metric: Metric,
+    picture: np.ndarray,
+    border: int,
+    reference: np.ndarray | None = None,
+) -> float:
+    """What a metric says of a picture.
+
+    Args:
+        name: of the metric, for messages.
+        picture, reference: uint8, (H, W, 3); only some metrics compare with a reference.
+        border: pixels left out on each side, at least 1.
+
+    Raises:
+        MetricError: the metric cannot judge this picture.
+    """
+    true = None if reference is None else _without_border(reference, border)
+    try:
+        return float(metric(_without_border(picture, border), true))
+    except Exception as error:  # as in load_metrics
+        raise MetricError(f"metric {name}: {brief(error)}") from error
+
+
+def brief(error: Exception) -> str:
+    """Its kind and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _without_border(picture: np.ndarray, border: int) -> torch.Tensor:

@@ -778,7 +778,13 @@ def test_a_new_run_puts_aside_what_one_of_its_name_has_left(uninterrupted, monke
 
 
 @pytest.mark.parametrize(
-    "changes", [["--valid-dir", "others"], ["--valid-lr-dir", "low"], ["--val-images", "1"]]
+    "changes",
+    [
+        ["--valid-dir", "others"],
+        ["--valid-lr-dir", "low"],
+        ["--val-images", "1"],
+        ["--degradation.level", "mild"],
+    ],
 )
 def test_the_best_generator_is_of_the_last_validation_images(
     changes, workplace, small_discriminator, monkeypatch, capsys, random_image

@@ -61,7 +61,7 @@ class RunLog(AbstractContextManager):
     def comparable(self, scores: dict[str, float]) -> list[dict]:
         """The last scored rows, as far back as they were validated on the same images as `scores`.
 
-        Bicubic's scores tell: other images, in number or content, have others.
+        Bicubic's scores tell: other images, or other LR images of them, have others.
         """
         bicubic = bicubic_scores(scores)
         same = itertools.takewhile(
