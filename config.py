@@ -214,7 +214,9 @@ class Config:
     )
 
     init_from: str = setting(
-        "", "a generator's file to start from; at another scale, what fits is taken"
+        "",
+        "a generator's file or name to start from (as test.py --weights takes them); at another "
+        "scale, what fits is taken",
     )
 
     batch_size: int = setting(16, "crops per step, over all processes and accumulated parts", low=1)

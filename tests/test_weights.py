@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import onnxruntime
 import pytest
@@ -26,6 +27,7 @@ from model import RRDBNet, SRResNet, VGGDiscriminator
 from utils import replacing
 from weights import WeightsError, interpolate, load_generator, save_generator
 
+BOX = Path(__file__).parents[1] / "checkpoints"
 DENSE = {
     "old": lambda i, j, k: f"model.1.sub.{i}.RDB{j + 1}.conv{k + 1}.0",
     "official": lambda i, j, k: f"RRDB_trunk.{i}.RDB{j + 1}.conv{k + 1}",
@@ -703,6 +705,59 @@ def test_the_command_ends_with_a_message_and_status_2(tmp_path):
     assert result.returncode == 2
     assert result.stderr.startswith("weights.py: ") and "no such file" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+# --------------------------------------------------------------------------------------- in the box
+
+
+def in_file(path):
+    return {name: tensor.float() for name, tensor in safetensors.torch.load_file(path).items()}
+
+
+def assert_equal_weights(net, state):
+    torch.testing.assert_close(net.state_dict(), state, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["compact_x4_psnr", "compact_x4_gan"])
+def test_names_in_the_box_are_found_from_any_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()  # results of an earlier command, say: no file
+    expected = in_file(BOX / f"{name}.safetensors")
+    for given in (name, Path(name), f"{name}.safetensors"):
+        assert_equal_weights(load_generator(given), expected)
+
+
+@pytest.mark.parametrize("name", ["compact_x4_gan", "compact_x4_gan.safetensors"])
+def test_a_file_of_that_name_comes_before_the_box(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_generator(small(), "own.safetensors")
+    Path("own.safetensors").rename(name)
+    assert_equal_weights(load_generator(name), small().state_dict())
+
+
+def test_commands_take_names_in_the_box(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["compact_x4_psnr", "compact_x4_gan"]
+    command = ["weights.py", "interpolate", *names, "--alpha", "0.5", "-o", "half.safetensors"]
+    monkeypatch.setattr(sys, "argv", command)
+    assert weights.main() == 0
+    psnr_state, gan_state = (in_file(BOX / f"{name}.safetensors") for name in names)
+    for name, tensor in in_file("half.safetensors").items():
+        torch.testing.assert_close(tensor, (psnr_state[name] + gan_state[name]) / 2)
+    with safetensors.safe_open("half.safetensors", "pt") as file:
+        source = file.metadata()["source"]
+    assert source == "compact_x4_psnr.safetensors + compact_x4_gan.safetensors"
+
+
+@pytest.mark.parametrize("name", ["compact_x4", "compact_x4_gan.pth", "RealESRGAN", "gan/compact"])
+def test_an_unknown_name_lists_those_there_are(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError) as error:
+        load_generator(name)
+    said = str(error.value)
+    assert said.startswith(f"{Path(name)}: no such file")
+    for known in ("compact_x4_gan", "compact_x4_psnr", *formats.published.PUBLISHED):
+        assert known in said
 
 
 # ---------------------------------------------------------------------------------- downloading
