@@ -2,13 +2,16 @@
 
 The second-order model of Real-ESRGAN (Wang et al., 2021, arXiv 2107.10833, section 3), a sample at
 a time: `draw_steps` chooses what happens, `degrade` does it. Both take all their randomness from
-one generator, so a sample that has a generator of its own depends on nothing else.
+one generator, so a sample that has a generator of its own depends on nothing else. For whole images
+that are scored, `degrade_whole` makes one of the image's name.
 
 Inside, images are fp32 in [0, 1], (H, W, 3), in RGB. How often and how strong each step is stands
 in config.py, as `Degradation`.
 """
 
+import hashlib
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -354,6 +357,29 @@ def degrade(image: np.ndarray, steps: list[Step], random: np.random.Generator) -
     for step in steps:
         degraded = step(degraded, random)
     return to_levels(degraded)
+
+
+def degrade_whole(
+    image: np.ndarray, settings: Degradation, scale: int, name: str, seed: int = 0
+) -> np.ndarray:
+    """LR of an image that scores are compared on: the name decides, on any machine, what happens.
+
+    Args:
+        image: HR, uint8, (H, W, 3), its sides multiples of the scale.
+        settings: probabilities and ranges; its level has no effect here.
+        scale: HR size over LR size.
+        name: of the image, without its suffix.
+        seed: another one degrades each image differently.
+
+    Returns:
+        uint8, (H / scale, W / scale, 3).
+    """
+    # macOS may take the accents of a file's name apart, and a name may hold bytes of no UTF-8.
+    letters = unicodedata.normalize("NFC", name).encode("utf-8", "surrogatepass")
+    key = hashlib.sha256(b"%d " % seed + letters).digest()[:16]
+    random = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+    steps = draw_steps(settings, image.shape[:2], scale, random)
+    return degrade(image, steps, random)
 
 
 def sharpen(image: np.ndarray) -> np.ndarray:
