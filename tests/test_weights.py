@@ -710,21 +710,19 @@ def test_the_command_ends_with_a_message_and_status_2(tmp_path):
 # --------------------------------------------------------------------------------------- in the box
 
 
-def in_file(path):
-    return {name: tensor.float() for name, tensor in safetensors.torch.load_file(path).items()}
+@pytest.fixture
+def in_the_box():
+    """The networks in the box, as spandrel reads them; by their names."""
+    files = {name: BOX / f"{name}.safetensors" for name in ("compact_x4_psnr", "compact_x4_gan")}
+    return {n: spandrel.ModelLoader().load_from_file(f).model.float() for n, f in files.items()}
 
 
-def assert_equal_weights(net, state):
-    torch.testing.assert_close(net.state_dict(), state, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("name", ["compact_x4_psnr", "compact_x4_gan"])
-def test_names_in_the_box_are_found_from_any_folder(name, tmp_path, monkeypatch):
+def test_names_in_the_box_are_found_from_any_folder(in_the_box, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path(name).mkdir()  # results of an earlier command, say: no file
-    expected = in_file(BOX / f"{name}.safetensors")
-    for given in (name, Path(name), f"{name}.safetensors"):
-        assert_equal_weights(load_generator(given), expected)
+    for name, theirs in in_the_box.items():
+        Path(name).mkdir()  # results of an earlier command, say: no file
+        for given in (name, Path(name), f"{name}.safetensors"):
+            assert_equal_weights(load_generator(given), theirs)
 
 
 @pytest.mark.parametrize("name", ["compact_x4_gan", "compact_x4_gan.safetensors"])
@@ -732,18 +730,18 @@ def test_a_file_of_that_name_comes_before_the_box(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_generator(small(), "own.safetensors")
     Path("own.safetensors").rename(name)
-    assert_equal_weights(load_generator(name), small().state_dict())
+    assert_equal_weights(load_generator(name), small())
 
 
-def test_commands_take_names_in_the_box(tmp_path, monkeypatch):
+def test_the_commands_take_names_in_the_box(in_the_box, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = ["compact_x4_psnr", "compact_x4_gan"]
-    command = ["weights.py", "interpolate", *names, "--alpha", "0.5", "-o", "half.safetensors"]
-    monkeypatch.setattr(sys, "argv", command)
-    assert weights.main() == 0
-    psnr_state, gan_state = (in_file(BOX / f"{name}.safetensors") for name in names)
-    for name, tensor in in_file("half.safetensors").items():
-        torch.testing.assert_close(tensor, (psnr_state[name] + gan_state[name]) / 2)
+    run(monkeypatch, "interpolate", *in_the_box, "--alpha", "0.5", "-o", "half.safetensors")
+    for half, *ends in zip(
+        load_generator("half.safetensors").parameters(),
+        *(net.parameters() for net in in_the_box.values()),
+        strict=True,
+    ):
+        torch.testing.assert_close(half, sum(ends) / 2)
     with safetensors.safe_open("half.safetensors", "pt") as file:
         source = file.metadata()["source"]
     assert source == "compact_x4_psnr.safetensors + compact_x4_gan.safetensors"
