@@ -13,7 +13,6 @@ which is lower where a picture looks more natural; all without `scale` pixels on
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,11 +51,11 @@ def main() -> None:
         if upscaler.scale != arguments.scale:
             raise WeightsError(f"{label} is x{upscaler.scale}, --scale is {arguments.scale}")
     niqe = load_niqe()
-    images = list(read_high_res(arguments.hr, arguments.scale))
+    images = read_high_res(arguments.hr, arguments.scale)
     rows = []
     for level, shown in SHOWN.items():
         scores: dict[str, list[Scores]] = {label: [] for label in ("bicubic", *upscalers)}
-        for name, high_res in tqdm(images, desc=shown, unit="image"):
+        for name, high_res in tqdm(images.items(), desc=shown, unit="image"):
             low_res = make_low_res(high_res, level, arguments.scale, name, arguments.seed)
             pictures = {"bicubic": imresize(low_res, arguments.scale)}
             pictures |= {label: upscaler(low_res) for label, upscaler in upscalers.items()}
@@ -65,8 +64,8 @@ def main() -> None:
             if arguments.output:
                 save(arguments.output / shown, name, low_res, pictures, high_res)
         rows += [(shown, label, mean(of_images)) for label, of_images in scores.items()]
-        judged = sum("NIQE" in each for each in scores["bicubic"])
     print(f"x{arguments.scale}, {len(images)} images of {arguments.hr}, seed {arguments.seed}")
+    judged = sum(is_for_niqe(high_res, arguments.scale) for high_res in images.values())
     if niqe and judged < len(images):
         print(f"NIQE of {judged} of them: the others have less than two blocks of {BLOCK} pixels")
     print(f"\n{as_markdown(rows)}")
@@ -83,8 +82,8 @@ def labels(weights: list[str]) -> dict[str, str]:
     for path in weights:
         stem, folder = Path(path).stem, Path(path).absolute().parent.name
         label = stem if stems[stem] == 1 else f"{folder}_{stem}"
-        if label in (*labelled, "bicubic"):
-            raise WeightsError(f"{path}: several rows would be called {label}; rename the file")
+        if label in (*labelled, "bicubic", "LR", "HR", "strips"):
+            raise WeightsError(f"{path}: something else is called {label}; rename the file")
         labelled[label] = path
     return labelled
 
@@ -98,26 +97,31 @@ def load_niqe() -> Metric | None:
         return None
 
 
-def read_high_res(folder: Path, scale: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and pixels of a folder's images, less what makes no whole LR pixel.
+def read_high_res(folder: Path, scale: int) -> dict[str, np.ndarray]:
+    """A folder's images by their names, less what makes no whole LR pixel.
 
     The names are those that train.py's validation gives them: sub_d of sub/d.png.
 
     Raises:
-        ImageError: there is none, one cannot be read, or is too small to be scored.
+        ImageError: there is none, one cannot be read, is too small to be scored, or has another's
+            name.
     """
-    paths = find_images(folder).images if folder.is_dir() else []
-    if not paths:
-        raise ImageError(
-            f"{folder} {NO_IMAGES}" if folder.is_dir() else f"{folder}: no such folder"
-        )
-    for path in paths:
+    if not folder.is_dir():
+        raise ImageError(f"{folder}: no such folder")
+    found = find_images(folder)
+    if problems := found.others or ([] if found.images else [f"{folder} {NO_IMAGES}"]):
+        raise ImageError("; ".join(problems))
+    images: dict[str, np.ndarray] = {}
+    for path in found.images:
+        name = path.relative_to(folder).with_suffix("").as_posix().replace("/", "_")
+        if name in images:
+            raise ImageError(f"{path}: another image is called {name}, too; rename one")
         image = read_image(path)
         height, width = (side // scale * scale for side in image.shape[:2])
         if min(height, width) < smallest_scored(scale):
             raise ImageError(f"{path} is too small to be scored at x{scale}")
-        name = path.relative_to(folder).with_suffix("").as_posix().replace("/", "_")
-        yield name, image[:height, :width]
+        images[name] = image[:height, :width]
+    return images
 
 
 def make_low_res(high_res: np.ndarray, level: str, scale: int, name: str, seed: int) -> np.ndarray:
@@ -130,10 +134,15 @@ def make_low_res(high_res: np.ndarray, level: str, scale: int, name: str, seed: 
 
 def score(picture: np.ndarray, high_res: np.ndarray, scale: int, niqe: Metric | None) -> Scores:
     scores = {"PSNR": psnr(picture, high_res, scale), "SSIM": ssim(picture, high_res, scale)}
-    inside = picture[scale:-scale, scale:-scale]
-    if niqe and (inside.shape[0] // BLOCK) * (inside.shape[1] // BLOCK) >= 2:
-        scores["NIQE"] = float(niqe(to_tensor(inside), None))
+    if niqe and is_for_niqe(picture, scale):
+        scores["NIQE"] = float(niqe(to_tensor(picture[scale:-scale, scale:-scale]), None))
     return scores
+
+
+def is_for_niqe(picture: np.ndarray, border: int) -> bool:
+    """Large enough, without its border."""
+    rows, columns = ((side - 2 * border) // BLOCK for side in picture.shape[:2])
+    return rows * columns >= 2
 
 
 def mean(scores: list[Scores]) -> Scores:

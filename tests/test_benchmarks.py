@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -309,12 +310,15 @@ def test_niqe_is_of_the_images_that_are_large_enough(
 def test_what_cannot_be_scored_is_named(
     nearest_weights, photos, no_pyiqa, tmp_path, monkeypatch, capsys
 ):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "tiny").mkdir()
+    for folder in ("empty", "tiny", "alike"):
+        (tmp_path / folder).mkdir()
     write_image(np.zeros((16, 40, 3), np.uint8), tmp_path / "tiny" / "t.png")
+    for name in ("t.png", "t.bmp"):
+        shutil.copy(photos / "c.bmp", tmp_path / "alike" / name)
     for weights, flags, words in (
         (nearest_weights, ["--hr", tmp_path / "none"], "none: no such folder"),
-        (nearest_weights, ["--hr", tmp_path / "empty"], "empty"),
+        (nearest_weights, ["--hr", tmp_path / "empty"], "empty holds no PNG"),
+        (nearest_weights, ["--hr", tmp_path / "alike"], "another image is called t, too"),
         (nearest_weights, ["--hr", tmp_path / "tiny"], "t.png is too small to be scored at x4"),
         (nearest_weights, ["--hr", photos, "--scale", "2"], "nearest is x4, --scale is 2"),
         ("nowhere", ["--hr", photos], "nowhere: no such file"),
@@ -329,8 +333,8 @@ def test_rows_have_names_of_their_own():
         "b_gan": "b/gan.pth",
         "compact_x4_psnr": "compact_x4_psnr",
     }
-    for alike in (["a/gan.pth", "a/gan.pth"], ["bicubic.pth"]):
-        with pytest.raises(WeightsError, match="several rows would be called"):
+    for alike in (["a/gan.pth", "a/gan.pth"], ["bicubic.pth"], ["a/LR.pth"]):
+        with pytest.raises(WeightsError, match="something else is called"):
             degraded.labels(alike)
 
 

@@ -800,6 +800,7 @@ def server(tmp_path, monkeypatch):
 
 
 def test_a_published_name_is_downloaded_once(server, capsys):
+    Path("Net_x4").mkdir()  # no file
     for name in ("Net_x4", "Net_x4.pth", "Net_x4"):
         assert_equal_output(load_generator(name), small(), atol=0)
     assert server.requests == 1
