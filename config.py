@@ -238,7 +238,9 @@ class Config:
     )
 
     init_from: str = setting(
-        "", "a generator's file to start from; at another scale, what fits is taken"
+        "",
+        "a generator's file or name to start from (as test.py --weights takes them); at another "
+        "scale, what fits is taken",
     )
     init_discriminator: str = setting(
         "", "a discriminator's file to start from, or a last.pt", needs="adversarial"

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from formats.published import BOX
 from images.colour import to_srgb
 from images.files import Picture, read_picture, to_8_bits, write_image, write_picture
 from images.opening import silence_pillow
@@ -42,7 +43,7 @@ from utils import DeviceError, Ranks, choose_device, end_process, prepare_output
 from weights import Generator, WeightsError, read_generator
 
 RUNS = Path("checkpoints")
-IN_THE_BOX = Path(__file__).resolve().parent / "checkpoints" / "compact_x4_gan.safetensors"
+IN_THE_BOX = BOX / "compact_x4_gan.safetensors"  # the default where nothing was trained yet
 COMPARED_SIDE = 1024  # --compare shows this many pixels around the centre of larger results
 STRIP = ("input", "bicubic", "ours", "HR")  # from left to right
 
@@ -334,8 +335,9 @@ def add_network_flags(group: argparse._ArgumentGroup) -> None:
         "--weights",
         type=not_empty,
         metavar="FILE|NAME",
-        help="a generator's file, or a published name such as RealESRGAN_x4plus, which is "
-        "downloaded; default: what train.py wrote last, or else the compact GAN in checkpoints/",
+        help="a generator's file, or a name: of one in the box, such as compact_x4_gan, or of a "
+        "published one, such as RealESRGAN_x4plus, which is downloaded; default: what train.py "
+        f"wrote last, or else {IN_THE_BOX.stem}",
     )
     group.add_argument("--scale", type=int, help="3, for weights whose file cannot tell x3 from x2")
     group.add_argument(

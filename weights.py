@@ -6,7 +6,8 @@
     python weights.py interpolate PSNR GAN --alpha 0.8 -o OUT.safetensors
     python weights.py interpolate PSNR GAN --pictures PHOTOS      to choose alpha by eye
 
-WEIGHTS is a file, or the name of a published one (RealESRGAN_x4plus, ...), which is downloaded.
+WEIGHTS is a file, or a name: of one in the box (compact_x4_gan, ...), or of a published one
+(RealESRGAN_x4plus, ...), which is downloaded.
 Inside this project weights have BasicSR's layout, which is model.py's.
 """
 
@@ -36,7 +37,7 @@ from formats.layouts import (
     srresnet_arguments,
 )
 from formats.onnx import onnx_program
-from formats.published import PUBLISHED, locate
+from formats.published import known_names, locate
 from formats.tensors import UnreadableError, load_tensors
 from images.opening import silence_pillow
 from model import SCALES, RRDBNet, SRResNet
@@ -95,8 +96,8 @@ def load_generator(
     Pickles are read with weights_only: one that would run code is refused.
 
     Args:
-        path_or_name: a .pth, .pt, .ckpt or .safetensors file, or a name of `PUBLISHED`, which is
-            downloaded into checkpoints/ once.
+        path_or_name: a .pth, .pt, .ckpt or .safetensors file, or a name that `locate` knows: of
+            a file in the box, or of a published one, which is downloaded into checkpoints/ once.
         map_location: the device of the result.
         scale: needed for x3 where neither the file nor its name says it: its tensors look like
             x2's.
@@ -234,9 +235,7 @@ def _read(path: Path) -> tuple[object, dict[str, str]]:
     if os.path.isdir(path):
         raise WeightsError(f"{path} is a folder; name a file in it")
     if not os.path.isfile(path):
-        raise WeightsError(
-            f"{path}: no such file. Names that are downloaded: {', '.join(PUBLISHED)}"
-        )
+        raise WeightsError(f"{path}: no such file. {known_names()}")
     if path.suffix == ".onnx":
         raise WeightsError(f"{path} is ONNX, which is written but not read; give what it came from")
     try:
@@ -388,11 +387,11 @@ def parse_args() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     convert = commands.add_parser("convert", help="write a generator in another layout")
     convert.add_argument(
-        "inputs", nargs=1, type=not_empty, metavar="WEIGHTS", help="a file or a published name"
+        "inputs", nargs=1, type=not_empty, metavar="WEIGHTS", help="a file or a name"
     )
     mix = commands.add_parser("interpolate", help="between a PSNR network and a GAN (section 3.4)")
     mix.add_argument(
-        "inputs", nargs=2, type=not_empty, metavar=("PSNR", "GAN"), help="files or published names"
+        "inputs", nargs=2, type=not_empty, metavar=("PSNR", "GAN"), help="files or names"
     )
     mix.add_argument(
         "--alpha",

@@ -1,4 +1,4 @@
-"""Published generators: where they are, and their download into checkpoints/."""
+"""Generators by name: those in the box, and published ones, which are downloaded."""
 
 import http.client
 import os
@@ -11,6 +11,7 @@ import torch
 
 from formats.layouts import WeightsError
 
+BOX = Path(__file__).resolve().parents[1] / "checkpoints"  # of the repository
 DOWNLOADS = Path("checkpoints")
 RELEASES = "https://github.com/xinntao/Real-ESRGAN/releases/download"
 PUBLISHED = {  # name -> address, SHA-256 (or what is known of its beginning)
@@ -38,11 +39,32 @@ PUBLISHED = {  # name -> address, SHA-256 (or what is known of its beginning)
 PATIENCE = 60  # seconds without a byte after which a download is given up
 
 
+def in_the_box() -> dict[str, Path]:
+    """Names and files of the generators that come with the repository."""
+    return {path.stem: path for path in sorted(BOX.glob("compact_x4_*.safetensors"))}
+
+
+def known_names() -> str:
+    """What can be named instead of a file, for messages."""
+    return (
+        f"Names that are in the box: {', '.join(in_the_box())}; "
+        f"that are downloaded: {', '.join(PUBLISHED)}"
+    )
+
+
 def locate(path_or_name: str | Path) -> Path:
-    """The file; a published name is downloaded unless it is in checkpoints/ already."""
-    path = Path(path_or_name)
-    name = str(path_or_name).removesuffix(".pth")
-    if os.path.exists(path) or name not in PUBLISHED:
+    """The file; a name is looked up, unless a file is called that.
+
+    Published generators are downloaded unless they are in checkpoints/ already. Names may have
+    their file's suffix.
+    """
+    path, name = Path(path_or_name), str(path_or_name)
+    if os.path.isfile(path):
+        return path
+    if own := in_the_box().get(name.removesuffix(".safetensors")):
+        return own
+    name = name.removesuffix(".pth")
+    if name not in PUBLISHED:
         return path
     target = DOWNLOADS / f"{name}.pth"
     if not target.exists():

@@ -3,25 +3,36 @@
 import dataclasses
 import itertools
 import json
+import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import ablation
 import compare_runs
+import crops
+import degraded
 import growth
 import speed
 
-from config import parse_args
+from config import LEVELS, Degradation, parse_args
+from images.degradation import degrade_whole
+from images.files import read_image, write_image
+from images.kinds import ImageError
 from images.packs import pack_folder
+from images.resize import imresize
+from images.scores import MetricError
 from model import RRDBNet, SRResNet
-from weights import save_generator
+from weights import WeightsError, save_generator
 
 
 def test_operations_are_two_for_each_weight_and_pixel_it_meets():
@@ -185,3 +196,185 @@ def test_a_folder_that_is_no_run_is_named(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit:
         compare_runs.main()
     assert exit.value.code == 2 and "has no config.json" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------- degraded photographs
+
+
+@pytest.fixture
+def nearest_weights(tmp_path, identity_weights):
+    """A generator at x4 that repeats each pixel."""
+    state = safetensors.torch.load_file(identity_weights)
+    for i in (1, 2):
+        state[f"conv_up{i}.bias"] = torch.zeros(4)
+        state[f"conv_up{i}.weight"] = torch.zeros(4, 4, 3, 3)
+        state[f"conv_up{i}.weight"][range(4), range(4), 1, 1] = 1
+    safetensors.torch.save_file(state, tmp_path / "nearest.safetensors")
+    return tmp_path / "nearest.safetensors"
+
+
+def repeated(low_res):
+    return low_res.repeat(4, axis=0).repeat(4, axis=1)
+
+
+def degrade(image, level, name, seed):
+    if level == "clean":
+        return imresize(image, 0.25)
+    return degrade_whole(image, Degradation(**LEVELS[level]), 4, name, seed)
+
+
+def reference_psnr(image, high_res):
+    """On Y, without 4 pixels on each side; scikit-image's."""
+    a, b = (
+        each[4:-4, 4:-4] @ (np.array([65.481, 128.553, 24.966]) / 255) for each in (image, high_res)
+    )
+    return peak_signal_noise_ratio(a, b, data_range=255)
+
+
+def score_degraded(monkeypatch, capsys, *arguments):
+    """The table's rows, split, and all that was printed."""
+    monkeypatch.setattr(sys, "argv", ["degraded.py", *map(str, arguments)])
+    degraded.main()
+    said = capsys.readouterr().out
+    table = [line.strip("| ").split(" | ") for line in said.splitlines() if line.startswith("|")]
+    return [table[0], *table[2:]], said
+
+
+@pytest.fixture
+def no_pyiqa(monkeypatch):
+    """As on most machines."""
+
+    def load_metrics(names, device, has_reference):
+        raise MetricError("pyiqa is not there")
+
+    monkeypatch.setattr(degraded, "load_metrics", load_metrics)
+
+
+def test_networks_are_scored_on_degraded_photographs_beside_bicubic(
+    nearest_weights, photos, no_pyiqa, tmp_path, monkeypatch, capsys
+):
+    """A network whose answer is known; and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    (columns, *rows), said = score_degraded(
+        monkeypatch, capsys, nearest_weights, "--hr", photos, "--seed", "3"
+    )
+    assert columns == ["LR", "by", "PSNR", "SSIM"] and "Without NIQE: pyiqa is not there" in said
+    levels = ("clean", "mild", "strong")
+    assert [row[:2] for row in rows] == [[a, b] for a in levels for b in ("bicubic", "nearest")]
+    names = {"a": "a.png", "b": "b.png", "c": "c.bmp", "sub_d": "sub/d.png"}
+    images = {name: read_image(photos / file) for name, file in names.items()}
+    for level, by, *scores in rows:
+        enlarge = repeated if by == "nearest" else lambda low_res: imresize(low_res, 4)
+        expected = [
+            reference_psnr(enlarge(degrade(image, level, name, seed=3)), image)
+            for name, image in images.items()
+        ]
+        assert float(scores[0]) == pytest.approx(np.mean(expected), abs=0.0051), (level, by)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_degraded_photographs_and_results_are_kept_where_asked_for(
+    nearest_weights, photos, no_pyiqa, tmp_path, monkeypatch, capsys
+):
+    output = tmp_path / "kept"
+    score_degraded(monkeypatch, capsys, nearest_weights, "--hr", photos, "-o", output)
+    for level in ("clean", "mild", "strong"):
+        kinds = {
+            kind: read_image(output / level / kind / "sub_d.png") for kind in ("LR", "nearest")
+        }
+        high_res = read_image(photos / "sub" / "d.png")
+        assert np.array_equal(kinds["LR"], degrade(high_res, level, "sub_d", seed=0))
+        assert np.array_equal(kinds["nearest"], repeated(kinds["LR"]))
+        for kind in ("bicubic", "strips"):
+            assert len(list((output / level / kind).iterdir())) == 4
+
+
+def test_niqe_is_of_the_images_that_are_large_enough(
+    nearest_weights, photos, tmp_path, monkeypatch, capsys
+):
+    """Each result is given without its border; here, a metric of another kind stands for it."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    write_image(read_image(photos / "a.png"), folder / "small.png")
+    large = np.full((96 + 8, 192 + 8, 3), 51, np.uint8)
+    large[:4] = 255  # of the border
+    write_image(large, folder / "large.png")
+    brightness = {"niqe": lambda picture, reference: picture.mean() * 10}
+    monkeypatch.setattr(degraded, "load_metrics", lambda *_, **__: brightness)
+    (columns, *rows), said = score_degraded(monkeypatch, capsys, nearest_weights, "--hr", folder)
+    assert columns[-1] == "NIQE" and "NIQE of 1 of them" in said
+    assert [float(row[-1]) for row in rows[:2]] == pytest.approx([2.0, 2.0], abs=0.1)
+
+
+def test_what_cannot_be_scored_is_named(
+    nearest_weights, photos, no_pyiqa, tmp_path, monkeypatch, capsys
+):
+    for folder in ("empty", "tiny", "alike"):
+        (tmp_path / folder).mkdir()
+    write_image(np.zeros((16, 40, 3), np.uint8), tmp_path / "tiny" / "t.png")
+    for name in ("t.png", "t.bmp"):
+        shutil.copy(photos / "c.bmp", tmp_path / "alike" / name)
+    for weights, flags, words in (
+        (nearest_weights, ["--hr", tmp_path / "none"], "none: no such folder"),
+        (nearest_weights, ["--hr", tmp_path / "empty"], "empty holds no PNG"),
+        (nearest_weights, ["--hr", tmp_path / "alike"], "another image is called t, too"),
+        (nearest_weights, ["--hr", tmp_path / "tiny"], "t.png is too small to be scored at x4"),
+        (nearest_weights, ["--hr", photos, "--scale", "2"], "nearest is x4, --scale is 2"),
+        ("nowhere", ["--hr", photos], "nowhere: no such file"),
+    ):
+        with pytest.raises((ImageError, WeightsError), match=words):
+            score_degraded(monkeypatch, capsys, weights, *flags)
+
+
+def test_rows_have_names_of_their_own():
+    assert degraded.labels(["a/gan.pth", "b/gan.pth", "compact_x4_psnr"]) == {
+        "a_gan": "a/gan.pth",
+        "b_gan": "b/gan.pth",
+        "compact_x4_psnr": "compact_x4_psnr",
+    }
+    for alike in (["a/gan.pth", "a/gan.pth"], ["bicubic.pth"], ["a/LR.pth"]):
+        with pytest.raises(WeightsError, match="something else is called"):
+            degraded.labels(alike)
+
+
+# -------------------------------------------------------------------------------------- crops
+
+
+def test_crops_of_photographs_stand_beside_another_networks(
+    nearest_weights, tmp_path, random_image, monkeypatch
+):
+    """Two crops below each other, each pixel where the whole photograph has it."""
+    photograph = random_image(120, 150)
+    write_image(photograph, tmp_path / "photo.png")
+    flags = ["--weights", str(nearest_weights), "--beside", str(nearest_weights)]
+    places = [f"{tmp_path / 'photo.png'}:{corner}" for corner in ("0,0", "60,51")]
+    output = tmp_path / "real.png"
+    monkeypatch.setattr(sys, "argv", ["crops.py", *places, *flags, "-o", str(output)])
+    crops.main()
+    strip, whole = read_image(output), repeated(photograph)
+    width, height = crops.WIDTH, crops.HEIGHT
+    assert strip.shape == (22 + 2 * height + crops.GAP, 3 * width + 2 * 4, 3)
+    for row, (left, top) in enumerate(((0, 0), (60, 51))):
+        expected = whole[4 * top : 4 * top + height, 4 * left : 4 * left + width]
+        y = 22 + row * (height + crops.GAP)
+        for column in (1, 2):
+            x = column * (width + 4)
+            assert np.array_equal(strip[y : y + height, x : x + width], expected)
+        smooth = imresize(photograph, 4)[4 * top : 4 * top + height, 4 * left : 4 * left + width]
+        assert np.array_equal(strip[y : y + height, :width], smooth)
+
+
+@pytest.mark.parametrize("corner", ["100,0", "0,80", "-1,0"])
+def test_a_crop_that_is_not_whole_is_named(corner, tmp_path, random_image):
+    write_image(random_image(120, 150), tmp_path / "photo.png")
+    with pytest.raises(ImageError, match=r"photo\.png: "):
+        crops.enlarged_crop(crops.place(f"{tmp_path / 'photo.png'}:{corner}"), repeated, 4)
+
+
+def test_a_crop_without_a_corner_is_a_wrong_command(monkeypatch, capsys):
+    for wrong in ("photo.png", "photo.png:1", "photo.png:a,b", "C:\\photo.png"):
+        monkeypatch.setattr(sys, "argv", ["crops.py", wrong])
+        with pytest.raises(SystemExit) as exit:
+            crops.main()
+        assert exit.value.code == 2 and "invalid place value" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from weights import load_generator
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 PSNR_WEIGHTS = CHECKPOINTS / "compact_x4_psnr.safetensors"
-SHIPPED = [PSNR_WEIGHTS, CHECKPOINTS / "compact_x4_gan.safetensors"]
+SHIPPED = sorted(CHECKPOINTS.glob("compact_x4_*.safetensors"))
 
 
 @pytest.fixture(scope="module")

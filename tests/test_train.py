@@ -862,6 +862,17 @@ def test_a_run_starts_from_a_file_and_lists_what_does_not_fit(
     assert "not in this network: conv_up1.bias, conv_up1.weight" in capsys.readouterr().out
 
 
+def test_starting_from_a_network_in_the_box(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    net = RRDBNet(features=32, blocks=4)
+    train.start_from(net, "compact_x4_psnr")
+    assert capsys.readouterr().out == "Starting from compact_x4_psnr\n"
+    named = safetensors.torch.load_file(ROOT / "checkpoints" / "compact_x4_psnr.safetensors")
+    assert net.state_dict().keys() == named.keys()
+    for name, tensor in named.items():
+        assert torch.equal(net.state_dict()[name], tensor.float())
+
+
 @pytest.mark.parametrize(
     "network, words",
     [

@@ -107,7 +107,17 @@ def test_without_a_trained_run_the_weights_in_the_box_serve(tmp_path, photos, mo
     expected = upscaled(load_generator(command.IN_THE_BOX), "photos/a.png").astype(int)
     assert np.abs(read_image("results/a.png") - expected).max() <= 1  # another memory format
     output = capsys.readouterr().out
-    assert "compact_x4_gan.safetensors (x4)" in output and "weights in the box" in output
+    assert f"{command.IN_THE_BOX} (x4)" in output and "weights in the box" in output
+
+
+def test_other_weights_in_the_box_are_named(workplace, monkeypatch, capsys):
+    """From any folder, and before what was trained there."""
+    assert run(monkeypatch, "photos/a.png", "--weights", "compact_x4_psnr") == 0
+    box = Path(__file__).parents[1] / "checkpoints"
+    named = load_generator(box / "compact_x4_psnr.safetensors")
+    expected = upscaled(named, "photos/a.png").astype(int)
+    assert np.abs(read_image("results/a.png") - expected).max() <= 1  # another memory format
+    assert "compact_x4_psnr (x4) on" in capsys.readouterr().out
 
 
 def test_a_folder_becomes_png_files_in_the_same_tree(workplace, net, monkeypatch, capsys):

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import onnxruntime
 import pytest
@@ -26,6 +27,7 @@ from model import RRDBNet, SRResNet, VGGDiscriminator
 from utils import replacing
 from weights import WeightsError, interpolate, load_generator, save_generator
 
+BOX = Path(__file__).parents[1] / "checkpoints"
 DENSE = {
     "old": lambda i, j, k: f"model.1.sub.{i}.RDB{j + 1}.conv{k + 1}.0",
     "official": lambda i, j, k: f"RRDB_trunk.{i}.RDB{j + 1}.conv{k + 1}",
@@ -705,6 +707,57 @@ def test_the_command_ends_with_a_message_and_status_2(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+# --------------------------------------------------------------------------------------- in the box
+
+
+@pytest.fixture
+def in_the_box():
+    """The networks in the box, as spandrel reads them; by their names."""
+    files = {name: BOX / f"{name}.safetensors" for name in ("compact_x4_psnr", "compact_x4_gan")}
+    return {n: spandrel.ModelLoader().load_from_file(f).model.float() for n, f in files.items()}
+
+
+def test_names_in_the_box_are_found_from_any_folder(in_the_box, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, theirs in in_the_box.items():
+        Path(name).mkdir()  # results of an earlier command, say: no file
+        for given in (name, Path(name), f"{name}.safetensors"):
+            assert_equal_weights(load_generator(given), theirs)
+
+
+@pytest.mark.parametrize("name", ["compact_x4_gan", "compact_x4_gan.safetensors"])
+def test_a_file_of_that_name_comes_before_the_box(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_generator(small(), "own.safetensors")
+    Path("own.safetensors").rename(name)
+    assert_equal_weights(load_generator(name), small())
+
+
+def test_the_commands_take_names_in_the_box(in_the_box, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "interpolate", *in_the_box, "--alpha", "0.5", "-o", "half.safetensors")
+    for half, *ends in zip(
+        load_generator("half.safetensors").parameters(),
+        *(net.parameters() for net in in_the_box.values()),
+        strict=True,
+    ):
+        torch.testing.assert_close(half, sum(ends) / 2)
+    with safetensors.safe_open("half.safetensors", "pt") as file:
+        source = file.metadata()["source"]
+    assert source == "compact_x4_psnr.safetensors + compact_x4_gan.safetensors"
+
+
+@pytest.mark.parametrize("name", ["compact_x4", "compact_x4_gan.pth", "RealESRGAN", "gan/compact"])
+def test_an_unknown_name_lists_those_there_are(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError) as error:
+        load_generator(name)
+    said = str(error.value)
+    assert said.startswith(f"{Path(name)}: no such file")
+    for known in ("compact_x4_gan", "compact_x4_psnr", *formats.published.PUBLISHED):
+        assert known in said
+
+
 # ---------------------------------------------------------------------------------- downloading
 
 
@@ -747,6 +800,7 @@ def server(tmp_path, monkeypatch):
 
 
 def test_a_published_name_is_downloaded_once(server, capsys):
+    Path("Net_x4").mkdir()  # no file
     for name in ("Net_x4", "Net_x4.pth", "Net_x4"):
         assert_equal_output(load_generator(name), small(), atol=0)
     assert server.requests == 1

@@ -1,6 +1,6 @@
 """Any picture in, any size out.
 
-upscaler = Upscaler(load_generator("checkpoints/compact_x4_gan.safetensors"))
+upscaler = Upscaler(load_generator("compact_x4_gan"))
 enlarged = upscaler(image)  # uint8 or uint16, (H, W, 3)
 """
 
