@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from config import Config, flat, parse_args
+from config import Config, Degradation, flat, parse_args
 from model import SRResNet, VGGDiscriminator
 from training.settings import (
     check_batch_size,
@@ -33,7 +33,7 @@ def test_what_is_another_run_and_what_weights_do_not_depend_on():
     without_d = parse_args(["--gan.adversarial", "0"])
     assert identity(without_d, "gan") == network | {"betas", "seed"}
     told = settings_of_weights(Config()).keys()
-    assert {"psnr", "gan", "seed", "precision"} <= told
+    assert {"psnr", "gan", "seed", "precision", "degradation"} <= told
     assert dataclasses.asdict(Config()).keys() - told == {
         *("name", "train_dir", "valid_dir", "lr_dir", "valid_lr_dir", "workers"),
         *("log_every", "val_every", "val_images", "save_every", "keep_generators"),
@@ -43,6 +43,8 @@ def test_what_is_another_run_and_what_weights_do_not_depend_on():
 VGG = {"vgg_weights", "vgg_layer", "vgg_before_activation"}
 OTHERS = {"patch", "lr", "milestones", "warmup", "clip_grad_norm"}
 OTHERS |= {"pixel", "perceptual", "adversarial"}
+DEGRADATION = {f"degradation.{field.name}" for field in dataclasses.fields(Degradation)}
+DEGRADATION -= {"degradation.level"}
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,15 @@ OTHERS |= {"pixel", "perceptual", "adversarial"}
     ],
 )
 def test_settings_without_effect_are_known(args, idle):
-    assert idle_settings(parse_args(args)).keys() == idle
+    assert idle_settings(parse_args(args)).keys() == idle | DEGRADATION
+
+
+def test_settings_of_the_degradation_have_no_effect_at_level_none():
+    idle = idle_settings(Config())
+    assert {"degradation.sharpen", "degradation.jpeg_quality"} < DEGRADATION <= idle.keys()
+    assert idle["degradation.sharpen"] == "no effect, as degradation.level is 'none'"
+    for level in ("mild", "strong"):
+        assert not idle_settings(parse_args(["--degradation.level", level]))
 
 
 def test_a_reason_is_given_for_each():
@@ -109,6 +119,14 @@ def test_the_phases_with_steps_to_do(phase, step, args, left):
         ("gan", 5, ["--gan.lr", "1"], ["gan.lr was 0.0001, is 1.0"]),
         ("gan", 5, ["--init-from", "x"], ["init_from was '', is 'x': no effect"]),
         ("gan", 5, ["--gan.warmup", "4"], ["gan.warmup was 0, is 4"]),
+        (
+            *("psnr", 5, ["--degradation.gray", "0.5"]),
+            ["degradation.gray was 0.4, is 0.5: no effect"],
+        ),
+        (
+            *("gan", 5, ["--degradation.level", "strong", "--degradation.gray", "0"]),
+            ["degradation.level was 'none', is 'strong'", "degradation.gray was 0.4, is 0.0"],
+        ),
     ],
 )
 def test_changes_are_told_with_what_comes_of_them(phase, step, args, said):
