@@ -34,6 +34,7 @@ def setting(default, help: str, **about):
     needs: the setting, of the run, a phase or the degradation, without which it has no effect.
     span: two numbers between which one is drawn, the smaller first.
     shares: how often each choice is drawn, in relation to the others.
+    odd: only odd numbers.
     shapes_weights: False where the weights do not depend on it, so their files leave it out.
     """
     return dataclasses.field(default=default, metadata={"help": help} | about)
@@ -82,29 +83,36 @@ class Degradation:
 
     level: str = setting(
         "none",
-        "none: LR is MATLAB's bicubic, and the other settings of this group have no effect; mild: "
-        "of photographs that were handled with care; strong: the paper's",
+        "none: LR is MATLAB's bicubic, and the others of this group have no effect; strong: the "
+        "paper's numbers; mild: smaller ones, of photographs that were handled with care",
         choices=("none", "mild", "strong"),
     )
     sharpen: bool = setting(
-        False, "train towards sharpened HR (unsharp mask), the discriminator on what is not"
+        False,
+        "degrade sharpened HR (unsharp mask) and compare with it, as the paper does; the "
+        "discriminator is shown HR as it is",
     )
 
-    blur: float = setting(1.0, "probability of a blur", low=0, most=1)
-    blur2: float = setting(0.8, "probability of a blur", low=0, most=1)
+    blur: float = setting(1.0, "probability of the first blur", low=0, most=1)
+    blur2: float = setting(0.8, "probability of the second blur", low=0, most=1)
     kernel_side: tuple[int, int] = setting(
-        (7, 21), "side of a blur's kernel in pixels, odd", low=3, span=True
+        (7, 21), "side of all filters' kernels, in pixels, odd", low=3, span=True, odd=True
     )
-    sinc: float = setting(0.1, "share of sinc filters, which ring, among the blurs", low=0, most=1)
+    sinc: float = setting(
+        0.1, "share of sinc filters, which ring, among both rounds' blurs", low=0, most=1
+    )
     kernels: tuple[float, float, float, float, float, float] = setting(
         (0.45, 0.25, 0.12, 0.03, 0.12, 0.03),
-        "shares of the others: Gaussian, generalized and plateau, each round, then elliptic",
+        "shares of the blurs that are no sinc: Gaussian round, elliptic, generalized round, "
+        "elliptic, plateau round, elliptic",
         shares=True,
     )
     sigma: tuple[float, float] = setting(
-        (0.2, 3.0), "a blur's standard deviation along each axis, in pixels", above=0, span=True
+        (0.2, 3.0), "standard deviation of the first blur, in pixels", above=0, span=True
     )
-    sigma2: tuple[float, float] = setting((0.2, 1.5), "the same", above=0, span=True)
+    sigma2: tuple[float, float] = setting(
+        (0.2, 1.5), "standard deviation of the second blur, in pixels", above=0, span=True
+    )
     generalized_beta: tuple[float, float] = setting(
         (0.5, 4.0), "exponent of a generalized Gaussian; 1 is a Gaussian", above=0, span=True
     )
@@ -112,38 +120,53 @@ class Degradation:
         (1.0, 2.0), "exponent of a plateau; larger is flatter", above=0, span=True
     )
     resize: tuple[float, float, float] = setting(
-        (0.2, 0.7, 0.1), "shares of enlarging, shrinking and neither", shares=True
+        (0.2, 0.7, 0.1), "shares of enlarging, shrinking and keeping, first round", shares=True
     )
-    resize2: tuple[float, float, float] = setting((0.3, 0.4, 0.3), "the same", shares=True)
+    resize2: tuple[float, float, float] = setting(
+        (0.3, 0.4, 0.3), "shares of enlarging, shrinking and keeping, second round", shares=True
+    )
     factor: tuple[float, float] = setting(
-        (0.15, 1.5), "by what: smallest, largest; in parts of the HR size", above=0, span=True
+        (0.15, 1.5), "size after the first resizing; HR's is 1", above=0, most=8, span=True
     )
     factor2: tuple[float, float] = setting(
-        (0.3, 1.2), "the same, in parts of the LR size", above=0, span=True
+        (0.3, 1.2), "size after the second resizing; LR's is 1", above=0, most=8, span=True
     )
-    noise: float = setting(1.0, "probability of noise", low=0, most=1)
-    noise2: float = setting(1.0, "the same", low=0, most=1)
-    poisson: float = setting(0.5, "share of Poisson noise; the rest is Gaussian", low=0, most=1)
-    gray: float = setting(0.4, "share of noise that is alike in R, G and B", low=0, most=1)
+    noise: float = setting(1.0, "probability of the first noise", low=0, most=1)
+    noise2: float = setting(1.0, "probability of the second noise", low=0, most=1)
+    poisson: float = setting(
+        0.5, "share of Poisson noise in both rounds; the rest is Gaussian", low=0, most=1
+    )
+    gray: float = setting(
+        0.4, "share of noise that is alike in R, G and B, of both kinds and rounds", low=0, most=1
+    )
     gaussian_sigma: tuple[float, float] = setting(
-        (1.0, 30.0), "standard deviation of Gaussian noise in levels of 255", low=0, span=True
+        (1.0, 30.0), "sigma of the first Gaussian noise, in levels of 255", low=0, span=True
     )
-    gaussian_sigma2: tuple[float, float] = setting((1.0, 25.0), "the same", low=0, span=True)
+    gaussian_sigma2: tuple[float, float] = setting(
+        (1.0, 25.0), "sigma of the second Gaussian noise, in levels of 255", low=0, span=True
+    )
     poisson_scale: tuple[float, float] = setting(
-        (0.05, 3.0), "factor on the deviation of Poisson noise of 8 bits", low=0, span=True
+        (0.05, 3.0), "strength of the first Poisson noise; counted light has 1", low=0, span=True
     )
-    poisson_scale2: tuple[float, float] = setting((0.05, 2.5), "the same", low=0, span=True)
-    jpeg: float = setting(1.0, "probability of JPEG", low=0, most=1)
-    jpeg2: float = setting(1.0, "the same", low=0, most=1)
+    poisson_scale2: tuple[float, float] = setting(
+        (0.05, 2.5), "strength of the second Poisson noise; counted light has 1", low=0, span=True
+    )
+    jpeg: float = setting(1.0, "probability of the first JPEG", low=0, most=1)
+    jpeg2: float = setting(1.0, "probability of the second JPEG", low=0, most=1)
     jpeg_quality: tuple[int, int] = setting(
-        (30, 95), "of both JPEGs, as libjpeg counts it", low=1, most=100, span=True
+        (30, 95), "quality of both JPEGs, 1 to 100 as libjpeg counts it", low=1, most=100, span=True
     )
     final_sinc: float = setting(
         0.8, "probability of a sinc filter at the end, before or after JPEG", low=0, most=1
     )
 
+    @classmethod
+    def of_level(cls, level: str = "none", **changes) -> "Degradation":
+        """The settings of a level, but for `changes`."""
+        return cls(level=level, **LEVELS.get(level, {}) | changes)
 
-# What each level changes of the paper's numbers.
+
+# What each level changes of the paper's numbers; `Degradation.of_level` applies it.
 LEVELS: dict[str, dict] = {
     "none": {},
     "strong": {},
@@ -389,7 +412,7 @@ class Config:
             check_phase(name, self)
 
 
-def check_fields(settings: Config | Degradation | Phase, prefix: str) -> None:
+def check_fields(settings, prefix: str) -> None:
     """Each field alone: the bounds and choices it was declared with."""
     types = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
@@ -406,6 +429,9 @@ def check_fields(settings: Config | Degradation | Phase, prefix: str) -> None:
             require(within(number, about), name, value, describe_bounds(about))
         if "span" in about:
             require(value[0] <= value[1], name, value, "give the smaller number first")
+        if "odd" in about:
+            odd = tuple(number // 2 * 2 + 1 for number in value)
+            require(value == odd, name, value, f"give odd numbers, like {odd}")
         if "shares" in about:
             fits = min(value) >= 0 and 0 < sum(value) < math.inf
             require(fits, name, value, "give numbers from 0 on, one of them at least above 0")
@@ -573,13 +599,12 @@ def parse_args(args: list[str] | None = None) -> Config:
     parser, defaults = build_parser(), Config()
     flags = vars(parser.parse_args(args))
     changes = merge(PRESETS[flags.pop("preset")], unflatten(flags))
-    level = changes["degradation"].get("level", defaults.degradation.level)
-    changes["degradation"] = LEVELS.get(level, {}) | changes["degradation"]
-    groups = {
-        name: dataclasses.replace(getattr(defaults, name), **changes.pop(name)) for name in GROUPS
+    phases = {
+        name: dataclasses.replace(getattr(defaults, name), **changes.pop(name)) for name in PHASES
     }
+    degradation = Degradation.of_level(**changes.pop("degradation"))
     try:
-        return Config(**changes, **groups)
+        return Config(**changes, degradation=degradation, **phases)
     except ValueError as error:
         parser.error(str(error))
 
@@ -618,6 +643,7 @@ def add_flags(parser, defaults, prefix: str) -> None:
         if typing.get_origin(kind) is tuple:
             kind, nargs = typing.get_args(kind)[0], "*"
         shown = getattr(defaults, field.name)
+        ends = "smallest and largest " if "span" in field.metadata else ""
         parser.add_argument(
             f"--{prefix}{field.name}".replace("_", "-"),
             dest=prefix + field.name,
@@ -625,7 +651,7 @@ def add_flags(parser, defaults, prefix: str) -> None:
             nargs=nargs,
             metavar=kind.__name__.upper(),
             default=argparse.SUPPRESS,  # absent flags leave the preset's value alone
-            help=f"{field.metadata['help']} (default: {shown})".replace("%", "%%"),
+            help=f"{ends}{field.metadata['help']} (default: {shown})".replace("%", "%%"),
         )
 
 

@@ -1,14 +1,18 @@
 """Training data: an endless, repeatable stream of crops, and where to get images.
 
-    python dataset.py div2k     fetch DIV2K (4 GB) into data/train and data/valid
+    python dataset.py div2k             fetch DIV2K (4 GB) into data/train and data/valid
+    python dataset.py preview FOLDER    draw degraded crops of a folder's images, to look at
 
 Crops are cut from folders that images/packs.py has decoded once.
 """
 
 import argparse
+import functools
 import os
 import shutil
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,22 +20,25 @@ from typing import Any, NamedTuple
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the network
 
 import albumentations as A
+import cv2
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.utils import download_url, extract_archive
 
-from config import Degradation
-from images.degradation import degrade, draw_steps, sharpen
+from config import Degradation, add_flags, check_fields, require, setting, unflatten
+from images.degradation import Step, degrade, draw_steps, sharpen
+from images.files import write_image
 from images.kinds import find_images
-from images.packs import Pack
+from images.opening import silence_pillow
+from images.packs import Pack, pack_folder
 from images.pairs import DataError
+from images.sheets import Entry, draw_sheet
 from utils import prepare_output, replacing, worker_init
 
 MARGIN = 32  # HR pixels around a crop that are degraded with it, so that it has no border
 JPEG_BLOCK = 8  # pixels
-PLAIN = Degradation()
+NO_DEGRADATION = Degradation()
 TURNS = ("e", "r90", "r180", "r270", "v", "h", "t", "hvt")  # albumentations' names for them
 
 DIV2K_URL = "http://data.vision.ee.ethz.ch/cvl/DIV2K"
@@ -68,6 +75,23 @@ class Crops(NamedTuple):
     target: Any
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What the stream has at one place.
+
+    Args:
+        crops: uint8 arrays, (patch / scale, patch / scale, 3) and twice (patch, patch, 3).
+        name: path of the image in its folder.
+        size: height and width of the HR pixels that were degraded, the crop among them.
+        steps: what they went through; none where LR is the pack's.
+    """
+
+    crops: Crops
+    name: str
+    size: tuple[int, int]
+    steps: list[Step]
+
+
 class CropStream(Dataset):
     """Random crops; the k-th one is a pure function of (seed, k).
 
@@ -84,7 +108,11 @@ class CropStream(Dataset):
     """
 
     def __init__(
-        self, packs: list[Pack], patch: int, seed: int, degradation: Degradation | None = None
+        self,
+        packs: list[Pack],
+        patch: int,
+        seed: int,
+        degradation: Degradation = NO_DEGRADATION,
     ):
         self.packs, self.patch, self.seed = packs, patch, seed
         self.degradation = degradation
@@ -98,6 +126,11 @@ class CropStream(Dataset):
 
     def __getitem__(self, k: int) -> Crops:
         """uint8: LR of (3, patch / scale, patch / scale), HR and target of (3, patch, patch)."""
+        channels_first = (np.ascontiguousarray(c.transpose(2, 0, 1)) for c in self.sample(k).crops)
+        return Crops(*map(torch.from_numpy, channels_first))
+
+    def sample(self, k: int) -> Sample:
+        """The k-th one as arrays, and what was drawn for it."""
         # The generator itself counts in the low 64 bits of the counter; in the high ones, k keeps
         # the numbers of one sample apart from those of the next.
         random = np.random.Generator(np.random.Philox(key=self.seed, counter=k << 64))
@@ -110,13 +143,16 @@ class CropStream(Dataset):
         if self.degradation.level == "none":
             high_res = cut(pack.high_res(i), top, left, side, self.scale)
             crops = Crops(cut(pack.low_res(i), top, left, side), high_res, high_res)
+            size: tuple[int, int] = high_res.shape[:2]
+            steps: list[Step] = []
         else:
-            crops = self._degraded(pack.high_res(i), top, left, side, random)
-        return Crops(*(self._turned(crop, turn) for crop in crops))
+            crops, size, steps = self._degraded(pack.high_res(i), top, left, side, random)
+        turned = Crops(*(self.turn.apply(crop, group_element=turn) for crop in crops))
+        return Sample(turned, pack.name(i), size, steps)
 
     def _degraded(
         self, image: np.ndarray, top: int, left: int, side: int, random: np.random.Generator
-    ) -> Crops:
+    ) -> tuple[Crops, tuple[int, int], list[Step]]:
         """Crops of an HR image; the crop's surroundings are degraded along with it."""
         margin = -(-MARGIN // self.scale)
         # More above and before it, so that JPEG's blocks begin anywhere in the crop.
@@ -125,19 +161,17 @@ class CropStream(Dataset):
         rows = slice(first * self.scale, (top + side + margin) * self.scale)
         columns = slice(start * self.scale, (left + side + margin) * self.scale)
         window = image[rows, columns]
-        steps = draw_steps(self.degradation, window.shape[:2], self.scale, random)
+        size = window.shape[:2]
+        steps = draw_steps(self.degradation, size, self.scale, random)
         target = sharpen(window) if self.degradation.sharpen else window
         low_res = degrade(target, steps, random)
         top, left = top - first, left - start
-        return Crops(
+        crops = Crops(
             cut(low_res, top, left, side),
             cut(window, top, left, side, self.scale),
             cut(target, top, left, side, self.scale),
         )
-
-    def _turned(self, crop: np.ndarray, turn: str) -> Tensor:
-        turned = self.turn.apply(crop, group_element=turn)
-        return torch.from_numpy(np.ascontiguousarray(turned.transpose(2, 0, 1)))
+        return crops, size, steps
 
 
 def cut(image: np.ndarray, top: int, left: int, side: int, scale: int = 1) -> np.ndarray:
@@ -169,8 +203,54 @@ def batches(
         batch_sampler=(list(range(first, first + size)) for first in firsts),
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=worker_init() if workers else None,
+        worker_init_fn=functools.partial(start_worker, worker_init()) if workers else None,
     )
+
+
+def start_worker(follow_parent: Callable[[int], None], worker: int) -> None:
+    # The workers share the cores among them; and a forked one has none of OpenCV's threads, which
+    # only 0 leaves alone: at 1 it would wait for them to end.
+    cv2.setNumThreads(0)
+    follow_parent(worker)
+
+
+# ------------------------------------------------------------------------------ a look at samples
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Which samples are drawn."""
+
+    scale: int = setting(4, "HR size over LR size: 1, 2, 3, 4 or 8", choices=(1, 2, 3, 4, 8))
+    seed: int = setting(0, "of the sample stream", low=0, below=2**64)
+    patch: int = setting(128, "side of the HR crop in pixels", low=1, most=1024)
+    samples: int = setting(12, "how many", low=1, most=100)
+
+    def check(self) -> None:
+        """
+        Raises:
+            ValueError: a value that cannot work; the message names it and the remedy.
+        """
+        check_fields(self, "")
+        fits = max(1, self.patch // self.scale) * self.scale
+        remedy = f"the scale needs a multiple of {self.scale}, like {fits}"
+        require(self.patch == fits, "patch", self.patch, remedy)
+
+
+def preview(stream: CropStream, count: int) -> np.ndarray:
+    """A sheet of the first samples, each with what was drawn for it: uint8, (H, W, 3)."""
+    d = stream.degradation
+    title = f"x{stream.scale}, seed {stream.seed}, degradation.level {d.level}"
+    return draw_sheet(title, [entry_of(k, stream.sample(k), d.sharpen) for k in range(count)])
+
+
+def entry_of(k: int, sample: Sample, sharpened: bool) -> Entry:
+    low_res, high_res, target = sample.crops
+    pictures = {"LR": low_res, "HR": high_res} | ({"sharpened HR": target} if sharpened else {})
+    height, width = sample.size
+    steps = [f"HR with margin: {width}x{height}", *map(str, sample.steps)]
+    words = [f"sample {k}: {sample.name}", *(steps if sample.steps else ["MATLAB's bicubic"])]
+    return Entry(pictures, words)
 
 
 # ------------------------------------------------------------------------------ getting images
@@ -221,13 +301,70 @@ def fetch_div2k(root: Path, base_url: str = DIV2K_URL, archives: dict = DIV2K_AR
         print(f"{len(find_images(target).images)} images in {target}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Fetch a dataset to train on.")
-    parser.add_argument("dataset", choices=["div2k"])
-    parser.add_argument("--root", type=Path, default=Path("data"), help="default: data")
-    arguments = parser.parse_args()
+# ---------------------------------------------------------------------------------- the commands
+
+
+def run_preview(parser: argparse.ArgumentParser, flags: dict) -> None:
+    folder, output = flags.pop("folder"), flags.pop("output")
+    changes = unflatten(flags)
+    degradation = Degradation.of_level(**{"level": "strong"} | changes.pop("degradation", {}))
+    settings = Preview(**changes)
     try:
-        fetch_div2k(arguments.root)
+        settings.check()
+        check_fields(degradation, "degradation.")
+        require(output.suffix.lower() == ".png", "-o", str(output), "give a name that ends in .png")
+        pack = pack_folder(folder, settings.scale)
+        stream = CropStream([pack], settings.patch, settings.seed, degradation)
+    except ValueError as error:  # DataError is one, too
+        parser.error(str(error))
+    for line in [*pack.others, *(f"{name}: {why}" for name, why in pack.index["unreadable"])]:
+        print(f"Left out: {line}")
+    write_image(preview(stream, settings.samples), output)
+    print(f"Saved: {output}")
+
+
+def parse_args(args: list[str] | None = None) -> tuple[argparse.ArgumentParser, dict]:
+    """The parser of the command that a command line names, and its flags."""
+    parser = argparse.ArgumentParser(description="Get images to train on, and look at samples.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    div2k = commands.add_parser("div2k", help="fetch DIV2K (4 GB) into data/train and data/valid")
+    div2k.add_argument("--root", type=Path, default=Path("data"), help="default: data")
+
+    look = commands.add_parser(
+        "preview",
+        help="draw degraded crops of a folder's images, to look at before training",
+        description="Draw the first crops that training would cut out of a folder's images: the "
+        "degraded LR, enlarged, beside its HR, and what was drawn for it. Training with the same "
+        "folder, seed, scale, crop (--psnr.patch) and degradation sees the same crops. As training "
+        "does, it packs the folder's images into a file there, once.",
+        usage="python dataset.py preview FOLDER [-o FILE] [--FIELD VALUE ...]",
+        allow_abbrev=False,
+    )
+    look.add_argument("folder", type=Path, metavar="FOLDER", help="HR images, at any depth")
+    look.add_argument(
+        *("-o", "--output"),
+        type=Path,
+        default=Path("preview.png"),
+        metavar="FILE",
+        help="a PNG to write (default: preview.png)",
+    )
+    add_flags(look, Preview(), prefix="")
+    group = look.add_argument_group("degradation", "As in train.py, where the level is none.")
+    add_flags(group, Degradation.of_level("strong"), prefix="degradation.")
+
+    flags = vars(parser.parse_args(args))
+    return (look if flags["command"] == "preview" else div2k), flags
+
+
+def main(args: list[str] | None = None) -> None:
+    parser, flags = parse_args(args)
+    command = flags.pop("command")
+    try:
+        if command == "preview":
+            run_preview(parser, flags)
+        else:
+            fetch_div2k(flags["root"])
     except (DataError, OSError) as error:
         sys.exit(f"dataset.py: {error}")
     except KeyboardInterrupt:
@@ -235,5 +372,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    silence_pillow()
     prepare_output()
     main()

@@ -56,24 +56,33 @@ class Blur:
     angle: float = 0.0
     beta: float = 1.0
 
+    @property
+    def is_round(self) -> bool:
+        return self.sigma[0] == self.sigma[1]
+
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        return convolve(image, self.kernel())
+        kernel = self.kernel()
+        if self.family == "Gaussian" and self.is_round:  # a product of two lines, and far cheaper
+            line = kernel.sum(axis=0)
+            return cv2.sepFilter2D(image, -1, line, line, borderType=cv2.BORDER_REFLECT_101)
+        return convolve(image, kernel)
 
     def kernel(self) -> np.ndarray:
         """(side, side), fp64, sums to 1."""
         x, y = offsets(self.side)
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         along, across = x * cos + y * sin, y * cos - x * sin
-        distance = (along / self.sigma[0]) ** 2 + (across / self.sigma[1]) ** 2  # Mahalanobis', ^2
-        if self.family == "plateau":
-            bell = 1 / (1 + distance**self.beta)
-        else:
-            bell = np.exp(-0.5 * distance**self.beta)
+        with np.errstate(over="ignore"):  # so many sigmas away that nothing is left there
+            distance = (along / self.sigma[0]) ** 2 + (across / self.sigma[1]) ** 2
+            distance = distance**self.beta  # Mahalanobis' distance to the power of 2 beta
+        bell = 1 / (1 + distance) if self.family == "plateau" else np.exp(-0.5 * distance)
         return bell / bell.sum()
 
     def __str__(self) -> str:
         first, second = self.sigma
-        sigma = f"{first:.1f}" if first == second else f"{first:.1f} x {second:.1f}"
+        sigma = f"{first:.1f}"
+        if not self.is_round:
+            sigma += f" x {second:.1f} at {math.degrees(self.angle) % 180:.0f} degrees"
         beta = "" if self.family == "Gaussian" else f", beta {self.beta:.1f}"
         return f"{self.family} blur, sigma {sigma}{beta}"
 
@@ -102,7 +111,7 @@ class Sinc:
         return kernel / kernel.sum()
 
     def __str__(self) -> str:
-        return f"sinc, cutoff {self.cutoff / math.pi:.2f} pi"
+        return f"sinc filter, cutoff {self.cutoff / math.pi:.2f} pi"
 
 
 def offsets(side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +131,7 @@ def convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Resize:
-    """To another size, without antialiasing but in mode "area".
+    """To another size; of the modes, only area averages what it leaves out.
 
     Args:
         size: height and width of the result.
@@ -137,7 +146,7 @@ class Resize:
 
     def __str__(self) -> str:
         height, width = self.size
-        return f"{self.mode} to {width}x{height}"
+        return f"{self.mode} resize to {width}x{height}"
 
 
 # ------------------------------------------------------------------------------------------- noise
@@ -180,9 +189,7 @@ class PoissonNoise:
     gray: bool
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        image = np.clip(image, 0, 1)
-        values = (image @ GRAY)[..., None] if self.gray else image
-        levels = np.round(values * 255).astype(np.uint8)
+        levels = to_levels((image @ GRAY)[..., None] if self.gray else image)
         count = 2.0 ** math.ceil(math.log2(np.count_nonzero(np.bincount(levels.ravel()))))
         expected = levels * np.float32(count / 255)
         noise = (random.poisson(expected) - expected) / count
@@ -206,13 +213,14 @@ class Jpeg:
     quality: int
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        bgr = to_levels(image)[..., ::-1]
+        bgr = cv2.cvtColor(to_levels(image), cv2.COLOR_RGB2BGR)
         _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, self.quality])
-        decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
-        return to_unit_range(decoded)
+        decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+        assert decoded is not None  # it was encoded just now
+        return to_unit_range(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB))
 
     def __str__(self) -> str:
-        return f"JPEG {self.quality}"
+        return f"JPEG, quality {self.quality}"
 
 
 def to_levels(image: np.ndarray) -> np.ndarray:
@@ -287,7 +295,11 @@ def draw_side(settings: Degradation, random: np.random.Generator) -> int:
 
 
 def draw_beta(span: Span, random: np.random.Generator) -> float:
-    """Half of the draws are below 1, as far as the span is: those have the longer tails."""
+    """Half of the draws are between the lower end and 1, half between 1 and the upper end.
+
+    A span that begins at 1, as Real-ESRGAN's of the plateaus does, gives exactly 1 half of the
+    time, as in its code.
+    """
     low, high = span
     middle = min(max(1.0, low), high)
     ends = (low, middle) if random.random() < 0.5 else (middle, high)
@@ -295,7 +307,10 @@ def draw_beta(span: Span, random: np.random.Generator) -> float:
 
 
 def draw_resize(
-    size: tuple[int, int], shares: tuple[float, float, float], span: Span, random
+    size: tuple[int, int],
+    shares: tuple[float, float, float],
+    span: Span,
+    random: np.random.Generator,
 ) -> list[Step]:
     """By a factor of `size`; both sides stay at least one pixel."""
     low, high = span
@@ -339,7 +354,8 @@ def draw_final_sinc(settings: Degradation, random: np.random.Generator) -> list[
 
 def choose(shares: Sequence[float], random: np.random.Generator) -> int:
     """The number of a choice, each as likely as its share."""
-    return int(np.searchsorted(np.cumsum(shares), random.random() * sum(shares), side="right"))
+    ends = np.cumsum(shares)
+    return int(np.searchsorted(ends, random.random() * ends[-1], side="right"))
 
 
 def degrade(image: np.ndarray, steps: list[Step], random: np.random.Generator) -> np.ndarray:
@@ -396,7 +412,7 @@ def sharpen(image: np.ndarray) -> np.ndarray:
     """
     original = to_unit_range(image)
     detail = original - cv2.GaussianBlur(original, (51, 51), 0)
-    mask = (np.abs(detail) * 255 > 10).astype(np.float32)
-    mask = cv2.GaussianBlur(mask, (51, 51), 0)
+    strong = (np.abs(detail) * 255 > 10).astype(np.float32)
+    mask = cv2.GaussianBlur(strong, (51, 51), 0)
     sharpened = np.clip(original + 0.5 * detail, 0, 1)
     return to_levels(mask * sharpened + (1 - mask) * original)

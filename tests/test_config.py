@@ -5,7 +5,17 @@ import dataclasses
 
 import pytest
 
-from config import GROUPS, PRESETS, Config, Phase, given_settings, layer_weights, parse_args
+from config import (
+    GROUPS,
+    LEVELS,
+    PRESETS,
+    Config,
+    Degradation,
+    Phase,
+    given_settings,
+    layer_weights,
+    parse_args,
+)
 
 
 def test_defaults_are_the_papers():
@@ -45,6 +55,34 @@ def test_what_a_command_line_names_is_known():
     assert given_settings(args) == {"psnr.lr", "train_dir", "gan.milestones"}
 
 
+def test_the_degradation_is_the_papers_and_a_level_changes_it():
+    """The first numbers are Real-ESRGAN's, of train_realesrnet_x4plus.yml."""
+    strong = parse_args(["--degradation.level", "strong"]).degradation
+    assert strong == Degradation(level="strong") == Degradation.of_level("strong")
+    assert (strong.blur, strong.blur2, strong.kernel_side, strong.sinc) == (1, 0.8, (7, 21), 0.1)
+    assert strong.kernels == (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
+    assert (strong.sigma, strong.sigma2) == ((0.2, 3), (0.2, 1.5))
+    assert (strong.generalized_beta, strong.plateau_beta) == ((0.5, 4), (1, 2))
+    assert (strong.resize, strong.factor) == ((0.2, 0.7, 0.1), (0.15, 1.5))
+    assert (strong.resize2, strong.factor2) == ((0.3, 0.4, 0.3), (0.3, 1.2))
+    assert (strong.noise, strong.noise2, strong.poisson, strong.gray) == (1, 1, 0.5, 0.4)
+    assert (strong.gaussian_sigma, strong.gaussian_sigma2) == ((1, 30), (1, 25))
+    assert (strong.poisson_scale, strong.poisson_scale2) == ((0.05, 3), (0.05, 2.5))
+    assert (strong.jpeg, strong.jpeg2, strong.jpeg_quality) == (1, 1, (30, 95))
+    assert (strong.final_sinc, strong.sharpen) == (0.8, False)
+
+
+def test_flags_beat_the_level_and_the_level_beats_the_defaults():
+    args = ["--degradation.jpeg-quality", "60", "80", "--degradation.sharpen", "true"]
+    mild = parse_args(["--degradation.level", "mild", *args]).degradation
+    assert mild == Degradation.of_level("mild", jpeg_quality=(60, 80), sharpen=True)
+    assert (mild.sigma, mild.jpeg_quality) == (LEVELS["mild"]["sigma"], (60, 80))
+    assert parse_args([]).degradation == Degradation() == Degradation.of_level()
+    assert Config(degradation=mild).degradation == mild
+    with pytest.raises(ValueError, match=r"degradation\.level is 'weak'"):
+        Config(degradation=Degradation.of_level("weak"))
+
+
 @pytest.mark.parametrize("phase", ["psnr", "gan"])
 def test_a_phase_that_is_off_refuses_nothing_but_values_that_are_none(phase):
     off = [f"--{phase}.steps", "0"]
@@ -58,8 +96,9 @@ def test_a_phase_that_is_off_refuses_nothing_but_values_that_are_none(phase):
 def test_every_preset_is_valid_and_every_field_explained():
     for name in PRESETS:
         parse_args(["--preset", name])
-    for field in (*dataclasses.fields(Config), *dataclasses.fields(Phase)):
-        assert field.name in GROUPS or field.metadata["help"]
+    for group in (Config, Phase, Degradation):
+        for field in dataclasses.fields(group):
+            assert field.name in GROUPS or field.metadata["help"]
 
 
 UNET = ["--discriminator", "unet"]
@@ -115,6 +154,22 @@ UNET = ["--discriminator", "unet"]
         (["--unshuffle", "2", "--scale", "3"], ["unshuffle", "scale 3"]),
         (["--unshuffle", "2", "--generator", "srresnet"], ["unshuffle", "--generator rrdb"]),
         (["--unshuffle", "4", "--psnr.patch", "200"], ["psnr.patch", "unshuffle", "16", "192"]),
+        (["--degradation.level", "weak"], ["degradation.level", "weak", "none, mild or strong"]),
+        (["--degradation.kernel-side", "8", "20"], ["degradation.kernel_side", "odd", "(9, 21)"]),
+        (["--degradation.kernel-side", "1", "3"], ["degradation.kernel_side", "at least 3"]),
+        (["--degradation.kernel-side", "7"], ["degradation.kernel_side", "give 2 numbers"]),
+        (["--degradation.kernel-side", "9", "7"], ["degradation.kernel_side", "smaller number"]),
+        (["--degradation.jpeg-quality", "0", "95"], ["degradation.jpeg_quality", "at most 100"]),
+        (["--degradation.jpeg-quality", "30.5", "95"], ["jpeg-quality", "30.5"]),
+        (["--degradation.sigma", "0", "3"], ["degradation.sigma", "above 0"]),
+        (["--degradation.sigma2", "1", "inf"], ["degradation.sigma2", "finite"]),
+        (["--degradation.factor", "0.5", "80"], ["degradation.factor", "at most 8"]),
+        (["--degradation.gray", "1.1"], ["degradation.gray", "at most 1"]),
+        (["--degradation.resize", "0", "0", "0"], ["degradation.resize", "above 0"]),
+        (["--degradation.resize2", "1", "1", "nan"], ["degradation.resize2", "nan"]),
+        (["--degradation.kernels", "1", "-1", "0", "0", "0", "0"], ["degradation.kernels", "-1"]),
+        (["--degradation.level", "mild", "--lr-dir", "x"], ["degradation.level", "lr_dir"]),
+        (["--degradation.blurr", "1"], ["--degradation.blurr"]),
     ],
 )
 def test_bad_values_are_refused_by_name(args, words, capsys):

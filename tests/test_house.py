@@ -28,7 +28,7 @@ ALLOWED = {  # room or file -> what it stands on
 }
 ALLOWED["train"] = ALLOWED["test"] = {*ALLOWED}
 # At most; of other files 480. config.py is a table, and is read like one.
-LINES = {"train.py": 420, "test.py": 420, "weights.py": 450, "config.py": 650}
+LINES = {"train.py": 420, "test.py": 420, "weights.py": 450, "config.py": 700}
 FUNCTION_LINES = 60
 NESTING = 3
 

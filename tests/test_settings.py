@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from config import Config, flat, parse_args
+from config import Config, Degradation, flat, parse_args
 from model import SRResNet, VGGDiscriminator
 from training.settings import (
     check_batch_size,
@@ -34,7 +34,7 @@ def test_what_is_another_run_and_what_weights_do_not_depend_on():
     without_d = parse_args(["--gan.adversarial", "0"])
     assert identity(without_d, "gan") == network | {"betas", "seed"}
     told = settings_of_weights(Config()).keys()
-    assert {"psnr", "gan", "seed", "precision"} <= told
+    assert {"psnr", "gan", "seed", "precision", "degradation"} <= told
     assert dataclasses.asdict(Config()).keys() - told == {
         *("name", "train_dir", "valid_dir", "lr_dir", "valid_lr_dir", "workers"),
         *("log_every", "val_every", "val_images", "save_every", "keep_generators"),
@@ -46,6 +46,8 @@ JUDGED = {"relativistic", "discriminator", "init_discriminator"}
 UNET = ("--discriminator", "unet")
 OTHERS = {"patch", "lr", "milestones", "warmup", "clip_grad_norm"}
 OTHERS |= {"pixel", "perceptual", "adversarial"}
+DEGRADATION = {f"degradation.{field.name}" for field in dataclasses.fields(Degradation)}
+DEGRADATION -= {"degradation.level"}
 
 
 @pytest.mark.parametrize(
@@ -71,9 +73,19 @@ OTHERS |= {"pixel", "perceptual", "adversarial"}
     ],
 )
 def test_settings_without_effect_are_known(args, idle):
-    assert idle_settings(parse_args(args)).keys() == idle | {"discriminator_features"}
+    always = {"discriminator_features"} | DEGRADATION
+    assert idle_settings(parse_args(args)).keys() == idle | always
     unet = idle_settings(parse_args([*args, *UNET])).keys()
-    assert unet == (idle | {"discriminator_features"} if idle >= JUDGED else idle)
+    assert unet == idle | (always if idle >= JUDGED else DEGRADATION)
+
+
+def test_settings_of_the_degradation_have_no_effect_at_level_none():
+    idle = idle_settings(Config())
+    assert {"degradation.sharpen", "degradation.jpeg_quality"} < DEGRADATION <= idle.keys()
+    assert idle["degradation.sharpen"] == "no effect, as degradation.level is 'none'"
+    for level in ("mild", "strong"):
+        idle = idle_settings(parse_args(["--degradation.level", level]))
+        assert not idle.keys() & DEGRADATION
 
 
 def test_a_reason_is_given_for_each():
@@ -123,6 +135,14 @@ def test_the_phases_with_steps_to_do(phase, step, args, left):
             ["discriminator_features was 64, is 8: no effect"],
         ),
         ("gan", 5, ["--gan.warmup", "4"], ["gan.warmup was 0, is 4"]),
+        (
+            *("psnr", 5, ["--degradation.gray", "0.5"]),
+            ["degradation.gray was 0.4, is 0.5: no effect"],
+        ),
+        (
+            *("gan", 5, ["--degradation.level", "strong", "--degradation.gray", "0"]),
+            ["degradation.level was 'none', is 'strong'", "degradation.gray was 0.4, is 0.0"],
+        ),
     ],
 )
 def test_changes_are_told_with_what_comes_of_them(phase, step, args, said):

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
-from config import PHASES, Config, Phase, flat
+from config import PHASES, Config, Degradation, Phase, flat
 from utils import DeviceError, Ranks
 
 
@@ -68,6 +68,10 @@ def idle_settings(config: Config, phase: str = PHASES[0], step: int = 0) -> dict
         idle["init_from"] = own
         if not any(values[f"{name}.adversarial"] for name in left if name != phase):
             idle.setdefault("init_discriminator", own)
+    if config.degradation.level == "none":
+        others = [field.name for field in dataclasses.fields(Degradation) if field.name != "level"]
+        why = "no effect, as degradation.level is 'none'"
+        idle |= {f"degradation.{name}": why for name in others}
     for name in PHASES:
         idle |= {f"{name}.{key}": why for key, why in _idle_in(name, config, phase, step).items()}
     return idle
