@@ -464,7 +464,9 @@ def check_phase(name: str, config: Config) -> None:
     check_fields(phase, f"{name}.")
     if phase.steps == 0:
         return
-    sides = {"the scale": scale, "unshuffle": scale * config.unshuffle}
+    sides = {"the scale": scale}
+    if config.unshuffle > 1:
+        sides["unshuffle"] = scale * config.unshuffle
     if phase.perceptual > 0:  # VGG19 halves an image before each block but the first
         deepest = max(int(layer[len("conv")]) for layer in layer_weights(config.vgg_layer))
         sides["VGG19"] = 2 ** (deepest - 1)

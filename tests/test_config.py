@@ -149,7 +149,7 @@ UNET = ["--discriminator", "unet"]
         (["--discriminator", "patchgan"], ["discriminator", "patchgan", "vgg or unet"]),
         (["--discriminator-features", "0"], ["discriminator_features", "at least 1"]),
         ([*UNET, "--gan.perceptual", "0", "--gan.patch", "100"], ["gan.patch", "100", "8", "96"]),
-        ([*UNET, "--scale", "3", "--gan.patch", "96", "--psnr.patch", "97"], ["psnr.patch", "96"]),
+        (["--scale", "3", "--gan.patch", "96", "--psnr.patch", "97"], ["for the scale it", "96"]),
         (["--unshuffle", "3"], ["unshuffle", "1, 2 or 4"]),
         (["--unshuffle", "2", "--scale", "3"], ["unshuffle", "scale 3"]),
         (["--unshuffle", "2", "--generator", "srresnet"], ["unshuffle", "--generator rrdb"]),
