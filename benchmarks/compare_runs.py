@@ -8,13 +8,14 @@ or nothing to compare with, 1 outside of it.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import flat
+from config import Config, flat
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 MARGIN = 0.1  # dB: what another seed, precision or machine may change beyond the recorded runs
@@ -41,7 +42,9 @@ def main() -> int:
 
 def read_settings(folder: Path) -> dict:
     """All that a recorded run must have in common with another."""
-    settings = flat(json.loads((folder / "config.json").read_text()))
+    # A setting that an older run does not know has the default that it had then.
+    defaults = flat(json.loads(json.dumps(dataclasses.asdict(Config()))))
+    settings = defaults | flat(json.loads((folder / "config.json").read_text()))
     return {field: value for field, value in settings.items() if field not in VARIABLE}
 
 
