@@ -35,8 +35,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import Config, Phase
-from dataset import CropStream, batches
+from config import Config, Degradation, Phase
+from dataset import Crops, CropStream, batches
 from images.files import write_image
 from images.packs import pack_folder
 from images.resize import imresize
@@ -51,6 +51,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCALE, PATCH, BATCH, GAN_BATCH = 4, 128, 16, 8
 MATRIX = 4096  # side of the product that tells what the hardware can do
 MEMORY_SIDES = (512, 1024)
+DEGRADED = 100  # crops, of which each draws other steps
 PHOTOGRAPHS = ((321, 481, 24), (1356, 2040, 6))  # height, width, how many
 PSNR_PHASE = Phase()
 GAN_PHASE = Config().gan
@@ -85,6 +86,7 @@ def main() -> None:
     for height, width, count in PHOTOGRAPHS:
         speeds = reading(height, width, count, arguments.repeat)
         show(f"crops of {width}x{height} images", "pairs/s", *speeds, True)
+    header["degraded crops, strong, a second"] = round(degrading(arguments.repeat), 1)
     if device.type == "cpu":
         for side in MEMORY_SIDES:
             memory = [peak_of(who, side, arguments) for who in ("peer", "ours")]
@@ -218,7 +220,8 @@ def our_step(
     vgg = place(VGGFeatures("random"), device) if phase.perceptual else None
     config = Config(psnr=dataclasses.replace(phase, patch=PATCH))
     learner = Learner(config, "psnr", our_network(arguments, device), vgg, dtype, Ranks())
-    parts = [tuple((images * 255).round().byte() for images in (low_res, high_res))]
+    images = (low_res, high_res, high_res)
+    parts = [Crops(*((image * 255).round().byte() for image in images))]
     return lambda: learner.step(parts, phase.lr)
 
 
@@ -280,6 +283,21 @@ def reading(height: int, width: int, count: int, repeat: int) -> tuple[float, fl
         }
         seconds = medians(calls, repeat)
     return BATCH / seconds["peer"], 20 * BATCH / seconds["ours"]
+
+
+def degrading(repeat: int) -> float:
+    """Crops a second of one process, with one thread of OpenCV's, at level strong."""
+    height, width, count = PHOTOGRAPHS[0]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        write_photographs(Path(folder), height, width, count)
+        strong = Degradation.of_level("strong")
+        stream = CropStream([pack_folder(Path(folder, "high"), SCALE)], PATCH, 0, strong)
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(0)
+        calls = {"ours": lambda: [stream[k] for k in range(DEGRADED)]}
+        seconds = medians(calls, repeat)["ours"]
+        cv2.setNumThreads(threads)
+    return DEGRADED / seconds
 
 
 def write_photographs(folder: Path, height: int, width: int, count: int) -> None:

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import CropStream, batches, fetch_div2k, write_demo_photographs
+from config import Degradation
+from dataset import CropStream, batches, entry_of, fetch_div2k, main, write_demo_photographs
 from images.files import read_image, write_image
 from images.packs import Pack, pack_folder
 from images.pairs import DataError
+from images.sheets import draw_sheet
 
 # ------------------------------------------------------------------------------- sample stream
 
@@ -75,6 +77,80 @@ def test_images_below_the_crop_are_left_out_or_refused(photos, random_image):
     assert len(CropStream([pack], patch=48, seed=0).images) == 4
     with pytest.raises(DataError, match="at least 128x128"):
         CropStream([pack_folder(photos, 4)], patch=128, seed=0)
+
+
+# ------------------------------------------------------------------------------------- preview
+
+
+def test_the_preview_shows_the_samples_of_training_and_what_was_drawn(
+    photos, tmp_path, capsys, monkeypatch
+):
+    written = []
+
+    def spy(*sheet):
+        written.append(sheet)
+        return draw_sheet(*sheet)
+
+    monkeypatch.setattr("dataset.draw_sheet", spy)
+    flags = ["--patch", "32", "--seed", "3", "--samples", "3", "--degradation.sharpen", "true"]
+    main(["preview", str(photos), "-o", str(tmp_path / "out" / "sheet.png"), *flags])
+    assert capsys.readouterr().out == f"Saved: {tmp_path / 'out' / 'sheet.png'}\n"
+    ((title, entries),) = written
+    assert title == "x4, seed 3, degradation.level strong" and len(entries) == 3
+    settings = Degradation.of_level("strong", sharpen=True)
+    stream = CropStream([pack_folder(photos, 4)], 32, 3, settings)
+    sheet = read_image(tmp_path / "out" / "sheet.png")
+    for k, entry in enumerate(entries):
+        assert list(entry.pictures) == ["LR", "HR", "sharpened HR"]
+        for picture, crop in zip(entry.pictures.values(), stream[k], strict=True):
+            assert np.array_equal(picture.transpose(2, 0, 1), crop.numpy())
+        assert entry.words[0].startswith(f"sample {k}: ") and "JPEG" in " ".join(entry.words)
+    # Each pixel of the first LR, 8x8, is a square of 32x32 below a line of text.
+    low_res, high_res, _ = entries[0].pictures.values()
+    top, left = 20 + 2 * 8 + 20, 8
+    assert np.array_equal(sheet[top : top + 256 : 32, left : left + 256 : 32], low_res)
+    assert np.array_equal(sheet[top : top + 256 : 8, left + 264 : left + 264 + 256 : 8], high_res)
+
+
+def test_without_degradation_the_preview_is_bicubic(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["preview", str(photos), "--patch", "48", "--degradation.level", "none"])
+    assert min(read_image(tmp_path / "preview.png").shape[:2]) > 256
+    sample = CropStream([pack_folder(photos, 4)], 48, 0).sample(0)
+    assert entry_of(0, sample, False).words == [f"sample 0: {sample.name}", "MATLAB's bicubic"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["/nowhere"], "/nowhere: no such folder"),
+        ([], "FOLDER"),
+        (["PHOTOS", "-o", "sheet.jpg"], "-o is 'sheet.jpg': give a name that ends in .png"),
+        (["PHOTOS", "--patch", "50"], "patch is 50: the scale needs a multiple of 4, like 48"),
+        (["PHOTOS", "--patch", "2"], "patch is 2: the scale needs a multiple of 4, like 4"),
+        (["PHOTOS", "--patch", "96"], "no training image is at least 96x96 pixels"),
+        (["PHOTOS", "--scale", "5"], "scale is 5: choose 1, 2, 3, 4 or 8"),
+        (["PHOTOS", "--seed", "-1"], "seed is -1"),
+        (["PHOTOS", "--samples", "0"], "samples is 0"),
+        (["PHOTOS", "--degradation.level", "weak"], "degradation.level is 'weak'"),
+        (["PHOTOS", "--degradation.kernel-side", "7", "20"], "degradation.kernel_side"),
+        (["PHOTOS", "--degradation.sigmas", "1"], "--degradation.sigmas"),
+        (["PHOTOS", "--deg", "1"], "--deg"),
+    ],
+)
+def test_a_preview_that_cannot_be_is_refused_in_words(flags, words, photos, tmp_path, capsys):
+    flags = [str(photos) if flag == "PHOTOS" else flag for flag in flags]
+    with pytest.raises(SystemExit) as stop:
+        main(["preview", "-o", str(tmp_path / "x.png"), *flags])
+    assert stop.value.code == 2 and words in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_div2k_stays_a_command(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("dataset.fetch_div2k", asked.append)
+    main(["div2k", "--root", str(tmp_path)])
+    assert asked == [tmp_path]
 
 
 # ------------------------------------------------------------------------------- getting images
