@@ -65,32 +65,35 @@ def test_speed_fills_every_row(monkeypatch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="growth.py reads the memory of its children")
 def test_growth_runs_to_its_end(monkeypatch, tmp_path):
+    """Smaller in all that only the time depends on."""
+    monkeypatch.setattr(growth, "FEATURES", 4)
+    monkeypatch.setattr(growth, "BLOCKS", 1)
     flags = ["--sides", "48", "64", "--json", "growth.json", "--plot", "growth.png"]
     monkeypatch.setattr(sys, "argv", ["growth.py", *flags])
     monkeypatch.chdir(tmp_path)
     write = growth.write_photographs
 
-    def write_few(folder, height, width, count):  # where only the time depends on them
-        write(folder, *((48, 48, 2) if folder.name == "many" else (height, width, count)))
+    def write_few(folder, height, width, count):
+        height, width = (48, 48) if folder.name == "many" else (min(height, 321), min(width, 481))
+        write(folder, height, width, min(count, 2))
 
     monkeypatch.setattr(growth, "write_photographs", write_few)
     growth.main()
     table = json.loads(Path("growth.json").read_text())
-    assert [row["side"] for row in table["pixels"]] == [48, 48, 64, 64]
+    rows = table["pixels"]
+    assert [(row["side"], row["tile"]) for row in rows] == [
+        *((side, tile) for side in (48, 64) for tile in ("auto", "0")),
+    ]
+    assert all(0.1 < row["memory"] < 8 and row["seconds"] > 0 for row in rows)
     assert len(table["processes"]) == len(table["packing"]) == 2
     assert Path("growth.png").stat().st_size > 0
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="growth.py reads the memory of its children")
-def test_growth_measures_and_draws(tmp_path):
-    save_generator(RRDBNet(features=growth.FEATURES, blocks=1), tmp_path / "net.safetensors")
-    rows = growth.over_pixels(tmp_path, [48])
-    assert [row["tile"] for row in rows] == ["auto", "0"]
-    assert all(0.1 < row["memory"] < 8 and row["seconds"] > 0 for row in rows)
+def test_growth_measures_packs_and_draws(tmp_path):
     packed = growth.packing(tmp_path, 96, 128, 3)
     # Its HR pixels and its LR pixels as bytes, and a little more.
     assert packed["bytes"] == pytest.approx(96 * 128 * 3 * (1 + 1 / 16), rel=0.1)
+    rows = [dict(side=48, tile=tile, seconds=2.0, memory=0.5) for tile in ("auto", "0")]
     growth.draw(rows, tmp_path / "growth.png")
     with Image.open(tmp_path / "growth.png") as picture:
         assert picture.size == (800, 300)

@@ -191,12 +191,13 @@ NOT_RUN = [command for command in COMMANDS if command.excepted]
 
 def runs_here(command: Command) -> bool:
     firsts = [next((c for c in RUN if c.text.startswith(start)), None) for start in STARTED]
-    return command.words[1] in PARSERS and command.words[0] == "python" and command not in firsts
+    ours = command.is_python or command.words[1] in PARSERS
+    return ours and command.words[0] == "python" and command not in firsts
 
 
 def is_quick(command: Command) -> bool:
     """What is not marked slow: upscaling and converting in this process, and blocks of Python."""
-    return command.is_python or (runs_here(command) and command.words[1] != "train.py")
+    return runs_here(command) and command.words[1] != "train.py"
 
 
 def by_name(commands: list[Command]) -> list:
@@ -292,7 +293,7 @@ class Sandbox:
             path.unlink(missing_ok=True)
 
     def run_here(self, words: list[str]) -> tuple[int, str]:
-        """A program of the repository without the seconds that a new Python needs to import it."""
+        """A program or a block, without the seconds that a new Python needs to import torch."""
         with (
             pytest.MonkeyPatch.context() as patch,
             contextlib.redirect_stdout(io.StringIO()) as out,
@@ -301,7 +302,10 @@ class Sandbox:
             patch.setattr(sys, "argv", words[1:])
             patch.setattr(sys, "stderr", out)
             try:
-                runpy.run_path(str(ROOT / words[1]), run_name="__main__")
+                if words[1] == "-c":
+                    exec(words[2], {"__name__": "__main__"})
+                else:
+                    runpy.run_path(str(ROOT / words[1]), run_name="__main__")
             except SystemExit as exit:
                 return exit.code or 0, out.getvalue()
             return 0, out.getvalue()

@@ -5,6 +5,7 @@ other layouts' files are built key by key from the tables below, which are not w
 """
 
 import builtins
+import functools
 import hashlib
 import http.server
 import subprocess
@@ -431,6 +432,7 @@ def test_onnx_asks_for_its_package(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------ bad files
 
 
+@functools.cache
 def bad_contents():
     """What a file might hold, and what has to be said of it."""
     state = small().state_dict()
@@ -523,7 +525,9 @@ def test_wrong_contents_are_named(kind, tmp_path):
     assert str(error.value).startswith(str(tmp_path / "net.pth"))
 
 
-def bad_files(folder):
+@pytest.fixture(scope="module")
+def bad_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bad")
     torch.save(small().state_dict(), folder / "whole")
     safetensors.torch.save_file(small().state_dict(), folder / "safe")
     torch.jit.save(torch.jit.trace(small(), torch.zeros(1, 3, 8, 8)), folder / "script")
@@ -552,8 +556,8 @@ def bad_files(folder):
     ],
 )
 @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
-def test_unreadable_files_are_named(kind, name, tmp_path):
-    content, message = bad_files(tmp_path)[kind]
+def test_unreadable_files_are_named(kind, name, bad_files, tmp_path):
+    content, message = bad_files[kind]
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(WeightsError, match=message) as error:
