@@ -43,7 +43,7 @@ from utils import DeviceError, Ranks, choose_device, end_process, prepare_output
 from weights import Generator, WeightsError, read_generator
 
 RUNS = Path("checkpoints")
-IN_THE_BOX = BOX / "compact_x4_gan.safetensors"  # the default where nothing was trained yet
+IN_THE_BOX = BOX / "compact_x4_real.safetensors"  # the default where nothing was trained yet
 COMPARED_SIDE = 1024  # --compare shows this many pixels around the centre of larger results
 STRIP = ("input", "bicubic", "ours", "HR")  # from left to right
 
