@@ -21,6 +21,8 @@ CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 PSNR_WEIGHTS = CHECKPOINTS / "compact_x4_psnr.safetensors"
 SHIPPED = [PSNR_WEIGHTS, CHECKPOINTS / "compact_x4_gan.safetensors"]
 
+NATIVE = has_native_bf16(torch.device("cpu"))
+
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
@@ -51,9 +53,6 @@ def test_the_psnr_network_beats_bicubic(photographs):
     for low_res, high_res in photographs:
         ours = psnr(upscale(net, low_res), high_res, 4)
         assert ours > psnr(imresize(low_res, 4), high_res, 4) + 0.6
-
-
-NATIVE = has_native_bf16(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
