@@ -69,9 +69,9 @@ def weights(name, phase):
 @pytest.mark.parametrize("ranks, parts", [(1, 1), (2, 1), (1, 3), (2, 3)])
 def test_ranks_and_parts_share_the_samples_of_each_batch(ranks, parts, photos):
     stream = CropStream([pack_folder(photos, 4)], 32, 0)
-    whole = [high_res for _, high_res in batches(stream, 2, 5, 12, 0, False)]
+    whole = [crops.high_res for crops in batches(stream, 2, 5, 12, 0, False)]
     pieces = [
-        [high_res for _, high_res in batches(stream, 2, 5, 12, 0, False, parts, rank, ranks)]
+        [crops.high_res for crops in batches(stream, 2, 5, 12, 0, False, parts, rank, ranks)]
         for rank in range(ranks)
     ]
     for step, batch in enumerate(whole):

@@ -23,6 +23,7 @@ import training.log
 import training.runs
 import training.validation
 from config import Config, Phase, parse_args
+from dataset import Crops
 from images.files import read_image, write_image
 from model import RRDBNet, SRResNet
 from training.runs import At, RunFolder, load_checkpoint
@@ -256,7 +257,7 @@ def test_the_discriminator_learns_to_tell_real_from_fake():
     real, fake = torch.rand(8, 3, 1, 1).expand(8, 3, 32, 32), torch.rand(8, 3, 32, 32)
 
     def one_step():
-        values = learner.update_discriminator([(None, real)], [fake], lr=1e-4)
+        values = learner.update_discriminator([Crops(None, real, real)], [fake], lr=1e-4)
         learner.safe.update()
         return values
 
