@@ -360,6 +360,8 @@ def as_run(words: tuple[str, ...]) -> list[str]:
     elif first == ["torchrun"]:
         first = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         rest = [re.sub(r"^(--nproc[_-]per[_-]node)=\d+$", r"\1=2", word) for word in rest]
+    if arguments_of("dataset.py", words) is not None and "preview" in rest:
+        rest += ["--patch", "32"]  # the sandbox's images are smaller than the default
     settings = settings_of(words)
     return [*first, *rest, *(shrunk(settings) if settings else ())]
 

@@ -117,11 +117,12 @@ def dying(*args):
         os.kill(os.getpid(), 9)
     return step(*args)
 train.Learner.step = dying
-is_lost = train.is_lost_connection
+import training.faults as faults
+is_lost = faults.is_lost_connection
 def slowly(error):
     time.sleep(1)  # torchrun's SIGTERM comes before the message
     return is_lost(error)
-train.is_lost_connection = slowly
+faults.is_lost_connection = slowly
 train.run_as_program()
 """,
     )

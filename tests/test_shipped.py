@@ -71,4 +71,4 @@ def test_bf16_hardly_ever_differs_by_more_than_a_level_and_costs_no_quality(path
             fast = upscale(net, low_res)
         difference = np.abs(exact.astype(int) - fast)
         assert (difference <= 1).mean() >= 0.999
-        assert psnr(fast, high_res, 4) == pytest.approx(psnr(exact, high_res, 4), abs=0.02)
+        assert psnr(fast, high_res, 4) > psnr(exact, high_res, 4) - 0.02
