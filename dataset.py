@@ -74,6 +74,12 @@ class Crops(NamedTuple):
     high_res: Any
     target: Any
 
+    def map(self, function: Callable[[Any], Any]) -> "Crops":
+        """The function of each, computed once where the target is `high_res` itself."""
+        high_res = function(self.high_res)
+        target = high_res if self.target is self.high_res else function(self.target)
+        return Crops(function(self.low_res), high_res, target)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -126,8 +132,9 @@ class CropStream(Dataset):
 
     def __getitem__(self, k: int) -> Crops:
         """uint8: LR of (3, patch / scale, patch / scale), HR and target of (3, patch, patch)."""
-        channels_first = (np.ascontiguousarray(c.transpose(2, 0, 1)) for c in self.sample(k).crops)
-        return Crops(*map(torch.from_numpy, channels_first))
+        return self.sample(k).crops.map(
+            lambda crop: torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))
+        )
 
     def sample(self, k: int) -> Sample:
         """The k-th one as arrays, and what was drawn for it."""
@@ -147,7 +154,7 @@ class CropStream(Dataset):
             steps: list[Step] = []
         else:
             crops, size, steps = self._degraded(pack.high_res(i), top, left, side, random)
-        turned = Crops(*(self.turn.apply(crop, group_element=turn) for crop in crops))
+        turned = crops.map(functools.partial(self.turn.apply, group_element=turn))
         return Sample(turned, pack.name(i), size, steps)
 
     def _degraded(
@@ -163,15 +170,13 @@ class CropStream(Dataset):
         window = image[rows, columns]
         size = window.shape[:2]
         steps = draw_steps(self.degradation, size, self.scale, random)
-        target = sharpen(window) if self.degradation.sharpen else window
-        low_res = degrade(target, steps, random)
+        prepared = sharpen(window) if self.degradation.sharpen else window
+        low_res = degrade(prepared, steps, random)
         top, left = top - first, left - start
-        crops = Crops(
-            cut(low_res, top, left, side),
-            cut(window, top, left, side, self.scale),
-            cut(target, top, left, side, self.scale),
-        )
-        return crops, size, steps
+        high_res = target = cut(window, top, left, side, self.scale)
+        if self.degradation.sharpen:
+            target = cut(prepared, top, left, side, self.scale)
+        return Crops(cut(low_res, top, left, side), high_res, target), size, steps
 
 
 def cut(image: np.ndarray, top: int, left: int, side: int, scale: int = 1) -> np.ndarray:
