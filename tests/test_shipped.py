@@ -57,13 +57,13 @@ def test_the_psnr_network_beats_bicubic(photographs):
 
 @pytest.mark.parametrize(
     "path",
-    # Emulated, each takes 10 seconds.
+    # Emulated, each takes half a minute.
     [pytest.param(p, id=p.stem, marks=() if NATIVE else pytest.mark.slow) for p in SHIPPED],
 )
 def test_bf16_hardly_ever_differs_by_more_than_a_level_and_costs_no_quality(path, photographs):
     net = load_generator(path)
-    # Emulated, bf16 takes a minute for 64x64 pixels: there, a quarter of them has to do.
-    side = 64 if NATIVE else 32
+    # Emulated, bf16 takes a minute for 64x64 pixels: there, three quarters have to do.
+    side = 64 if NATIVE else 56
     for low_res, high_res in photographs:
         low_res, high_res = low_res[:side, :side], high_res[: 4 * side, : 4 * side]
         exact = upscale(net, low_res)
@@ -71,4 +71,4 @@ def test_bf16_hardly_ever_differs_by_more_than_a_level_and_costs_no_quality(path
             fast = upscale(net, low_res)
         difference = np.abs(exact.astype(int) - fast)
         assert (difference <= 1).mean() >= 0.999
-        assert psnr(fast, high_res, 4) > psnr(exact, high_res, 4) - 0.02
+        assert psnr(fast, high_res, 4) == pytest.approx(psnr(exact, high_res, 4), abs=0.02)
