@@ -30,7 +30,7 @@ def setting(default, help: str, **about):
         needs a phase's setting: because the discriminator is built to it, so only where it has one.
     term: the weight of a term of the loss, which has the field's name.
     generator, discriminator: the kind that has it.
-    needs: the setting, of the run, a phase or the degradation, without which it has no effect.
+    needs: the setting, of the run or of a phase, without which it has no effect.
     span: two numbers between which one is drawn, the smaller first.
     shares: how often each choice is drawn, in relation to the others.
     odd: only odd numbers.

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from images.files import read_image, write_image
 from images.kinds import ImageError
-from images.resize import imresize
+from images.resize import imresize, whole_multiple
 from images.strips import labelled_strip
 from upscaling.upscaler import Upscaler
 from weights import WeightsError, load_generator
@@ -110,12 +110,6 @@ def enlarged_crop(crop: Place, enlarge: Enlarge, scale: int) -> np.ndarray:
     enlarged = enlarge(picture[first_y : bottom + MARGIN, first_x : right + MARGIN])
     x, y = x - scale * first_x, y - scale * first_y
     return enlarged[y : y + HEIGHT, x : x + WIDTH]
-
-
-def whole_multiple(image: np.ndarray, scale: int) -> np.ndarray:
-    """The image less the pixels at the right and the bottom that make no whole LR pixel."""
-    height, width = (side // scale * scale for side in image.shape[:2])
-    return image[:height, :width]
 
 
 def stack(crops: list[np.ndarray]) -> np.ndarray:

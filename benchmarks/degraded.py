@@ -21,23 +21,20 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import LEVELS, Degradation
+from config import Degradation
 from images.degradation import degrade_whole
 from images.files import read_image, write_image
 from images.kinds import NO_IMAGES, ImageError, find_images
-from images.resize import enlarge_nearest, imresize
-from images.scores import Metric, MetricError, load_metrics, psnr, ssim
+from images.names import flat_stem
+from images.resize import enlarge_nearest, imresize, whole_multiple
+from images.scores import NIQE_BLOCK, Metric, MetricError, is_for_niqe, load_metrics, measure
 from images.strips import labelled_strip
-from images.tensors import to_tensor
-from training.validation import smallest_scored
+from training.validation import Scores, mean_scores, score, smallest_scored
 from upscaling.upscaler import Upscaler
 from weights import WeightsError, load_generator
 
 SHOWN = {"none": "clean", "mild": "mild", "strong": "strong"}  # the levels of config.Degradation
 SIDE = 384  # pixels around the centre that a strip shows
-BLOCK = 96  # pixels each way; NIQE compares blocks, so there have to be two
-
-Scores = dict[str, float]  # by the names of the table's columns
 
 
 def main() -> None:
@@ -60,14 +57,17 @@ def main() -> None:
             pictures = {"bicubic": imresize(low_res, arguments.scale)}
             pictures |= {label: upscaler(low_res) for label, upscaler in upscalers.items()}
             for label, picture in pictures.items():
-                scores[label].append(score(picture, high_res, arguments.scale, niqe))
+                scored = score_picture(picture, high_res, arguments.scale, niqe)
+                scores[label].append(scored)
             if arguments.output:
                 save(arguments.output / shown, name, low_res, pictures, high_res)
-        rows += [(shown, label, mean(of_images)) for label, of_images in scores.items()]
+        rows += [(shown, label, mean_scores(of_images)) for label, of_images in scores.items()]
     print(f"x{arguments.scale}, {len(images)} images of {arguments.hr}, seed {arguments.seed}")
     judged = sum(is_for_niqe(high_res, arguments.scale) for high_res in images.values())
     if niqe and judged < len(images):
-        print(f"NIQE of {judged} of them: the others have less than two blocks of {BLOCK} pixels")
+        print(
+            f"NIQE of {judged} of them: the others have less than two blocks of {NIQE_BLOCK} pixels"
+        )
     print(f"\n{as_markdown(rows)}")
 
 
@@ -113,14 +113,12 @@ def read_high_res(folder: Path, scale: int) -> dict[str, np.ndarray]:
         raise ImageError("; ".join(problems))
     images: dict[str, np.ndarray] = {}
     for path in found.images:
-        name = path.relative_to(folder).with_suffix("").as_posix().replace("/", "_")
+        name = flat_stem(path.relative_to(folder))
         if name in images:
             raise ImageError(f"{path}: another image is called {name}, too; rename one")
-        image = read_image(path)
-        height, width = (side // scale * scale for side in image.shape[:2])
-        if min(height, width) < smallest_scored(scale):
+        images[name] = whole_multiple(read_image(path), scale)
+        if min(images[name].shape[:2]) < smallest_scored(scale):
             raise ImageError(f"{path} is too small to be scored at x{scale}")
-        images[name] = image[:height, :width]
     return images
 
 
@@ -128,39 +126,25 @@ def make_low_res(high_res: np.ndarray, level: str, scale: int, name: str, seed: 
     """LR of one of config.Degradation's levels, as the image's name decides."""
     if level == "none":
         return imresize(high_res, 1 / scale)
-    settings = Degradation(level=level, **LEVELS[level])
-    return degrade_whole(high_res, settings, scale, name, seed)
+    return degrade_whole(high_res, Degradation.of_level(level), scale, name, seed)
 
 
-def score(picture: np.ndarray, high_res: np.ndarray, scale: int, niqe: Metric | None) -> Scores:
-    scores = {"PSNR": psnr(picture, high_res, scale), "SSIM": ssim(picture, high_res, scale)}
+def score_picture(
+    picture: np.ndarray, high_res: np.ndarray, scale: int, niqe: Metric | None
+) -> Scores:
+    scores = score(picture, high_res, scale)
     if niqe and is_for_niqe(picture, scale):
-        scores["NIQE"] = float(niqe(to_tensor(picture[scale:-scale, scale:-scale]), None))
+        scores["niqe"] = measure("niqe", niqe, picture, scale)
     return scores
-
-
-def is_for_niqe(picture: np.ndarray, border: int) -> bool:
-    """Large enough, without its border."""
-    rows, columns = ((side - 2 * border) // BLOCK for side in picture.shape[:2])
-    return rows * columns >= 2
-
-
-def mean(scores: list[Scores]) -> Scores:
-    """Each over the images that have it."""
-    columns = dict.fromkeys(column for each in scores for column in each)
-    return {
-        column: float(np.mean([each[column] for each in scores if column in each]))
-        for column in columns
-    }
 
 
 def as_markdown(rows: list[tuple[str, str, Scores]]) -> str:
     """A table of (LR, what enlarged it, its scores)."""
     columns = list(rows[0][2])
-    lines = [f"| LR | by | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
+    lines = [f"| LR | by | {' | '.join(columns).upper()} |", "|---" * (2 + len(columns)) + "|"]
     for level, label, scores in rows:
         values = (
-            f"{scores[key]:.4f}" if key == "SSIM" else f"{scores[key]:.2f}" for key in columns
+            f"{scores[key]:.4f}" if key == "ssim" else f"{scores[key]:.2f}" for key in columns
         )
         lines.append(f"| {level} | {label} | {' | '.join(values)} |")
     return "\n".join(lines)
@@ -197,5 +181,5 @@ def parse_args() -> argparse.Namespace:
 if __name__ == "__main__":
     try:
         main()
-    except (ImageError, WeightsError) as error:
+    except (ImageError, MetricError, WeightsError) as error:
         sys.exit(f"degraded.py: {error}")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from images.files import read_image
 from images.kinds import ImageError
 from images.pairs import LOWEST_FIT, DataError, Fit, fit
-from images.resize import imresize
+from images.resize import imresize, whole_multiple
 from utils import listed
 
 
@@ -120,10 +120,10 @@ def decode_all(
 
 def decode_pair(path: Path, lr_path: Path | None, scale: int) -> Decoded:
     image = read_image(path)
-    height, width = (side // scale * scale for side in image.shape[:2])
+    high_res = np.ascontiguousarray(whole_multiple(image, scale))
+    height, width = high_res.shape[:2]
     if min(height, width) == 0:
         raise ImageError(f"{path}: smaller than one LR pixel")
-    high_res = np.ascontiguousarray(image[:height, :width])
     digest = hashlib.blake2b(repr(high_res.shape).encode(), digest_size=16)
     digest.update(high_res.data)
     if lr_path is None:

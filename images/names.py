@@ -40,6 +40,11 @@ def shortened(name: str, limit: int) -> str:
     return name + ending
 
 
+def flat_stem(name: str | Path) -> str:
+    """A path inside of a folder as one file name, without suffix: sub_d of sub/d.png."""
+    return Path(name).with_suffix("").as_posix().replace("/", "_")
+
+
 def digest(name: str) -> str:
     """A name in 8 characters."""
     return hashlib.sha256(os.fsencode(name)).hexdigest()[:8]

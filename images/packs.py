@@ -21,6 +21,7 @@ import numpy as np
 from images.decoding import Findings, decode_all
 from images.kinds import NO_IMAGES, Found, ImageError, find_images, open_image
 from images.locks import locked
+from images.names import flat_stem
 from images.pairs import DataError, find_partners
 from utils import gigabytes, listed, remove_leftovers, replacing
 
@@ -78,7 +79,7 @@ class Pack:
 
     def stem(self, i: int) -> str:
         """The same as one file name, without suffix: sub_d of sub/d.png."""
-        return Path(self.name(i)).with_suffix("").as_posix().replace("/", "_")
+        return flat_stem(self.name(i))
 
     def size(self, i: int) -> tuple[int, int]:
         """Height and width of the i-th HR image, multiples of the scale."""

@@ -75,6 +75,12 @@ def _cubic(x: np.ndarray) -> np.ndarray:
     return np.where(x <= 1, near, np.where(x <= 2, far, 0.0))
 
 
+def whole_multiple(image: np.ndarray, scale: int) -> np.ndarray:
+    """The image less the pixels at the right and the bottom that make no whole LR pixel."""
+    height, width = (side // scale * scale for side in image.shape[:2])
+    return image[:height, :width]
+
+
 def enlarge_nearest(image: np.ndarray, scale: int) -> np.ndarray:
     """Each pixel as a block of scale x scale: what a network is given, at the size it answers."""
     return image.repeat(scale, axis=0).repeat(scale, axis=1)

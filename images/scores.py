@@ -17,6 +17,7 @@ from utils import printable
 Metric = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 SSIM_WINDOW = 11  # pixels each way
+NIQE_BLOCK = 96  # pixels each way; there have to be two blocks
 
 
 def psnr(a: np.ndarray, b: np.ndarray, crop_border: int, y_channel: bool = True) -> float:
@@ -203,6 +204,12 @@ def measure(
         return float(metric(_without_border(picture, border), true))
     except Exception as error:  # as in load_metrics
         raise MetricError(f"metric {name}: {brief(error)}") from error
+
+
+def is_for_niqe(picture: np.ndarray, border: int) -> bool:
+    """Whether it is large enough without its border: NIQE compares blocks."""
+    rows, columns = ((side - 2 * border) // NIQE_BLOCK for side in picture.shape[:2])
+    return rows * columns >= 2
 
 
 def brief(error: Exception) -> str:

@@ -15,7 +15,16 @@ from images.degradation import degrade_whole
 from images.names import digest, longest_name, shortened
 from images.packs import Pack
 from images.resize import enlarge_nearest, imresize
-from images.scores import Metric, MetricError, load_metrics, measure, psnr, ssim
+from images.scores import (
+    NIQE_BLOCK,
+    Metric,
+    MetricError,
+    is_for_niqe,
+    load_metrics,
+    measure,
+    psnr,
+    ssim,
+)
 from images.strips import labelled_strip
 from training.runs import At, RunFolder, TrainingError
 from upscaling.tiles import upscale
@@ -25,7 +34,6 @@ SAMPLE_COUNT = 4  # validation images of which strips are drawn
 SAMPLE_SIDE = 512  # of those, the pixels around the centre
 ROOM = 40  # in the name of a strip's file, for the step and the phase
 TILE = 256  # LR pixels; bounds the memory that a large validation image takes
-NIQE_BLOCK = 96  # pixels; NIQE compares the statistics of blocks, so there have to be two
 
 Scores = dict[str, float]  # "psnr" in dB, "ssim", perhaps "niqe"
 
@@ -192,8 +200,7 @@ def measure_niqe(niqe: Metric, image: np.ndarray, scale: int) -> float:
     Raises:
         MetricError: it cannot judge this image; the message says why.
     """
-    height, width = (side - 2 * scale for side in image.shape[:2])
-    if (height // NIQE_BLOCK) * (width // NIQE_BLOCK) < 2:
+    if not is_for_niqe(image, scale):
         raise MetricError(f"smaller than two blocks of {NIQE_BLOCK}x{NIQE_BLOCK} pixels")
     value = measure("niqe", niqe, image, scale)
     if not math.isfinite(value):
