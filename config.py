@@ -86,6 +86,9 @@ class Degradation:
         "paper's numbers; mild: smaller ones, of photographs that were handled with care",
         choices=("none", "mild", "strong"),
     )
+    mild: float = setting(
+        0.0, "share of the images to which the level mild is done instead of this", low=0, most=1
+    )
     sharpen: bool = setting(
         False,
         "degrade sharpened HR (unsharp mask) and compare with it, as the paper does; the "
@@ -577,8 +580,7 @@ PRESETS: dict[str, dict] = {
         relativistic=False,
         workers=1,  # degrading a batch takes a tenth of a step
         # A small network that has only seen the worst is weak on what is nearly clean.
-        degradation=dict(level="strong", blur=0.7, blur2=0.3, noise=0.5, noise2=0.25)
-        | dict(jpeg=0.7, jpeg2=0.75, final_sinc=0.4, factor=(0.25, 1.3), factor2=(0.4, 1.2)),
+        degradation=dict(level="strong", mild=0.5),
         psnr=dict(steps=12_000, patch=96, lr=6e-4, milestones=(), warmup=100),
         gan=dict(
             steps=1500, patch=96, lr=2e-4, milestones=(), warmup=30, pixel=1.0, adversarial=0.1

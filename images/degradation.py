@@ -242,7 +242,8 @@ def draw_steps(
     """Choose what happens to an image on its way from HR to LR.
 
     Args:
-        settings: probabilities and ranges; its level has no effect here.
+        settings: probabilities and ranges; its level has no effect here. Of the share `mild`, the
+            level mild's are taken.
         size: height and width of the HR image, multiples of the scale.
         scale: HR size over LR size.
         random: the choices are drawn from it.
@@ -250,7 +251,8 @@ def draw_steps(
     Returns:
         The steps in order; the last resizing makes the size of the LR image.
     """
-    d = settings
+    is_mild = settings.mild > 0 and random.random() < settings.mild
+    d = Degradation.of_level("mild") if is_mild else settings
     low_size = (size[0] // scale, size[1] // scale)
     steps = [
         *draw_blur(d, d.blur, d.sigma, random),
