@@ -111,17 +111,19 @@ def test_blurring_is_scipys_convolution_with_the_kernel(blur, random_image):
 
 @pytest.mark.parametrize("cutoff", [math.pi / 5, math.pi / 3, 2.0, 2.9])
 def test_a_sinc_passes_what_is_below_its_cutoff(cutoff):
-    """Its Fourier transform on the axis and the diagonal: 1 up to the cutoff, 0 beyond."""
-    side = 401
-    kernel = Sinc(side, cutoff).kernel()
+    """Its Fourier transform, along the axes and aslant: 1 up to the cutoff, 0 beyond."""
+    kernel = Sinc(401, cutoff).kernel()
     assert kernel.sum() == pytest.approx(1, abs=1e-12)
-    at = np.arange(side) - side // 2
-    for direction in (kernel.sum(axis=0), kernel.sum(axis=1)):
-        for frequency in (0.6 * cutoff, 0.9 * cutoff):
-            assert (direction * np.cos(frequency * at)).sum() == pytest.approx(1, abs=0.05)
-        for frequency in np.linspace(1.1 * cutoff, math.pi, 4) if cutoff < 2.8 else ():
-            assert (direction * np.cos(frequency * at)).sum() == pytest.approx(0, abs=0.05)
-        assert (direction * np.cos(cutoff * at)).sum() == pytest.approx(0.5, abs=0.05)
+    y, x = np.indices(kernel.shape) - 200
+    for angle in (0, math.pi / 2, math.pi / 4, 0.3):
+        along = x * math.cos(angle) + y * math.sin(angle)
+        end = math.pi / max(abs(math.cos(angle)), abs(math.sin(angle)))  # the square's border
+        expected = [(0.6 * cutoff, 1), (0.9 * cutoff, 1), (cutoff, 0.5)]
+        if 1.1 * cutoff < end:
+            expected += [(w, 0) for w in np.linspace(1.1 * cutoff, 0.98 * end, 4)]
+        for frequency, passed in expected:
+            transform = (kernel * np.cos(frequency * along)).sum()
+            assert transform == pytest.approx(passed, abs=0.05), (angle, frequency)
 
 
 # ----------------------------------------------------------------------------------- what is drawn
@@ -275,6 +277,22 @@ def test_every_probability_is_of_its_own_step(name):
     generator = random(2)
     counts = [len(draw_steps(settings, HR, SCALE, generator)) for _ in range(4000)]
     assert set(counts) == {3, 4} and is_share(counts.count(4), 4000, 0.3)
+
+
+def test_the_share_that_is_mild_is_drawn_as_the_level_mild():
+    """Of a level that does nothing, all that happens is mild; and mild seldom does nothing."""
+    settings = dataclasses.replace(LOSSLESS, mild=0.3)
+    generator = random(4)
+    drawn = [draw_steps(settings, HR, SCALE, generator) for _ in range(DRAWS)]
+    mild = [steps for steps in drawn if len(steps) > 3]
+    nothing = 0.3 * 0.7 * 0.3 * 0.5 * 0.3 * 0.1 * 0.6  # of blur, blur2, noise, ... final_sinc
+    assert is_share(len(mild), DRAWS, 0.3 * (1 - nothing))
+    everything = [step for steps in mild for step in steps]
+    qualities = [step.quality for step in everything if isinstance(step, Jpeg)]
+    assert alike_likely(qualities, range(50, 96))
+    sigmas = [step.sigma for step in everything if isinstance(step, GaussianNoise)]
+    assert 9.9 < max(sigmas) <= 10
+    assert 1.59 < max(step.sigma[0] for step in everything if isinstance(step, Blur)) <= 1.6
 
 
 def test_shares_of_nothing_are_never_drawn():
