@@ -25,6 +25,7 @@ from config import Degradation
 FAMILIES = ("Gaussian", "generalized", "plateau")  # each of them round or elliptic
 SMALL_KERNEL = 13  # below this side, a sinc's cutoff is not lower than pi / 3
 MODES = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+BAND = 256  # rows of Poisson noise at a time: whole photographs are many 64-bit counts
 Span = tuple[float, float]  # what is drawn lies between the two
 GRAY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of BT.601
 
@@ -191,9 +192,13 @@ class PoissonNoise:
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
         levels = to_levels((image @ GRAY)[..., None] if self.gray else image)
         count = 2.0 ** math.ceil(math.log2(np.count_nonzero(np.bincount(levels.ravel()))))
-        expected = levels * np.float32(count / 255)
-        noise = (random.poisson(expected) - expected) / count
-        return np.clip(image + noise.astype(np.float32) * np.float32(self.scale), 0, 1)
+        noisy = np.empty_like(image)
+        for start in range(0, len(image), BAND):
+            band = slice(start, start + BAND)
+            expected = levels[band] * np.float32(count / 255)
+            noise = ((random.poisson(expected) - expected) / count).astype(np.float32)
+            noisy[band] = np.clip(image[band] + noise * np.float32(self.scale), 0, 1)
+        return noisy
 
     def __str__(self) -> str:
         return f"{'gray ' if self.gray else ''}Poisson noise, scale {self.scale:.1f}"

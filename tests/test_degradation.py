@@ -5,6 +5,7 @@ import dataclasses
 import io
 import math
 import multiprocessing
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -333,6 +334,15 @@ def test_poisson_noise_grows_with_the_signal(gray):
         assert variance == pytest.approx(scale**2 * value / 8, rel=0.04)
         assert abs(row.mean()) < 5 * scale * math.sqrt(value / 8 / 4e4)
     assert (np.ptp(noise, axis=-1).max() < 1e-6) == gray
+
+
+def test_poisson_noise_of_a_large_photograph_takes_little_memory():
+    image = random().random((1500, 1000, 3), np.float32)
+    tracemalloc.start()
+    PoissonNoise(1.0, gray=False)(image, random())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5e6 * 40  # bytes a pixel; 12 are the result, and 63 all counts at once
 
 
 @pytest.mark.parametrize("quality", [1, 30, 63, 95, 100])
