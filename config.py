@@ -66,6 +66,13 @@ class Phase:
         low=0,
         term=True,
     )
+    feature_matching: float = setting(
+        0.0,
+        "weight of the L1 loss on the discriminator's own features, in relation to their size; "
+        "needs an adversarial loss",
+        low=0,
+        term=True,
+    )
 
 
 TERMS = tuple(field.name for field in dataclasses.fields(Phase) if "term" in field.metadata)
@@ -485,6 +492,9 @@ def check_phase(name: str, config: Config) -> None:
     learns = any(getattr(phase, term) > 0 for term in TERMS)
     remedy = f"at least one of {', '.join(TERMS)} has to be above 0"
     require(learns, f"{name}.{TERMS[0]}", getattr(phase, TERMS[0]), remedy)
+    matches = phase.adversarial > 0 or phase.feature_matching == 0
+    remedy = f"without {name}.adversarial no discriminator is built whose features could match"
+    require(matches, f"{name}.feature_matching", phase.feature_matching, remedy)
     rising = all(a < b for a, b in itertools.pairwise(phase.milestones))
     require(rising, f"{name}.milestones", phase.milestones, "give rising steps")
 

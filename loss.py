@@ -4,13 +4,14 @@
 
 The PSNR phase uses the pixel term alone; the weights live in config.py. SRGAN's losses (Ledig et
 al., 2017) are here too: mean squared distances, and the standard adversarial loss, which is also
-Real-ESRGAN's (Wang et al., 2021).
+Real-ESRGAN's (Wang et al., 2021). Feature matching is pix2pixHD's (Wang et al., 2018).
 
 Logits are one per image, (N, 1), or one per pixel, (N, 1, H, W); the means are over all of them.
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torchvision
@@ -23,6 +24,15 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 VGG19_CONVS_PER_BLOCK = (2, 2, 4, 4, 4)
 PAPERS_LAYERS = {"conv5_4": 1.0}
+TINY = 1e-6  # keeps the size of activations that are all 0 from being divided by
+
+
+class Discriminator(Protocol):
+    """What the losses ask of one; model.py has two."""
+
+    def __call__(self, image: Tensor) -> Tensor: ...
+
+    def activations(self, image: Tensor) -> list[Tensor]: ...
 
 
 class VGGError(ValueError):
@@ -182,8 +192,9 @@ def generator_loss(
     pixel: float,
     perceptual: float = 0.0,
     adversarial: float = 0.0,
+    feature_matching: float = 0.0,
     vgg: VGGFeatures | None = None,
-    net_d: nn.Module | None = None,
+    net_d: Discriminator | None = None,
     relativistic: bool = True,
     distance: Callable[[Tensor, Tensor], Tensor] = F.l1_loss,
 ) -> dict[str, Tensor]:
@@ -193,9 +204,10 @@ def generator_loss(
         fake: what the generator made, RGB in [0, 1], (N, 3, H, W).
         target: what pixels and features are compared with.
         real: what the discriminator compares with; none given: the target.
-        pixel, perceptual, adversarial: weights; a term of weight 0 is neither computed nor listed.
+        pixel, perceptual, adversarial, feature_matching: weights; a term of weight 0 is neither
+            computed nor listed.
         vgg: needed where perceptual > 0.
-        net_d: the discriminator, its parameters frozen; needed where adversarial > 0.
+        net_d: the discriminator, its parameters frozen; needed for the last two.
         relativistic: the adversarial term is ESRGAN's, or else SRGAN's.
         distance: between images and between features; SRGAN's is F.mse_loss.
 
@@ -213,6 +225,9 @@ def generator_loss(
         terms["adversarial"] = adversarial * adversarial_loss(
             net_d, fake, target if real is None else real, relativistic
         )
+    if feature_matching > 0:
+        assert net_d is not None, "feature matching needs net_d"
+        terms["feature_matching"] = feature_matching * feature_matching_loss(net_d, fake, target)
     return terms
 
 
@@ -230,10 +245,28 @@ def perceptual_loss(
     return torch.stack(distances).sum()
 
 
-def adversarial_loss(net_d: nn.Module, fake: Tensor, real: Tensor, relativistic: bool) -> Tensor:
+def adversarial_loss(
+    net_d: Discriminator, fake: Tensor, real: Tensor, relativistic: bool
+) -> Tensor:
     """The generator's, ESRGAN's or SRGAN's; only `fake` gets a gradient."""
     if not relativistic:
         return standard_generator_loss(net_d(fake))
     with torch.no_grad():
         d_real = net_d(real)
     return relativistic_generator_loss(d_real, net_d(fake))
+
+
+def feature_matching_loss(net_d: Discriminator, fake: Tensor, target: Tensor) -> Tensor:
+    """Mean distance of the discriminator's activations, each relative to its mean size.
+
+    Feature matching as pix2pixHD has it (Wang et al., 2018, arXiv 1711.11585, equation 4), but for
+    the division: it keeps the weight's meaning while the discriminator grows. Only `fake` gets a
+    gradient.
+    """
+    with torch.no_grad():
+        wanted = [activation.float() for activation in net_d.activations(target)]
+    distances = [
+        F.l1_loss(made.float(), original) / original.abs().mean().clamp_min(TINY)
+        for made, original in zip(net_d.activations(fake), wanted, strict=True)
+    ]
+    return torch.stack(distances).mean()

@@ -278,10 +278,19 @@ class VGGDiscriminator(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """RGB in [0, 1], (N, 3, patch_size, patch_size), to logits (N, 1): real is positive."""
-        features = self.features(image)
+        features = self.activations(image)[-1]
         # The losses take differences and logarithms of logits: bf16 would have rounded them away.
         with torch.autocast(image.device.type, enabled=False):
             return self.classifier(features.float())
+
+    def activations(self, image: Tensor) -> list[Tensor]:
+        """What each of its convolutions makes of an image, after batch norm and LeakyReLU."""
+        activations = []
+        for layer in self.features:
+            image = layer(image)
+            if isinstance(layer, nn.LeakyReLU):
+                activations.append(image)
+        return activations
 
 
 class UNetDiscriminator(nn.Module):
@@ -313,15 +322,20 @@ class UNetDiscriminator(nn.Module):
 
         H and W are multiples of 8.
         """
-        x0 = self.lrelu(self.conv0(image))  # (N, features, H, W)
-        x1 = self.lrelu(self.conv1(x0))  # (N, 2 * features, H / 2, W / 2)
-        x2 = self.lrelu(self.conv2(x1))  # (N, 4 * features, H / 4, W / 4)
-        x3 = self.lrelu(self.conv3(x2))  # (N, 8 * features, H / 8, W / 8)
+        x0, x1, x2, x3 = self.activations(image)
         x4 = self.lrelu(self.conv4(enlarge_bilinear(x3))) + x2
         x5 = self.lrelu(self.conv5(enlarge_bilinear(x4))) + x1
         x6 = self.lrelu(self.conv6(enlarge_bilinear(x5))) + x0  # (N, features, H, W)
         x = self.lrelu(self.conv8(self.lrelu(self.conv7(x6))))
         return exactly(self.conv9, x)  # in fp32, for the losses: see VGGDiscriminator.forward
+
+    def activations(self, image: Tensor) -> list[Tensor]:
+        """Of the four convolutions on the way down."""
+        x0 = self.lrelu(self.conv0(image))  # (N, features, H, W)
+        x1 = self.lrelu(self.conv1(x0))  # (N, 2 * features, H / 2, W / 2)
+        x2 = self.lrelu(self.conv2(x1))  # (N, 4 * features, H / 4, W / 4)
+        x3 = self.lrelu(self.conv3(x2))  # (N, 8 * features, H / 8, W / 8)
+        return [x0, x1, x2, x3]
 
 
 def enlarge_bilinear(x: Tensor) -> Tensor:

@@ -256,6 +256,7 @@ class Learner:
                     pixel=self.phase.pixel,
                     perceptual=self.phase.perceptual,
                     adversarial=self.phase.adversarial,
+                    feature_matching=self.phase.feature_matching,
                     vgg=self.vgg,
                     net_d=self.net_d,
                     relativistic=self.config.relativistic,

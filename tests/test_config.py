@@ -129,6 +129,7 @@ UNET = ["--discriminator", "unet"]
         (["--scale", "3"], ["gan.patch", "128", "96"]),
         (["--gan.adversarial", "0", "--gan.patch", "100"], ["gan.patch", "VGG19", "96"]),
         (["--psnr.pixel", "0"], ["psnr.pixel"]),
+        (["--psnr.feature-matching", "1"], ["psnr.feature_matching", "psnr.adversarial"]),
         (["--gan.adversarial", "-1"], ["gan.adversarial", "-1"]),
         (["--gan.milestones", "5", "4"], ["gan.milestones"]),
         (["--psnr.steps", "-1"], ["psnr.steps"]),

@@ -1,6 +1,7 @@
 """Losses against values computed by hand, torchvision's own VGG19, and their gradients."""
 
 import urllib.error
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -245,13 +246,36 @@ def test_pixels_and_features_meet_the_target_and_the_discriminator_the_real_imag
     torch.testing.assert_close(terms["adversarial"], loss(*seen))
 
 
-@pytest.mark.parametrize("term", ["pixel", "perceptual", "adversarial"])
+@pytest.mark.parametrize("kind", ["unet", "vgg"])
+def test_feature_matching_is_the_relative_distance_of_what_its_convolutions_give(kind):
+    """Seen by hooks where LeakyReLU comes in, and summed in float64."""
+    torch.manual_seed(0)
+    fake, target = torch.rand(2, 2, 3, 32, 32)
+    net_d = (UNetDiscriminator(4) if kind == "unet" else VGGDiscriminator(32)).eval()
+    if kind == "unet":
+        before = [net_d.conv0, net_d.conv1, net_d.conv2, net_d.conv3]
+    else:
+        layers = list(net_d.features)
+        before = [a for a, b in pairwise(layers) if isinstance(b, torch.nn.LeakyReLU)]
+        assert len(before) == 10
+    seen = []
+    for module in before:
+        module.register_forward_hook(lambda _, __, output: seen.append(output.detach().clone()))
+    net_d(fake), net_d(target)
+    seen = [np.where(x > 0, x, 0.2 * x) for x in (x.double().numpy() for x in seen)]
+    pairs = zip(seen[: len(before)], seen[len(before) :], strict=True)
+    expected = np.mean([abs(made - wanted).mean() / abs(wanted).mean() for made, wanted in pairs])
+    terms = generator_loss(fake, target, pixel=0, feature_matching=0.5, net_d=net_d)
+    assert terms["feature_matching"].item() == pytest.approx(0.5 * expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("term", ["pixel", "perceptual", "adversarial", "feature_matching"])
 def test_each_term_alone_moves_the_generator_and_nothing_else(term):
     torch.manual_seed(0)
     net_g = RRDBNet(features=4, blocks=1, growth=4)
     net_d = VGGDiscriminator(32).requires_grad_(False)
     vgg = VGGFeatures("random", {"conv2_1": 1})
-    weights = dict(pixel=0.0, perceptual=0.0, adversarial=0.0) | {term: 1.0}
+    weights = {"pixel": 0.0, term: 1.0}
     fake = net_g(torch.rand(2, 3, 8, 8))
     terms = generator_loss(fake, torch.rand(2, 3, 32, 32), vgg=vgg, net_d=net_d, **weights)
     assert list(terms) == [term]
