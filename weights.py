@@ -340,14 +340,16 @@ def main() -> int:
 
 def describe(arguments: argparse.Namespace) -> int:
     """Print what a file is; as JSON, nothing else on stdout."""
-    loaded, path, found = _load(arguments.inputs[0], arguments.scale)
-    facts = _description(loaded.net)
-    described = Description(files_of(path), facts.pop("network"), facts, found, loaded.metadata)
+    (net, metadata, _), path, found = _load(arguments.inputs[0], arguments.scale)
+    built_with = _arguments(type(net), net.state_dict(), net.scale)
+    count = sum(parameter.numel() for parameter in net.parameters())
+    kind = type(net).__name__
+    described = Description(files_of(path), found, kind, built_with, count, metadata)
     if arguments.openmodeldb:
-        print(json.dumps(openmodeldb(described), indent=4, ensure_ascii=False))
+        print(json.dumps(openmodeldb(described), indent=4))
         print(f"Fill in {TO_FILL_IN}.", file=sys.stderr)
     else:
-        print("\n".join(map(printable, str(described).splitlines())))
+        print("\n".join(map(printable, described.lines())))
     return 0
 
 

@@ -11,39 +11,44 @@ from formats.layouts import WeightsError, layout_of
 from formats.ncnn import pair_of
 
 ARCHITECTURES = {"RRDBNet": "esrgan", "ESRGAN+": "esrgan+", "SRResNet": "sr-res-net"}
+WORDS = {  # for arguments of networks
+    "in_channels": "channels in",
+    "out_channels": "channels out",
+    "plus": "ESRGAN+",
+    "batch_norm": "batch norm",
+}
 TO_FILL_IN = "author, license, tags, description and urls, and see to name and date"
 
 
 class Description(NamedTuple):
     """A generator in a file.
 
-    files: its own, two of ncnn's; arguments: of its network, which is `network`; found: its
-    tensors, as they are in the file; metadata: what the file says of it.
+    files: its own, two of ncnn's; found: its tensors, as they are in there; network, arguments: the
+    kind of network, and what it is built with; metadata: what the file says of it.
     """
 
     files: tuple[Path, ...]
+    found: Found
     network: str
     arguments: dict[str, Any]
-    found: Found
+    parameters: int
     metadata: dict[str, str]
 
-    def __str__(self) -> str:
+    def lines(self) -> list[str]:
         """A line for each fact."""
-        tensors = self.found.state.values()
         facts: list[tuple[str, Any]] = []
         for path in self.files:
             facts.append(("file", f"{path} ({path.stat().st_size:,} bytes)"))
             facts.append(("SHA-256", sha256(path)))
-        facts.append(("layout", self.layout))
-        facts.append(("network", self.network))
-        facts += [(name.replace("_", " "), value) for name, value in self.arguments.items()]
-        facts.append(("parameters", f"{sum(tensor.numel() for tensor in tensors):,}"))
-        dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
-        facts.append(("dtype", " and ".join(dtypes)))
-        facts.append(("averaged", self.averaged))
+        facts += [("layout", self.layout), ("found at", self.found.place)]
+        facts += [("averaged", self.averaged), ("network", self.network)]
+        facts += [(WORDS.get(name, name), value) for name, value in self.arguments.items()]
+        facts.append(("parameters", f"{self.parameters:,}"))
+        dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in self.found.state.values()}
+        facts.append(("dtype", " and ".join(sorted(dtypes))))
         facts += [("metadata", f"{name}: {value}") for name, value in self.metadata.items()]
         width = max(len(name) for name, _ in facts)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in facts)
+        return [f"{name:<{width}}  {value}" for name, value in facts]
 
     @property
     def layout(self) -> str:
@@ -55,7 +60,7 @@ class Description(NamedTuple):
     def averaged(self) -> str:
         """Whether it is the moving average (EMA) of a network in training."""
         if self.found.averaged:
-            return f"{'yes' if self.found.averaged > 0 else 'no'}: {self.found.place}"
+            return "yes" if self.found.averaged > 0 else "no"
         decay = self.config.get("ema_decay")
         return f"yes, by train.py with decay {decay}" if decay else "not said"
 
