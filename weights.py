@@ -98,8 +98,9 @@ def load_generator(
     Pickles are read with weights_only: one that would run code is refused.
 
     Args:
-        path_or_name: a .pth, .pt, .ckpt or .safetensors file, or a name that `locate` knows: of
-            a file in the box, or of a published one, which is downloaded into checkpoints/ once.
+        path_or_name: a .pth, .pt, .ckpt or .safetensors file, one of a pair of ncnn's, or a name
+            that `locate` knows: of a file in the box, or of a published one, which is downloaded
+            into checkpoints/ once.
         map_location: the device of the result.
         scale: needed for x3 where neither the file nor its name says it: its tensors look like
             x2's.
