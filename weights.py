@@ -3,6 +3,8 @@
     python weights.py convert WEIGHTS -o OUT.safetensors          for this, spandrel, chaiNNer, ...
     python weights.py convert WEIGHTS -o OUT.pth --to official    for the ESRGAN repository
     python weights.py convert WEIGHTS -o OUT.onnx --to onnx --half
+    python weights.py convert WEIGHTS -o NAME-x4 --to ncnn        for Upscayl and its like
+    python weights.py describe WEIGHTS                            what the file is
     python weights.py interpolate PSNR GAN --alpha 0.8 -o OUT.safetensors
     python weights.py interpolate PSNR GAN --pictures PHOTOS      to choose alpha by eye
 
@@ -13,32 +15,31 @@ Inside this project weights have BasicSR's layout, which is model.py's.
 
 import argparse
 import copy
-import io
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from formats.finding import find_generator, told_scale
+from formats.describing import TO_FILL_IN, Description, files_of, openmodeldb
+from formats.finding import Found, find_generator, told_scale
 from formats.layouts import (
-    COUNTERS,
-    LAYOUTS,
     WeightsError,
     is_counter,
-    names_in,
     problems_of,
     rename,
+    rename_back,
     rrdbnet_arguments,
     srresnet_arguments,
 )
+from formats.ncnn import Pair, ncnn_program, pair_named
 from formats.onnx import onnx_program
-from formats.published import known_names, locate
-from formats.tensors import UnreadableError, load_tensors
+from formats.published import locate
+from formats.reading import read_weights
+from formats.tensors import pth_file, safetensors_file
 from images.opening import silence_pillow
 from model import SCALES, RRDBNet, SRResNet
 from upscaling.alphas import write_strips
@@ -52,6 +53,7 @@ SUFFIXES = {  # what can be written -> the kinds of file it is written to
     "official": (".safetensors", ".pth"),
     "old": (".safetensors", ".pth"),
     "onnx": (".onnx",),
+    "ncnn": (".param", ".bin"),
 }
 # What a network's body begins with.
 FIRST_IN_BODY = {RRDBNet: "body.0.rdb1.conv1.weight", SRResNet: "body.0.conv1.weight"}
@@ -96,8 +98,9 @@ def load_generator(
     Pickles are read with weights_only: one that would run code is refused.
 
     Args:
-        path_or_name: a .pth, .pt, .ckpt or .safetensors file, or a name that `locate` knows: of
-            a file in the box, or of a published one, which is downloaded into checkpoints/ once.
+        path_or_name: a .pth, .pt, .ckpt or .safetensors file, one of a pair of ncnn's, or a name
+            that `locate` knows: of a file in the box, or of a published one, which is downloaded
+            into checkpoints/ once.
         map_location: the device of the result.
         scale: needed for x3 where neither the file nor its name says it: its tensors look like
             x2's.
@@ -111,13 +114,18 @@ def load_generator(
 
 def read_generator(path_or_name: str | Path, scale: int | None = None) -> Loaded:
     """What `load_generator` builds, on the CPU, and what the file says of it."""
+    return _load(path_or_name, scale)[0]
+
+
+def _load(path_or_name: str | Path, scale: int | None) -> tuple[Loaded, Path, Found]:
+    """A generator, its file, and its tensors as they are in there."""
     path = locate(path_or_name)
-    content, metadata = _read(path)
-    state, part = find_generator(path, content)
-    net = _build(f"{path}{part}", state, scale or told_scale(path, content, metadata))
+    content, metadata = read_weights(path)
+    found, part = find_generator(path, content)
+    net = _build(f"{path}{part}", found.state, scale or told_scale(path, content, metadata))
     if scale and net.scale != scale:
         raise WeightsError(f"{path}{part} is x{net.scale}, not x{scale}")
-    return Loaded(net, metadata, part)
+    return Loaded(net, metadata, part), path, found
 
 
 def init_generator(net: Generator, path: str | Path) -> tuple[str, list[str], list[str]]:
@@ -230,27 +238,6 @@ def _build(source: str, state: dict[str, Tensor], scale: int | None) -> Generato
     return net.eval()
 
 
-def _read(path: Path) -> tuple[object, dict[str, str]]:
-    """What a file holds, and what it says of its generator."""
-    if os.path.isdir(path):
-        raise WeightsError(f"{path} is a folder; name a file in it")
-    if not os.path.isfile(path):
-        raise WeightsError(f"{path}: no such file. {known_names()}")
-    if path.suffix == ".onnx":
-        raise WeightsError(f"{path} is ONNX, which is written but not read; give what it came from")
-    try:
-        content, metadata = load_tensors(path)
-    except UnreadableError as error:
-        raise WeightsError(f"{path} cannot be read as weights: {error}") from error
-    if isinstance(content, dict):
-        config, told = content.get("config"), content.get("metadata")
-        if isinstance(told, dict):  # as save_generator leaves it in a .pth
-            metadata = told
-        elif isinstance(config, dict):  # a last.pt
-            metadata = {key: content[key] for key in ("phase", "step") if key in content}
-    return content, {str(key): str(value) for key, value in metadata.items()}
-
-
 def _arguments(kind: type, state: dict[str, Tensor], scale: int | None) -> dict[str, Any]:
     return srresnet_arguments(state) if kind is SRResNet else rrdbnet_arguments(state, scale)
 
@@ -265,22 +252,25 @@ def save_generator(
 
     Args:
         net: the network, on any device.
-        path: ends in .safetensors or .pth; for "onnx", in .onnx.
+        path: ends in .safetensors or .pth; for "onnx", in .onnx; for "ncnn", NAME or one of
+            NAME.param and NAME.bin: both are written.
         layout: "basicsr", model.py's names, and in a .pth its key "params"; "official" and "old",
             what the ESRGAN repository and its first release load; "onnx", a program with dynamic
-            height and width that takes and gives (1, channels, H, W). SRResNet has its own names
-            only, which "basicsr" stands for.
+            height and width that takes and gives (1, channels, H, W); "ncnn", a pair of files for
+            Upscayl, with fp16 weights. SRResNet has its own names only, which "basicsr" stands for.
         metadata: anything JSON can hold; the scale and the network are always added. A .pth in
-            the official or old layout has no place for it.
+            the official or old layout has no place for it, nor has ncnn.
 
     Raises:
         ValueError: another suffix or layout, ESRGAN+ in another than its own, the old one, or
-            SRResNet in one of the ESRGAN repository's.
+            SRResNet in one of the ESRGAN repository's; what ncnn's programs would misread.
         WeightsError: ONNX without the onnx package.
     """
     path = Path(path)
     if layout not in SUFFIXES:
         raise ValueError(f"layout is {layout!r}; it can be {', '.join(SUFFIXES)}")
+    if layout == "ncnn":
+        return _save_pair(pair_named(path, net.scale), net)
     if path.suffix not in SUFFIXES[layout]:
         raise ValueError(f"{path}: {layout} is written to {' or '.join(SUFFIXES[layout])}")
     network = type(net).__name__
@@ -292,34 +282,24 @@ def save_generator(
     strings = {key: v if isinstance(v, str) else json.dumps(v) for key, v in described.items()}
     if layout == "onnx":
         content = onnx_program(net, strings)
-    else:
-        theirs = names_in(LAYOUTS[layout], len(net.body), len(net.stages))
-        split = ((name.rpartition("."), tensor) for name, tensor in net.state_dict().items())
-        state = {
-            f"{theirs.get(layer, layer)}.{kind}": tensor.contiguous().cpu()
-            for (layer, _, kind), tensor in split
-            if kind not in COUNTERS
-        }
-        if path.suffix == ".safetensors":
-            content = _in_order(safetensors.torch.save(state, strings))
-        else:
-            # BasicSR's own programs look for "params"; the official one for the bare tensors.
-            wrapped = {"params": state, "metadata": strings} if layout == "basicsr" else state
-            buffer = io.BytesIO()
-            torch.save(wrapped, buffer)
-            content = buffer.getvalue()
+    elif path.suffix == ".safetensors":
+        content = safetensors_file(rename_back(net, layout), strings)
+    elif layout == "basicsr":  # whose own programs look for "params"
+        content = pth_file({"params": rename_back(net, layout), "metadata": strings})
+    else:  # the official program wants the bare tensors
+        content = pth_file(rename_back(net, layout))
     with replacing(path) as file:
         file.write(content)
 
 
-def _in_order(content: bytes) -> bytes:
-    """Sort the metadata, which safetensors writes in random order: equal weights, equal files."""
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:start])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # tensors have to start at a multiple of 8
-    return len(encoded).to_bytes(8, "little") + encoded + content[start:]
+def _save_pair(pair: Pair, net: Generator) -> None:
+    try:
+        param, binary = ncnn_program(net)
+    except ValueError as error:
+        raise ValueError(f"{pair.param}: {error}") from error
+    with replacing(pair.param) as first, replacing(pair.binary) as second:
+        first.write(param)
+        second.write(binary)
 
 
 # -------------------------------------------------------------------------------- command line
@@ -329,10 +309,12 @@ def main() -> int:
     arguments = parse_args()
     if arguments.command == "interpolate" and arguments.pictures:
         return show_alphas(arguments)
+    if arguments.command == "describe":
+        return describe(arguments)
     inputs = [locate(name) for name in arguments.inputs]
-    if any(
-        os.path.exists(path) and path.resolve() == arguments.output.resolve() for path in inputs
-    ):
+    written = pair_named(arguments.output) if arguments.to == "ncnn" else (arguments.output,)
+    taken = {path.resolve() for path in written}
+    if any(os.path.exists(path) and path.resolve() in taken for path in inputs):
         raise WeightsError(f"{arguments.output} is an input; choose another name with -o")
     if not os.path.isdir(arguments.output.parent):
         raise WeightsError(f"{arguments.output.parent}: no such folder")
@@ -349,10 +331,26 @@ def main() -> int:
         save_generator(net, arguments.output, arguments.to, metadata)
     except (ValueError, OSError) as error:
         raise WeightsError(str(error)) from error
-    size = arguments.output.stat().st_size / 2**20
-    print(printable(f"x{net.scale}, {arguments.to}, {size:.1f} MiB: {arguments.output}"))
-    if arguments.to != "onnx" and isinstance(net, RRDBNet) and net.scale == 3:
+    size = sum(path.stat().st_size for path in written) / 2**20
+    names = " and ".join(map(str, written))
+    print(printable(f"x{net.scale}, {arguments.to}, {size:.1f} MiB: {names}"))
+    if arguments.to not in ("onnx", "ncnn") and isinstance(net, RRDBNet) and net.scale == 3:
         print("Other programs cannot tell x3 from x2 by its tensors: name the scale to them.")
+    return 0
+
+
+def describe(arguments: argparse.Namespace) -> int:
+    """Print what a file is; as JSON, nothing else on stdout."""
+    (net, metadata, _), path, found = _load(arguments.inputs[0], arguments.scale)
+    built_with = _arguments(type(net), net.state_dict(), net.scale)
+    count = sum(parameter.numel() for parameter in net.parameters())
+    kind = type(net).__name__
+    described = Description(files_of(path), found, kind, built_with, count, metadata)
+    if arguments.openmodeldb:
+        print(json.dumps(openmodeldb(described), indent=4))
+        print(f"Fill in {TO_FILL_IN}.", file=sys.stderr)
+    else:
+        print("\n".join(map(printable, described.lines())))
     return 0
 
 
@@ -382,13 +380,10 @@ def show_alphas(arguments: argparse.Namespace) -> int:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="weights.py", description="Convert and interpolate ESRGAN generators."
+        prog="weights.py", description="Convert, interpolate and describe ESRGAN generators."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     convert = commands.add_parser("convert", help="write a generator in another layout")
-    convert.add_argument(
-        "inputs", nargs=1, type=not_empty, metavar="WEIGHTS", help="a file or a name"
-    )
     mix = commands.add_parser("interpolate", help="between a PSNR network and a GAN (section 3.4)")
     mix.add_argument(
         "inputs", nargs=2, type=not_empty, metavar=("PSNR", "GAN"), help="files or names"
@@ -410,15 +405,26 @@ def parse_args() -> argparse.Namespace:
         "--hr", type=a_path, metavar="DIR", help="true HR images of PHOTOS: PSNR beside each alpha"
     )
     mix.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
+    about = commands.add_parser("describe", help="what a file is")
+    about.add_argument("--openmodeldb", action="store_true", help="as that site's JSON")
+    for command in (convert, about):
+        command.add_argument(
+            "inputs", nargs=1, type=not_empty, metavar="WEIGHTS", help="a file or a name"
+        )
+    for command in (convert, mix, about):
+        command.add_argument("--scale", type=int, help="3, where the file cannot tell x3 from x2")
     for command in (convert, mix):
         command.add_argument("-o", "--output", type=a_path, metavar="OUT", help="the file to write")
         command.add_argument("--to", choices=SUFFIXES, default="basicsr")
         command.add_argument("--half", action="store_true", help="fp16: half the size")
-        command.add_argument("--scale", type=int, help="3, where the file cannot tell x3 from x2")
     arguments = parser.parse_args()
+    if arguments.command == "describe":
+        return arguments
     pictures = arguments.command == "interpolate" and arguments.pictures
     if not pictures and arguments.output is None:
         parser.error("-o OUT is missing: the file to write")
+    if arguments.half and arguments.to == "ncnn":
+        parser.error("--half is for other files: ncnn's are fp16 in any case")
     if pictures and (arguments.half or arguments.to != "basicsr"):
         parser.error("--half and --to are for the network, which --pictures does not write")
     if arguments.command == "interpolate" and not pictures:

@@ -59,12 +59,12 @@ class Found(NamedTuple):
         return self.averaged, bool(_words(self.place) & GENERATOR), -len(self.parts)
 
 
-def find_generator(path: Path, content: object) -> tuple[dict[str, Tensor], str]:
-    """The tensors of the generator in what a file holds.
+def find_generator(path: Path, content: object) -> tuple[Found, str]:
+    """The generator in what a file holds.
 
     Returns:
-        The tensors, under the names of their layout, and words to put behind the file's name if it
-        has another generator, too: ": its params_ema". Otherwise "".
+        The generator, its tensors under the names of their layout, and words to put behind the
+        file's name if it has another generator, too: ": its params_ema". Otherwise "".
 
     Raises:
         WeightsError: there is none, or several with nothing to choose by, or it is not stored as
@@ -85,7 +85,7 @@ def find_generator(path: Path, content: object) -> tuple[dict[str, Tensor], str]
         )
     part = f": its {best.place}" if others else ""
     _refuse_other_storage(f"{path}{part}", best.state)
-    return best.state, part
+    return best, part
 
 
 def told_scale(path: Path, *contents: object) -> int | None:

@@ -66,17 +66,36 @@ BODY = re.compile(rf"(?:^|\.)((?:{_PATTERNS})\.)".replace("#", r"\d+"))
 
 def rename(source: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors under the names of model.py; names that no layout has stay as they are."""
-    for layout in LAYOUTS.values():
-        blocks, stages = blocks_and_stages(state, layout)
-        theirs = names_in(layout, blocks, stages)
-        if blocks and f"{theirs['conv_first']}.weight" in state:
-            ours = {their_name: name for name, their_name in theirs.items()}
-            split = ((name.rpartition("."), tensor) for name, tensor in state.items())
-            renamed = {f"{ours.get(conv, conv)}.{kind}": t for (conv, _, kind), t in split}
-            if len(renamed) < len(state):
-                raise WeightsError(f"{source} mixes the names of two layouts; save one of the two")
-            return renamed
-    return state
+    name = layout_of(state)
+    if name is None:
+        return state
+    theirs = names_in(LAYOUTS[name], *blocks_and_stages(state, LAYOUTS[name]))
+    ours = {their_name: name for name, their_name in theirs.items()}
+    split = ((name.rpartition("."), tensor) for name, tensor in state.items())
+    renamed = {f"{ours.get(conv, conv)}.{kind}": t for (conv, _, kind), t in split}
+    if len(renamed) < len(state):
+        raise WeightsError(f"{source} mixes the names of two layouts; save one of the two")
+    return renamed
+
+
+def rename_back(net: Any, layout: str) -> dict[str, Tensor]:
+    """The tensors of RRDBNet or SRResNet, on the CPU, under a layout's names; without counters."""
+    theirs = names_in(LAYOUTS[layout], len(net.body), len(net.stages))
+    split = ((name.rpartition("."), tensor) for name, tensor in net.state_dict().items())
+    return {
+        f"{theirs.get(layer, layer)}.{kind}": tensor.contiguous().cpu()
+        for (layer, _, kind), tensor in split
+        if kind not in COUNTERS
+    }
+
+
+def layout_of(state: dict[str, Tensor]) -> str | None:
+    """The layout that RRDBNet's tensors are named in."""
+    for name, layout in LAYOUTS.items():
+        blocks, _ = blocks_and_stages(state, layout)
+        if blocks and f"{layout.conv_first}.weight" in state:
+            return name
+    return None
 
 
 def blocks_and_stages(state: dict[str, Tensor], layout: Layout) -> tuple[int, int]:

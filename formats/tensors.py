@@ -1,5 +1,6 @@
 """Files of tensors, whoever wrote them: read without running code, refused if damaged."""
 
+import io
 import json
 import pickle
 import re
@@ -44,6 +45,27 @@ def _load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, st
     tensors = safetensors.torch.load(content)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return tensors, header.get("__metadata__") or {}
+
+
+def safetensors_file(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file's content; its own writer puts metadata into a random order.
+
+    Equal weights make equal files.
+    """
+    content = safetensors.torch.save(tensors, metadata)
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # tensors have to start at a multiple of 8
+    return len(encoded).to_bytes(8, "little") + encoded + content[start:]
+
+
+def pth_file(content: object) -> bytes:
+    """What torch.save writes."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 def _load_pickle(path: str | Path) -> object:

@@ -61,6 +61,7 @@ STARTED = ("python test.py", "python weights.py convert", "python train.py --nam
 
 NEEDS = {  # part of a command -> the documented command that comes before it
     "compare_runs.py checkpoints/demo": "python train.py --preset demo",
+    "--weights net-x4.param": "python weights.py convert FILE -o net-x4.param --to ncnn",
     "--weights net.safetensors": "python weights.py interpolate PSNR GAN --alpha 0.8"
     " -o net.safetensors",
 }

@@ -238,8 +238,8 @@ def test_prefixes_in_any_order_around_all_names_and_around_some(layout, tmp_path
         wrapped = under(outer + inner, state)
         for content in (wrapped, {"x": wrapped | under("loss.", VGG)}):
             found, part = weights.find_generator(tmp_path, content)
-            assert found.keys() == state.keys() and part == ""
-            assert all(found[name] is tensor for name, tensor in state.items())
+            assert found.state.keys() == state.keys() and part == ""
+            assert all(found.state[name] is tensor for name, tensor in state.items())
 
 
 def test_a_key_may_be_bytes_and_srresnet_is_found_as_well(tmp_path):

