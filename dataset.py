@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from config import Degradation
-from images.arguments import Preview, parse_args
+from images.flags import Preview, parse_args
 from utils import prepare_output, replacing, worker_init
 
 if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds

@@ -23,8 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from upscaling.arguments import DEFAULT_NAME
-from upscaling.arguments import parse_test_args as parse_args
+from upscaling.flags import parse_args
 from utils import prepare_output, printable
 
 if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds
@@ -51,7 +50,7 @@ from upscaling.upscaler import CHANNELS, Upscaler, check_channels, enlarge, expl
 from weights import Generator, WeightsError, read_generator
 
 RUNS = Path("checkpoints")
-IN_THE_BOX = BOX / f"{DEFAULT_NAME}.safetensors"  # the default where nothing was trained yet
+IN_THE_BOX = BOX / "compact_x4_real.safetensors"  # the default where nothing was trained yet
 COMPARED_SIDE = 1024  # --compare shows this many pixels around the centre of larger results
 STRIP = ("input", "bicubic", "ours", "HR")  # from left to right
 

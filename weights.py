@@ -20,8 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from upscaling.arguments import ALPHAS, SUFFIXES
-from upscaling.arguments import parse_weights_args as parse_args
+from upscaling.weights_flags import ALPHAS, SUFFIXES, parse_args
 from utils import prepare_output, printable, replacing
 
 if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds
