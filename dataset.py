@@ -17,16 +17,19 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the network
+from config import Degradation
+from images.flags import Preview, parse_args
+from utils import prepare_output, replacing, worker_init
 
-import albumentations as A
+if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds
+    prepare_output()
+    parse_args()
+
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets.utils import download_url, extract_archive
 
-from config import Degradation, add_flags, check_fields, require, setting, unflatten
 from images.degradation import Step, degrade, draw_steps, sharpen
 from images.files import write_image
 from images.kinds import find_images
@@ -34,7 +37,6 @@ from images.opening import silence_pillow
 from images.packs import Pack, pack_folder
 from images.pairs import DataError
 from images.sheets import Entry, draw_sheet
-from utils import prepare_output, replacing, worker_init
 
 MARGIN = 32  # HR pixels around a crop that are degraded with it, so that it has no border
 JPEG_BLOCK = 8  # pixels
@@ -126,9 +128,12 @@ class CropStream(Dataset):
         self.images = [
             (pack, i) for pack in packs for i in range(len(pack)) if min(pack.size(i)) >= patch
         ]
-        self.turn = A.D4(p=1)  # the 8 flips and rotations of a square
         if not self.images:
             raise DataError(f"no training image is at least {patch}x{patch} pixels, the crop")
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the network
+        import albumentations  # takes seconds, which only cutting crops is worth
+
+        self.turn = albumentations.D4(p=1)  # the 8 flips and rotations of a square
 
     def __getitem__(self, k: int) -> Crops:
         """uint8: LR of (3, patch / scale, patch / scale), HR and target of (3, patch, patch)."""
@@ -222,26 +227,6 @@ def start_worker(follow_parent: Callable[[int], None], worker: int) -> None:
 # ------------------------------------------------------------------------------ a look at samples
 
 
-@dataclass(frozen=True)
-class Preview:
-    """Which samples are drawn."""
-
-    scale: int = setting(4, "HR size over LR size: 1, 2, 3, 4 or 8", choices=(1, 2, 3, 4, 8))
-    seed: int = setting(0, "of the sample stream", low=0, below=2**64)
-    patch: int = setting(128, "side of the HR crop in pixels", low=1, most=1024)
-    samples: int = setting(12, "how many", low=1, most=100)
-
-    def check(self) -> None:
-        """
-        Raises:
-            ValueError: a value that cannot work; the message names it and the remedy.
-        """
-        check_fields(self, "")
-        fits = max(1, self.patch // self.scale) * self.scale
-        remedy = f"the scale needs a multiple of {self.scale}, like {fits}"
-        require(self.patch == fits, "patch", self.patch, remedy)
-
-
 def preview(stream: CropStream, count: int) -> np.ndarray:
     """A sheet of the first samples, each with what was drawn for it: uint8, (H, W, 3)."""
     d = stream.degradation
@@ -282,6 +267,8 @@ def fetch_div2k(root: Path, base_url: str = DIV2K_URL, archives: dict = DIV2K_AR
     Raises:
         DataError: no network, or a download whose checksum is wrong.
     """
+    from torchvision.datasets.utils import download_url, extract_archive  # takes seconds
+
     for split, (file_name, md5) in archives.items():
         folder = Path(file_name).stem
         target = root / split / folder
@@ -309,15 +296,14 @@ def fetch_div2k(root: Path, base_url: str = DIV2K_URL, archives: dict = DIV2K_AR
 # ---------------------------------------------------------------------------------- the commands
 
 
-def run_preview(parser: argparse.ArgumentParser, flags: dict) -> None:
-    folder, output = flags.pop("folder"), flags.pop("output")
-    changes = unflatten(flags)
-    degradation = Degradation.of_level(**{"level": "strong"} | changes.pop("degradation", {}))
-    settings = Preview(**changes)
+def run_preview(
+    parser: argparse.ArgumentParser,
+    folder: Path,
+    output: Path,
+    settings: Preview,
+    degradation: Degradation,
+) -> None:
     try:
-        settings.check()
-        check_fields(degradation, "degradation.")
-        require(output.suffix.lower() == ".png", "-o", str(output), "give a name that ends in .png")
         pack = pack_folder(folder, settings.scale)
         stream = CropStream([pack], settings.patch, settings.seed, degradation)
     except ValueError as error:  # DataError is one, too
@@ -328,46 +314,12 @@ def run_preview(parser: argparse.ArgumentParser, flags: dict) -> None:
     print(f"Saved: {output}")
 
 
-def parse_args(args: list[str] | None = None) -> tuple[argparse.ArgumentParser, dict]:
-    """The parser of the command that a command line names, and its flags."""
-    parser = argparse.ArgumentParser(description="Get images to train on, and look at samples.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    div2k = commands.add_parser("div2k", help="fetch DIV2K (4 GB) into data/train and data/valid")
-    div2k.add_argument("--root", type=Path, default=Path("data"), help="default: data")
-
-    look = commands.add_parser(
-        "preview",
-        help="draw degraded crops of a folder's images, to look at before training",
-        description="Draw the first crops that training would cut out of a folder's images: the "
-        "degraded LR, enlarged, beside its HR, and what was drawn for it. Training with the same "
-        "folder, seed, scale, crop (--psnr.patch) and degradation sees the same crops. As training "
-        "does, it packs the folder's images into a file there, once.",
-        usage="python dataset.py preview FOLDER [-o FILE] [--FIELD VALUE ...]",
-        allow_abbrev=False,
-    )
-    look.add_argument("folder", type=Path, metavar="FOLDER", help="HR images, at any depth")
-    look.add_argument(
-        *("-o", "--output"),
-        type=Path,
-        default=Path("preview.png"),
-        metavar="FILE",
-        help="a PNG to write (default: preview.png)",
-    )
-    add_flags(look, Preview(), prefix="")
-    group = look.add_argument_group("degradation", "As in train.py, where the level is none.")
-    add_flags(group, Degradation.of_level("strong"), prefix="degradation.")
-
-    flags = vars(parser.parse_args(args))
-    return (look if flags["command"] == "preview" else div2k), flags
-
-
 def main(args: list[str] | None = None) -> None:
     parser, flags = parse_args(args)
     command = flags.pop("command")
     try:
         if command == "preview":
-            run_preview(parser, flags)
+            run_preview(parser, **flags)
         else:
             fetch_div2k(flags["root"])
     except (DataError, OSError) as error:
@@ -378,5 +330,4 @@ def main(args: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     silence_pillow()
-    prepare_output()
     main()

@@ -15,7 +15,13 @@ BAND = 96  # rows that `in_bands` takes at once
 
 def wants_standard_layers(x: Tensor) -> bool:
     """On GPUs, where other forms were not measured, and for ONNX, whose kernels are constants."""
-    return x.device.type != "cpu" or torch.onnx.is_in_onnx_export()
+    # Asking torch.onnx imports it.
+    return x.device.type != "cpu" or (is_recorded() and torch.onnx.is_in_onnx_export())
+
+
+def is_recorded() -> bool:
+    """Whether the network is being traced, exported or compiled, for images of any size."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 class RowsConv2d(nn.Conv2d):
@@ -69,9 +75,8 @@ def in_bands(function: Callable[[Tensor], Tensor], x: Tensor, reach: int) -> Ten
         x: (N, C, H, W).
         reach: how many rows above and below it a row of the result depends on.
     """
-    # A recorded network (traced, exported, compiled) has to fit images of other heights.
-    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    if x.device.type != "cpu" or torch.is_grad_enabled() or recorded:
+    # A recorded network has to fit images of other heights.
+    if x.device.type != "cpu" or torch.is_grad_enabled() or is_recorded():
         return function(x)
     bands = []
     for top in range(0, x.shape[2], BAND):

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -63,11 +62,13 @@ class VGGFeatures(nn.Module):
         before_activation: bool = True,
         seed: int = 0,
     ):
+        from torchvision.models import vgg19  # takes seconds, which only this loss is worth
+
         super().__init__()
         self.layers = dict(layers)
         self.outputs = {conv_index(name) + (not before_activation): name for name in layers}
         with torch.device("meta"):  # the classifier, 86% of VGG19, is never allocated
-            features = torchvision.models.vgg19(weights=None).features[: max(self.outputs) + 1]
+            features = vgg19(init_weights=False).features[: max(self.outputs) + 1]
         self.features = features.to_empty(device="cpu")
         if weights == "random":
             generator = torch.Generator().manual_seed(seed)
@@ -119,13 +120,16 @@ def conv_index(layer: str) -> int:
 def vgg19_state_dict(weights: str, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     """The wanted tensors of a torchvision VGG19's `features`, from torchvision or from a file."""
     if weights == "imagenet":
+        from torchvision.models import VGG19_Weights
+
+        published = VGG19_Weights.IMAGENET1K_V1
         try:
-            state = torchvision.models.VGG19_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
+            state = published.get_state_dict(check_hash=True)
         except (OSError, RuntimeError) as error:
             raise VGGError(
                 f"the VGG19 ImageNet weights could not be downloaded ({error}).\n"
                 "Run again with a network, or fetch "
-                f"{torchvision.models.VGG19_Weights.IMAGENET1K_V1.url} elsewhere and pass "
+                f"{published.url} elsewhere and pass "
                 "--vgg-weights FILE, or pass --vgg-weights random (a usable, weaker loss)."
             ) from error
     else:

@@ -18,11 +18,17 @@ import os
 import sys
 from collections.abc import Iterable
 
+from config import Config, Phase, given_settings, layer_weights, parse_args
+from utils import StopRequest, listed, prepare_output
+
+if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds
+    prepare_output(needed=False)  # a run is worth more than the terminal it was started from
+    parse_args()
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from config import Config, Phase, given_settings, layer_weights, parse_args
 from dataset import Crops, batches
 from formats.discriminators import load_discriminator
 from images.opening import silence_pillow
@@ -38,23 +44,12 @@ from model import RRDBNet, SRResNet, UNetDiscriminator, VGGDiscriminator
 from training.data import load_data, prepare_folders, uses_demo
 from training.faults import remedy_for
 from training.monitor import Monitor
+from training.ranks import Ranks, accumulated, end_process
 from training.runs import At, CheckpointError, RunFolder, TrainingError
 from training.settings import check_batch_size
 from training.steps import SafeStep, make_adam, update_ema
 from training.validation import Validation, describe
-from utils import (
-    DeviceError,
-    Ranks,
-    StopRequest,
-    accumulated,
-    autocast,
-    choose_device,
-    choose_precision,
-    end_process,
-    listed,
-    place,
-    prepare_output,
-)
+from upscaling.devices import DeviceError, autocast, choose_device, choose_precision, place
 from weights import Generator, WeightsError, init_generator
 
 
@@ -391,7 +386,6 @@ def load_vgg(config: Config, phases: list[str], device: torch.device) -> VGGFeat
 def run_as_program() -> None:
     """`main`, whose foreseeable errors end the process with a line and a status."""
     silence_pillow()
-    prepare_output(needed=False)  # a run is worth more than the terminal it was started from
     try:
         main()
         end_process(0)

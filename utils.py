@@ -1,4 +1,4 @@
-"""What every command needs: device and precision, ranks, stopping, output, files that are whole."""
+"""What every command needs, all without torch: stopping, words, output, files that are whole."""
 
 import atexit
 import errno
@@ -6,212 +6,19 @@ import functools
 import io
 import multiprocessing
 import os
-import platform
 import re
 import secrets
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TypeVar
-
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-
-Placed = TypeVar("Placed", bound=nn.Module | Tensor)
-Part = TypeVar("Part")
+from typing import Any, BinaryIO
 
 # Line breaks, control characters, marks that turn the direction of writing, bytes of no UTF-8.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-# ----------------------------------------------------------------------------- device and precision
-
-
-class DeviceError(ValueError):
-    """A device that is not there, or processes that cannot share the work."""
-
-
-def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
-    """CUDA, then MPS, then CPU; or the one that is named.
-
-    Args:
-        name: auto, cuda, mps or cpu.
-        local_rank: which of a machine's GPUs, when each has a process of its own.
-
-    Raises:
-        DeviceError: the named one is not there.
-    """
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(device for device, there in available.items() if there)
-    if not available[name]:
-        raise DeviceError(
-            f"device is {name!r}: torch {torch.__version__} finds none here; use auto"
-        )
-    if name != "cuda":
-        return torch.device(name)
-    if local_rank >= torch.cuda.device_count():
-        raise DeviceError(
-            f"process {local_rank} of this machine has no GPU: there are "
-            f"{torch.cuda.device_count()}; give torchrun that --nproc_per_node"
-        )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
-
-
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of convolutions: bf16 where the hardware computes it natively, otherwise fp32."""
-    if name == "auto":
-        name = "bf16" if has_native_bf16(device) else "fp32"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
-
-
-def has_native_bf16(device: torch.device) -> bool:
-    """Emulated bf16 works everywhere and is slower than fp32, so being able to run says nothing."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu" and platform.system() == "Linux":
-        flags = Path("/proc/cpuinfo").read_text().split()
-        return "avx512_bf16" in flags or "amx_bf16" in flags
-    return False
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Autocast to `dtype`; for fp32, a context that does nothing."""
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-
-def place(thing: Placed, device: torch.device) -> Placed:
-    """A network or images (N, C, H, W), on the device, in the memory format it computes fastest."""
-    moving: Any = thing  # networks and tensors take the same arguments, whatever their types say
-    if device.type == "mps":
-        return moving.to(device)
-    return moving.to(device, memory_format=torch.channels_last)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is what Python, NumPy, a CPU's or a GPU's allocator raise when it is full."""
-    signs = ("allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc", "bad allocation")
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-    )
-
-
-# -------------------------------------------------------------------------------------------- ranks
-
-
-@dataclass(frozen=True)
-class Ranks(AbstractContextManager):
-    """The processes that train one run together: those of torchrun, or this one alone.
-
-    Args:
-        rank: this process's number. Number 0 writes and logs, for all.
-        count: how many there are, on all machines.
-        local: this process's number on its machine, which is its GPU's.
-    """
-
-    rank: int = 0
-    count: int = 1
-    local: int = 0
-
-    @classmethod
-    def of_torchrun(cls) -> "Ranks":
-        names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
-        return cls(*(int(os.environ.get(name, alone)) for name, alone in names.items()))
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-    def __enter__(self) -> "Ranks":
-        if self.count > 1:
-            # CPU tensors, the control messages, go over gloo even where the networks are on GPUs.
-            # An hour: while the first process validates or writes, the others wait.
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(hours=1))
-        return self
-
-    def __exit__(self, kind, error, trace) -> None:
-        # After a fault the others may never answer; then the process just ends.
-        if self.count > 1 and (kind is None or kind is SystemExit):
-            dist.destroy_process_group()
-
-    def wrap(self, net: nn.Module) -> nn.Module:
-        """The network whose backward pass averages gradients over the ranks."""
-        if self.count == 1:
-            return net
-        # Buffers are batch norm's running statistics, which training does not read; sending them
-        # out would change them between the two forward passes of the discriminator's step.
-        return DistributedDataParallel(net, broadcast_buffers=False)
-
-    def mean(self, values: Tensor) -> Tensor:
-        if self.count == 1:
-            return values
-        values = values.clone()
-        dist.all_reduce(values)
-        return values / self.count
-
-    def largest(self, number: int) -> int:
-        if self.count == 1:
-            return number
-        tensor = torch.tensor(number)  # on the CPU, so that no GPU is waited for
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return int(tensor)
-
-    def average_buffers(self, net: nn.Module) -> None:
-        """Give all ranks the same batch norm statistics, of which each gathered its own."""
-        for buffer in net.buffers():
-            if buffer.is_floating_point():
-                buffer.copy_(self.mean(buffer))
-
-    def gather(self, own: list) -> list:
-        """The lists of all ranks, one after the other."""
-        if self.count == 1:
-            return own
-        everyone: list[list] = [[]] * self.count
-        dist.all_gather_object(everyone, own)
-        return [item for part in everyone for item in part]
-
-
-def is_lost_connection(error: Exception) -> bool:
-    """Whether this is what gloo or NCCL raise when another rank is gone."""
-    text = str(error)
-    return isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
-
-
-def end_process(status: int) -> NoReturn:
-    """sys.exit, once all is done; a process of torchrun's ends at once.
-
-    While Python and C++ tidy up after themselves, threads of torch's have now and then aborted a
-    process that had done its work, and torchrun then reports a failure.
-    """
-    if Ranks.of_torchrun().count > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
-def accumulated(parts: Iterable[Part], net: nn.Module) -> Iterator[Part]:
-    """The parts of a batch; the ranks exchange the gradients of `net` with the last one's only."""
-    *others, last = parts
-    for part in others:
-        with net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext():
-            yield part
-    yield last
-
 
 # ----------------------------------------------------------------------------------------- stopping
 

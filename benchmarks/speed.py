@@ -44,8 +44,9 @@ from loss import VGGFeatures
 from model import RRDBNet, VGGDiscriminator
 from train import Learner
 from training.monitor import peak_memory
+from training.ranks import Ranks
+from upscaling.devices import autocast, choose_device, choose_precision, place
 from upscaling.tiles import upscale
-from utils import Ranks, autocast, choose_device, choose_precision, place
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALE, PATCH, BATCH, GAN_BATCH = 4, 128, 16, 8

@@ -23,7 +23,7 @@ from weights import WeightsError, save_generator
 def nets(tmp_path, photos, monkeypatch):
     """The PSNR network and the GAN; their files are in the current folder, beside photos/."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("utils.has_native_bf16", lambda device: False)
+    monkeypatch.setattr("upscaling.devices.has_native_bf16", lambda device: False)
     torch.manual_seed(0)
     nets = [RRDBNet(scale=2, features=4, blocks=1, growth=4).eval() for _ in range(2)]
     save_generator(nets[0], "psnr.pth", "official")

@@ -18,9 +18,9 @@ from PIL import Image
 from formats.tensors import UnreadableError, load_tensors
 from images.files import Picture, read_image, write_image, write_picture
 from model import RRDBNet
+from training.ranks import Ranks
 from training.validation import strip_names
 from upscaling.jobs import plan
-from utils import Ranks
 from weights import WeightsError, load_generator, save_generator
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from test_train import TINY
 
 from dataset import CropStream, batches
 from images.packs import pack_folder
-from utils import Ranks
+from training.ranks import Ranks
 
 ROOT = Path(__file__).parents[1]
 DATA = ("--train-dir", "photos", "--valid-dir", "photos", "--batch-size", "4")

@@ -9,6 +9,7 @@ import torch
 
 from config import Config
 from model import RRDBNet
+from training.ranks import Ranks
 from training.runs import (
     At,
     CheckpointError,
@@ -17,7 +18,6 @@ from training.runs import (
     save_checkpoint,
     set_aside,
 )
-from utils import Ranks
 
 
 def test_a_place_in_a_run_reads_well_and_counts_over_both_phases():

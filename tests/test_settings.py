@@ -7,6 +7,7 @@ import torch
 
 from config import Config, Degradation, flat, parse_args
 from model import SRResNet, VGGDiscriminator
+from training.ranks import Ranks
 from training.settings import (
     check_batch_size,
     identity,
@@ -16,7 +17,7 @@ from training.settings import (
     settings_of_weights,
     with_what_is_over,
 )
-from utils import DeviceError, Ranks
+from upscaling.devices import DeviceError
 
 SRGAN = ("--preset", "srgan")
 

@@ -13,8 +13,8 @@ from dataset import write_demo_photographs
 from images.files import read_image
 from images.resize import imresize
 from images.scores import psnr
+from upscaling.devices import has_native_bf16
 from upscaling.tiles import upscale
-from utils import has_native_bf16
 from weights import load_generator
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"

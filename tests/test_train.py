@@ -26,8 +26,8 @@ from config import Config, Phase, parse_args
 from dataset import Crops
 from images.files import read_image, write_image
 from model import RRDBNet, SRResNet
+from training.ranks import Ranks
 from training.runs import At, RunFolder, load_checkpoint
-from utils import Ranks
 from weights import init_generator, load_generator, save_generator
 
 ROOT = Path(__file__).parents[1]

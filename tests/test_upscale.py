@@ -465,7 +465,7 @@ def test_two_processes_share_a_folder(workplace, monkeypatch):
 
 def test_by_default_bf16_is_for_8_bits_only(workplace, net, monkeypatch):
     """Where the hardware has it; emulated, it computes the same."""
-    monkeypatch.setattr("utils.has_native_bf16", lambda device: True)
+    monkeypatch.setattr("upscaling.devices.has_native_bf16", lambda device: True)
     deep = read_image("photos/a.png").astype(np.uint16) * 257
     write_picture(Picture(deep), "deep/a.png")
     monkeypatch.setattr(sys, "argv", ["test.py", "deep"])

@@ -25,13 +25,11 @@ from formats.tensors import UnreadableError, load_tensors
 from images import locks
 from images.locks import locked
 from images.names import fitting, longest_name, shortened
+from upscaling import devices
+from upscaling.devices import DeviceError, choose_device, choose_precision, is_out_of_memory
 from utils import (
-    DeviceError,
     StopRequest,
     WriteError,
-    choose_device,
-    choose_precision,
-    is_out_of_memory,
     listed,
     naming,
     prepare_output,
@@ -52,7 +50,7 @@ def test_devices_and_precisions(monkeypatch):
     with pytest.raises(DeviceError, match="cuda"):
         choose_device("cuda")
     for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(utils, "has_native_bf16", lambda device, native=native: native)
+        monkeypatch.setattr(devices, "has_native_bf16", lambda device, native=native: native)
         assert choose_precision("auto", cpu) == dtype
     assert choose_precision("fp32", cpu) == torch.float32
 
@@ -134,7 +132,7 @@ def test_a_process_of_torchruns_ends_without_a_clean_up_that_may_abort(monkeypat
     script = """
 import atexit, sys
 sys.path.insert(0, sys.argv[1])
-from utils import end_process
+from training.ranks import end_process
 atexit.register(print, "tidied up")
 print("all done", end="")
 end_process(3)

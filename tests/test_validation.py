@@ -19,9 +19,9 @@ from images.files import read_image, write_image
 from images.packs import pack_folder
 from images.resize import imresize
 from images.scores import psnr
+from training.ranks import Ranks
 from training.runs import At, RunFolder
 from training.validation import Validation, describe
-from utils import Ranks
 
 STRONG, MILD = (Degradation(level=level, **LEVELS[level]) for level in ("strong", "mild"))
 

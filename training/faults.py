@@ -1,6 +1,7 @@
 """What a machine does to a run, in words."""
 
-from utils import Ranks, is_lost_connection, is_out_of_memory
+from training.ranks import Ranks, is_lost_connection
+from upscaling.devices import is_out_of_memory
 
 
 def remedy_for(error: Exception) -> str | None:

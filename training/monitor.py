@@ -15,8 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import TERMS
+from training.ranks import Part
 from training.runs import At, RunFolder, TrainingError
-from utils import Part
 
 LOSSES = (*TERMS, "discriminator")  # the order they are shown in
 FP16_NOTE = " (fp16: now and then while its loss scale is being found is normal)"

@@ -23,6 +23,7 @@ from formats.tensors import UnreadableError, load_tensors
 from images.files import write_image
 from images.locks import locked
 from training.log import RunLog
+from training.ranks import Ranks
 from training.settings import (
     idle_settings,
     list_changes,
@@ -30,13 +31,8 @@ from training.settings import (
     settings_of_weights,
     with_what_is_over,
 )
-from utils import (
-    DeviceError,
-    Ranks,
-    naming,
-    remove_leftovers,
-    replacing,
-)
+from upscaling.devices import DeviceError
+from utils import naming, remove_leftovers, replacing
 from weights import Generator, save_generator
 
 RUNS = Path("checkpoints")

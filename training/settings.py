@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Iterable
 
 from config import PHASES, Config, Degradation, Phase, flat
-from utils import DeviceError, Ranks
+from training.ranks import Ranks
+from upscaling.devices import DeviceError
 
 
 def identity(config: Config, phase: str) -> set[str]:

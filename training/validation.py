@@ -26,9 +26,11 @@ from images.scores import (
     ssim,
 )
 from images.strips import labelled_strip
+from training.ranks import Ranks
 from training.runs import At, RunFolder, TrainingError
+from upscaling.devices import autocast
 from upscaling.tiles import upscale
-from utils import Ranks, autocast, listed, printable
+from utils import listed, printable
 
 SAMPLE_COUNT = 4  # validation images of which strips are drawn
 SAMPLE_SIDE = 512  # of those, the pixels around the centre

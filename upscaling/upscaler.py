@@ -17,9 +17,11 @@ from tqdm import tqdm
 from images.bands import bands
 from images.files import Picture, bleed
 from images.resize import imresize
+from upscaling.arguments import SMALLEST_TILE
+from upscaling.devices import autocast, choose_device, choose_precision, is_out_of_memory, place
 from upscaling.inputs import UsageError
 from upscaling.tiles import Network, upscale
-from utils import autocast, choose_device, choose_precision, is_out_of_memory, place, printable
+from utils import printable
 
 CHANNELS = {  # that a generator may take and give -> what its user should know of that
     (3, 3): "",
@@ -28,7 +30,6 @@ CHANNELS = {  # that a generator may take and give -> what its user should know 
     (3, 1): "The network gives gray.",
 }
 RED, BLUE = 0.299, 0.114  # shares in luma; green has the rest (ITU-R BT.601, section 2.5.1)
-SMALLEST_TILE = 64  # twice the overlap of neighbouring tiles
 
 
 class Upscaler:

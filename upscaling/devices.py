@@ -1,0 +1,85 @@
+"""Where a network computes: the device, the precision, the memory format."""
+
+import platform
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Placed = TypeVar("Placed", bound=nn.Module | Tensor)
+
+
+class DeviceError(ValueError):
+    """A device that is not there, or processes that cannot share the work."""
+
+
+def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
+    """CUDA, then MPS, then CPU; or the one that is named.
+
+    Args:
+        name: auto, cuda, mps or cpu.
+        local_rank: which of a machine's GPUs, when each has a process of its own.
+
+    Raises:
+        DeviceError: the named one is not there.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(device for device, there in available.items() if there)
+    if not available[name]:
+        raise DeviceError(
+            f"device is {name!r}: torch {torch.__version__} finds none here; use auto"
+        )
+    if name != "cuda":
+        return torch.device(name)
+    if local_rank >= torch.cuda.device_count():
+        raise DeviceError(
+            f"process {local_rank} of this machine has no GPU: there are "
+            f"{torch.cuda.device_count()}; give torchrun that --nproc_per_node"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of convolutions: bf16 where the hardware computes it natively, otherwise fp32."""
+    if name == "auto":
+        name = "bf16" if has_native_bf16(device) else "fp32"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Emulated bf16 works everywhere and is slower than fp32, so being able to run says nothing."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu" and platform.system() == "Linux":
+        flags = Path("/proc/cpuinfo").read_text().split()
+        return "avx512_bf16" in flags or "amx_bf16" in flags
+    return False
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Autocast to `dtype`; for fp32, a context that does nothing."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def place(thing: Placed, device: torch.device) -> Placed:
+    """A network or images (N, C, H, W), on the device, in the memory format it computes fastest."""
+    moving: Any = thing  # networks and tensors take the same arguments, whatever their types say
+    if device.type == "mps":
+        return moving.to(device)
+    return moving.to(device, memory_format=torch.channels_last)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is what Python, NumPy, a CPU's or a GPU's allocator raise when it is full."""
+    signs = ("allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc", "bad allocation")
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    )
