@@ -7,6 +7,7 @@
     python test.py PHOTOS --compare                 also pictures side by side with bicubic
     python test.py PHOTOS --report                  also a page with a slider: results/index.html
     python test.py PHOTOS --format same --outscale 2 --skip-existing
+    python test.py -i PHOTO.jpg -o out.png -n RealESRGAN_x4plus -s 4
     torchrun --nproc_per_node=4 test.py PHOTOS      shared among 4 GPUs
 
 Exit status: 0 all upscaled, 1 some failed (the rest is done), 2 wrong usage.
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -34,12 +35,20 @@ from images.opening import silence_pillow
 from images.resize import part_by_nearest
 from images.scores import Metric, MetricError, as_text, load_metrics, rate, save_table
 from images.strips import centre_window, labelled_strip
-from upscaling.arguments import a_path, not_empty, part_of_name, positive, tile_size
+from upscaling.flags import parse_args
 from upscaling.inputs import UsageError, make_output, read_high_res
 from upscaling.jobs import Job, not_written, plan, refuse_long_name
 from upscaling.report import PageImage, write_page
 from upscaling.upscaler import CHANNELS, Upscaler, check_channels, enlarge, explain
-from utils import DeviceError, Ranks, choose_device, end_process, prepare_output, printable
+from utils import (
+    Bar,
+    DeviceError,
+    Ranks,
+    choose_device,
+    end_process,
+    prepare_output,
+    printable,
+)
 from weights import Generator, WeightsError, read_generator
 
 RUNS = Path("checkpoints")
@@ -64,6 +73,23 @@ class Results:
 
 def main(ranks: Ranks) -> int:
     arguments = parse_args()
+    with silence() if arguments.quiet else nullcontext():
+        return upscale_all(arguments, ranks)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Without bars and standard output; what goes to standard error still comes."""
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
+        Bar.silent = True
+        try:
+            yield
+        finally:
+            Bar.silent = False
+
+
+def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
+    """Returns the exit status."""
     weights = arguments.weights or newest_generator() or IN_THE_BOX
     jobs, others, arguments.output = plan(
         arguments.input,
@@ -113,6 +139,10 @@ def build(
         batch=arguments.batch,
         scale=arguments.outscale,
         ensemble=arguments.ensemble,
+        width=arguments.width,
+        height=arguments.height,
+        wrap=arguments.wrap,
+        keep_hidden=arguments.keep_hidden,
     )
 
 
@@ -129,7 +159,7 @@ def work(
         done = {job.target for job in jobs if os.path.exists(job.target)}
         results.skipped = sorted(done)
         jobs = [job for job in jobs if job.target not in done]
-    bar = tqdm(read_ahead(jobs), total=len(jobs), unit="image", disable=not show_progress)
+    bar = Bar(read_ahead(jobs), total=len(jobs), unit="image", disable=not show_progress)
     with ThreadPoolExecutor(1) as writer:
         last: Future = Future()  # the result that is being written; at first there is none
         last.set_result(None)
@@ -259,7 +289,7 @@ def show_scores(
     if arguments.hr or arguments.metrics:
         print_table(results.scores, arguments.output / "metrics.csv", upscaler.scale)
     if arguments.report:
-        summary = f"{Path(weights).name}, x{upscaler.scale:g}, {len(results.shown)} images"
+        summary = f"{Path(weights).name}, {upscaler.size}, {len(results.shown)} images"
         page = write_page(arguments.output, results.shown, summary)
         print(printable(f"Results beside bicubic, to compare by eye: {page}"))
 
@@ -305,100 +335,6 @@ def newest_generator() -> Path | None:
     """The generator that train.py wrote last."""
     found = [path for name in ("psnr", "gan") for path in RUNS.glob(f"*/{name}.safetensors")]
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
-
-
-# --------------------------------------------------------------------------------------- the flags
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="test.py", description="Upscale images with a trained generator.", allow_abbrev=False
-    )
-    parser.add_argument(
-        "input", type=a_path, help="an image, or a folder that is searched in depth"
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=a_path,
-        default=Path("results"),
-        help="a folder, or for one image the file to write: out.png (default: results)",
-    )
-    add_network_flags(parser.add_argument_group("the network"))
-    add_result_flags(parser.add_argument_group("the results"))
-    add_score_flags(parser.add_argument_group("how good they are"))
-    return parser.parse_args()
-
-
-def add_network_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--weights",
-        type=not_empty,
-        metavar="FILE|NAME",
-        help="a generator's file, or a name: of one in the box, such as compact_x4_gan, or of a "
-        "published one, such as RealESRGAN_x4plus, which is downloaded; default: what train.py "
-        f"wrote last, or else {IN_THE_BOX.stem}",
-    )
-    group.add_argument("--scale", type=int, help="3, for weights whose file cannot tell x3 from x2")
-    group.add_argument(
-        "--ensemble",
-        action="store_true",
-        help="average 8 flips and rotations: slightly better, 8 times slower",
-    )
-    group.add_argument(
-        "--tile",
-        type=tile_size,
-        default="auto",
-        metavar="auto|0|N",
-        help="upscale in tiles of at most N input pixels each way; 0: the whole image at once",
-    )
-    group.add_argument(
-        "--batch", type=positive(int), default=1, metavar="N", help="tiles computed at once"
-    )
-    group.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
-    group.add_argument(
-        "--precision",
-        choices=("auto", "bf16", "fp32"),
-        default="auto",
-        help="default: auto, bf16 for 8-bit images where the hardware has it",
-    )
-
-
-def add_result_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--outscale",
-        type=positive(float),
-        metavar="S",
-        help="enlarge S times, by MATLAB's bicubic from the network's own scale",
-    )
-    group.add_argument(
-        "--format",
-        choices=("png", "jpg", "webp", "same"),
-        help="PNG, the default, keeps alpha and 16 bits; same is the input's",
-    )
-    group.add_argument("--suffix", type=part_of_name, default="", help="goes behind each name: _x4")
-    group.add_argument("--skip-existing", action="store_true", help="go on where it stopped")
-
-
-def add_score_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--compare", action="store_true", help="pictures beside bicubic's, too")
-    group.add_argument(
-        "--report", action="store_true", help="a page to compare with bicubic: index.html"
-    )
-    group.add_argument(
-        "--hr",
-        type=a_path,
-        metavar="DIR",
-        help="true HR images to score against: baby.png or baby_HR.png for babyx4.png and such",
-    )
-    group.add_argument(
-        "--metrics",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="scores of pyiqa (pip install pyiqa) for the table: lpips dists niqe musiq ...",
-    )
-    group.add_argument("--check-tiles", action="store_true", help="say what tiles change")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,11 @@ PUBLISHED = {  # name -> address, SHA-256 (or what is known of its beginning)
         "f872d837d3c90ed2e05227bed711af5671a6fd1c9f7d7e91c911a61f155e99da",
     ),
 }
+NCNN_NAMES = {  # of realesrgan-ncnn-vulkan -> of the same network
+    "realesrgan-x4plus": "RealESRGAN_x4plus",
+    "realesrnet-x4plus": "RealESRNet_x4plus",
+    "realesrgan-x4plus-anime": "RealESRGAN_x4plus_anime_6B",
+}
 PATIENCE = 60  # seconds without a byte after which a download is given up
 
 
@@ -63,7 +68,7 @@ def locate(path_or_name: str | Path) -> Path:
         return path
     if own := in_the_box().get(name.removesuffix(".safetensors")):
         return own
-    name = name.removesuffix(".pth")
+    name = NCNN_NAMES.get(name, name.removesuffix(".pth"))
     if name not in PUBLISHED:
         return path
     target = DOWNLOADS / f"{name}.pth"

@@ -9,7 +9,6 @@ from contextlib import suppress
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from images.degradation import degrade_whole
 from images.names import digest, longest_name, shortened
@@ -28,7 +27,7 @@ from images.scores import (
 from images.strips import labelled_strip
 from training.runs import At, RunFolder, TrainingError
 from upscaling.tiles import upscale
-from utils import Ranks, autocast, listed, printable
+from utils import Bar, Ranks, autocast, listed, printable
 
 SAMPLE_COUNT = 4  # validation images of which strips are drawn
 SAMPLE_SIDE = 512  # of those, the pixels around the centre
@@ -101,7 +100,7 @@ class Validation:
     def _mean_scores(self, title: str, score_image: Callable[[int], Scores]) -> Scores:
         """Of all ranks' images."""
         ranks = self.run.ranks
-        bar = tqdm(self.own, desc=title, leave=False, unit="image", disable=not ranks.first)
+        bar = Bar(self.own, desc=title, leave=False, unit="image", disable=not ranks.first)
         return mean_scores(ranks.gather([score_image(i) for i in bar]))
 
     def _score_bicubic(self, i: int) -> Scores:

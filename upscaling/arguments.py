@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from upscaling.upscaler import SMALLEST_TILE
+SMALLEST_TILE = 64  # twice the overlap of neighbouring tiles
 
 
 def not_empty(text: str) -> str:
