@@ -3,6 +3,7 @@
 import http.client
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,11 +85,16 @@ def _download(name: str, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _patience():
-            torch.hub.download_url_to_file(url, str(target), sha256)
+            torch.hub.download_url_to_file(url, str(target), sha256, progress=is_watched())
     # torch.hub reports a wrong hash as a RuntimeError; a server that hangs up, an HTTPException.
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         reason = str(error) or type(error).__name__
         raise WeightsError(f"{name} could not be downloaded ({reason}). {remedy}") from error
+
+
+def is_watched() -> bool:
+    """Whether there is a terminal for torch's bar of a download, which would fill a log."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdout, sys.stderr))
 
 
 @contextmanager

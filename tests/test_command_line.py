@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import utils
+from formats.published import locate
 from images.files import read_image, read_picture, write_image
 from images.resize import enlarge_nearest, imresize, imresize_to
 from upscaling.flags import ELSEWHERE, parse_args
@@ -211,6 +212,12 @@ def test_folders_alike_are_told_apart_in_depth_and_hold_their_strips(files):
     assert [job.comparison.name for job in jobs] == ["a.jpg.png", "a.png.png"]
 
 
+def test_what_still_meets_is_refused(files):
+    files("in/x.png", "in/compare/x.png")
+    with pytest.raises(UsageError, match=r"would both become out.compare.x\.png; rename one"):
+        planned("in", compare=True)
+
+
 def test_both_of_a_name_come_out_and_are_found_again(run, random_image, capsys):
     first, second = random_image(20, 24, seed=1), random_image(20, 24, seed=2)
     write_image(first, "in/a.png")
@@ -394,6 +401,19 @@ def test_every_bar_is_of_that_kind():
     assert len(sources) > 50
     for path in sources:
         assert not re.search(r"\btqdm\((?!\))", path.read_text("utf-8").replace("Bar(tqdm)", ""))
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_download_has_a_bar_only_where_somebody_watches(watched, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "torch.hub.download_url_to_file", lambda *_, progress: asked.append(progress)
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Terminal() if watched else io.StringIO())
+    target = locate("realesrgan-x4plus-anime")  # as realesrgan-ncnn-vulkan calls it
+    assert target == Path("checkpoints/RealESRGAN_x4plus_anime_6B.pth") and asked == [watched]
 
 
 # ------------------------------------------------------------------------------- hidden colours

@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
         nargs="*",
         type=a_path,
         metavar="INPUT",
-        help="images, folders, which are searched in depth, and patterns such as 'photos/*.jpg'",
+        help="images, folders, which are searched in depth, and patterns such as photos/*.jpg",
     )
     parser.add_argument(
         "-i",
@@ -64,7 +64,8 @@ def parse_args() -> argparse.Namespace:
     add_result_flags(parser.add_argument_group("the results"))
     add_score_flags(parser.add_argument_group("how good they are"))
     for flag in ELSEWHERE:
-        parser.add_argument(flag, nargs="?", action=Elsewhere, help=argparse.SUPPRESS)
+        nothing = argparse.SUPPRESS
+        parser.add_argument(flag, nargs="?", action=Elsewhere, default=nothing, help=nothing)
     arguments = parser.parse_intermixed_args()  # inputs may stand before and behind flags
     arguments.input += vars(arguments).pop("named")
     if wrong := contradiction(arguments):
