@@ -40,15 +40,7 @@ from upscaling.inputs import UsageError, make_output, read_high_res
 from upscaling.jobs import Job, not_written, plan, refuse_long_name
 from upscaling.report import PageImage, write_page
 from upscaling.upscaler import CHANNELS, Upscaler, check_channels, enlarge, explain
-from utils import (
-    Bar,
-    DeviceError,
-    Ranks,
-    choose_device,
-    end_process,
-    prepare_output,
-    printable,
-)
+from utils import Bar, DeviceError, Ranks, choose_device, end_process, prepare_output, printable
 from weights import Generator, WeightsError, read_generator
 
 RUNS = Path("checkpoints")

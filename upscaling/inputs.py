@@ -8,13 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from images.files import Picture, read_picture, whole_8_bits
-from images.kinds import (
-    NO_IMAGES,
-    ImageError,
-    find_images,
-    images_among,
-    special_kind,
-)
+from images.kinds import NO_IMAGES, ImageError, find_images, images_among, special_kind
 from utils import listed
 
 
