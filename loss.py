@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from formats.published import is_watched
 from formats.tensors import UnreadableError, load_tensors
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -124,7 +125,7 @@ def vgg19_state_dict(weights: str, wanted: dict[str, Tensor]) -> dict[str, Tenso
 
         published = VGG19_Weights.IMAGENET1K_V1
         try:
-            state = published.get_state_dict(check_hash=True)
+            state = published.get_state_dict(progress=is_watched(), check_hash=True)
         except (OSError, RuntimeError) as error:
             raise VGGError(
                 f"the VGG19 ImageNet weights could not be downloaded ({error}).\n"

@@ -7,6 +7,7 @@
     python test.py PHOTOS --compare                 also pictures side by side with bicubic
     python test.py PHOTOS --report                  also a page with a slider: results/index.html
     python test.py PHOTOS --format same --outscale 2 --skip-existing
+    python test.py -i PHOTO.jpg -o out.png -n RealESRGAN_x4plus -s 4
     torchrun --nproc_per_node=4 test.py PHOTOS      shared among 4 GPUs
 
 Exit status: 0 all upscaled, 1 some failed (the rest is done), 2 wrong usage.
@@ -19,12 +20,12 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from upscaling.flags import parse_args
-from utils import prepare_output, printable
+from utils import Bar, prepare_output, printable
 
 if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds
     prepare_output()
@@ -71,6 +72,23 @@ class Results:
 
 def main(ranks: Ranks) -> int:
     arguments = parse_args()
+    with silence() if arguments.quiet else nullcontext():
+        return upscale_all(arguments, ranks)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Without bars and standard output; what goes to standard error still comes."""
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
+        Bar.silent = True
+        try:
+            yield
+        finally:
+            Bar.silent = False
+
+
+def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
+    """Returns the exit status."""
     weights = arguments.weights or newest_generator() or IN_THE_BOX
     jobs, others, arguments.output = plan(
         arguments.input,
@@ -120,6 +138,10 @@ def build(
         batch=arguments.batch,
         scale=arguments.outscale,
         ensemble=arguments.ensemble,
+        width=arguments.width,
+        height=arguments.height,
+        wrap=arguments.wrap,
+        keep_hidden=arguments.keep_hidden,
     )
 
 
@@ -136,7 +158,7 @@ def work(
         done = {job.target for job in jobs if os.path.exists(job.target)}
         results.skipped = sorted(done)
         jobs = [job for job in jobs if job.target not in done]
-    bar = tqdm(read_ahead(jobs), total=len(jobs), unit="image", disable=not show_progress)
+    bar = Bar(read_ahead(jobs), total=len(jobs), unit="image", disable=not show_progress)
     with ThreadPoolExecutor(1) as writer:
         last: Future = Future()  # the result that is being written; at first there is none
         last.set_result(None)
@@ -266,7 +288,7 @@ def show_scores(
     if arguments.hr or arguments.metrics:
         print_table(results.scores, arguments.output / "metrics.csv", upscaler.scale)
     if arguments.report:
-        summary = f"{Path(weights).name}, x{upscaler.scale:g}, {len(results.shown)} images"
+        summary = f"{Path(weights).name}, {upscaler.size}, {len(results.shown)} images"
         page = write_page(arguments.output, results.shown, summary)
         print(printable(f"Results beside bicubic, to compare by eye: {page}"))
 

@@ -4,6 +4,7 @@ import atexit
 import errno
 import functools
 import io
+import math
 import multiprocessing
 import os
 import re
@@ -12,10 +13,15 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+MINUTE = 60  # seconds between two lines about progress, where there is no terminal
 
 # Line breaks, control characters, marks that turn the direction of writing, bytes of no UTF-8.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -154,6 +160,35 @@ class _Output(io.FileIO):
             # Windows calls a pipe without a reader an invalid argument.
             broken = error.errno == errno.EPIPE or sys.platform == "win32"
             raise SystemExit(141 if broken else f"output cannot be written: {error}") from None
+
+
+class Bar(tqdm):
+    """tqdm's bar; where standard error is no terminal but a log, a line a minute and one at last.
+
+    Attributes:
+        silent: whether no bar at all is shown.
+    """
+
+    silent = False
+
+    def __init__(self, *arguments: Any, disable: bool = False, **options: Any):
+        self.in_place = getattr(sys.stderr, "isatty", bool)()
+        self.spoken = time.monotonic()  # when the last line was written, or the bar begun
+        if not self.in_place:
+            options["file"] = io.StringIO()  # takes what moves a terminal's cursor
+        super().__init__(*arguments, disable=disable or Bar.silent, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if self.in_place:
+            super().display(msg, pos)
+        elif time.monotonic() - self.spoken >= MINUTE:
+            self.spoken = time.monotonic()
+            print(self, file=sys.stderr)
+
+    def close(self) -> None:
+        if not self.disable:
+            self.spoken = -math.inf if self.leave else math.inf  # it is time for a line, or never
+        super().close()
 
 
 # -------------------------------------------------------------------------------------------- files

@@ -15,8 +15,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset import write_demo_photographs
@@ -26,6 +24,7 @@ from images.resize import imresize
 from images.strips import labelled_strip
 from training.validation import Scores, chosen, mean_scores, score
 from upscaling.tiles import upscale
+from utils import Bar
 from weights import load_generator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,7 +105,7 @@ def compare(files: dict[str, Path], valid: Pack, output: Path) -> str:
     """Draw the strips; returns the table in Markdown."""
     nets = {label: load_generator(path) for label, path in files.items()}
     scores: dict[str, list[Scores]] = {label: [] for label in ("bicubic", *nets)}
-    for i in tqdm(chosen(valid, len(valid)), desc="comparing", unit="image"):
+    for i in Bar(chosen(valid, len(valid)), desc="comparing", unit="image"):
         low_res, high_res = valid.low_res(i), valid.high_res(i)
         pictures = {"bicubic": imresize(low_res, SCALE)}
         for label, net in nets.items():

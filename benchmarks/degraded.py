@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -31,6 +30,7 @@ from images.scores import NIQE_BLOCK, Metric, MetricError, is_for_niqe, load_met
 from images.strips import labelled_strip
 from training.validation import Scores, mean_scores, score, smallest_scored
 from upscaling.upscaler import Upscaler
+from utils import Bar
 from weights import WeightsError, load_generator
 
 SHOWN = {"none": "clean", "mild": "mild", "strong": "strong"}  # the levels of config.Degradation
@@ -52,7 +52,7 @@ def main() -> None:
     rows = []
     for level, shown in SHOWN.items():
         scores: dict[str, list[Scores]] = {label: [] for label in ("bicubic", *upscalers)}
-        for name, high_res in tqdm(images.items(), desc=shown, unit="image"):
+        for name, high_res in Bar(images.items(), desc=shown, unit="image"):
             low_res = make_low_res(high_res, level, arguments.scale, name, arguments.seed)
             pictures = {"bicubic": imresize(low_res, arguments.scale)}
             pictures |= {label: upscaler(low_res) for label, upscaler in upscalers.items()}

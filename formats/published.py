@@ -3,6 +3,7 @@
 import http.client
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,11 @@ PUBLISHED = {  # name -> address, SHA-256 (or what is known of its beginning)
         "f872d837d3c90ed2e05227bed711af5671a6fd1c9f7d7e91c911a61f155e99da",
     ),
 }
+NCNN_NAMES = {  # of realesrgan-ncnn-vulkan -> of the same network
+    "realesrgan-x4plus": "RealESRGAN_x4plus",
+    "realesrnet-x4plus": "RealESRNet_x4plus",
+    "realesrgan-x4plus-anime": "RealESRGAN_x4plus_anime_6B",
+}
 PATIENCE = 60  # seconds without a byte after which a download is given up
 
 
@@ -63,7 +69,7 @@ def locate(path_or_name: str | Path) -> Path:
         return path
     if own := in_the_box().get(name.removesuffix(".safetensors")):
         return own
-    name = name.removesuffix(".pth")
+    name = NCNN_NAMES.get(name, name.removesuffix(".pth"))
     if name not in PUBLISHED:
         return path
     target = DOWNLOADS / f"{name}.pth"
@@ -79,11 +85,16 @@ def _download(name: str, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _patience():
-            torch.hub.download_url_to_file(url, str(target), sha256)
+            torch.hub.download_url_to_file(url, str(target), sha256, progress=is_watched())
     # torch.hub reports a wrong hash as a RuntimeError; a server that hangs up, an HTTPException.
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         reason = str(error) or type(error).__name__
         raise WeightsError(f"{name} could not be downloaded ({reason}). {remedy}") from error
+
+
+def is_watched() -> bool:
+    """Whether there is a terminal for torch's bar of a download, which would fill a log."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdout, sys.stderr))
 
 
 @contextmanager

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from images.files import read_image
 from images.kinds import ImageError
 from images.pairs import LOWEST_FIT, DataError, Fit, fit
 from images.resize import imresize, whole_multiple
-from utils import listed
+from utils import Bar, listed
 
 
 class MismatchError(ImageError):
@@ -110,7 +109,7 @@ def decode_all(
     workers = os.cpu_count() or 1
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(paths), desc="packing images", unit="image") as bar,
+        Bar(total=len(paths), desc="packing images", unit="image") as bar,
     ):
         for start in range(0, len(paths), 2 * workers):
             for result in pool.map(decode, paths[start : start + 2 * workers]):

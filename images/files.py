@@ -78,7 +78,8 @@ class FileType:
 
 
 # Pillow unpacks at most 1 MiB of a PNG's profile. JPEG holds one in up to 255 segments; without
-# subsampling it keeps the resolution of colours.
+# subsampling it keeps the resolution of colours. Unless it is exact, WebP drops the colours under
+# alpha 0.
 PNG = FileType("PNG", deep=True, alpha=True, profile=2**20 - 1)
 JPEG = FileType("JPEG", dict(quality=95, subsampling=0), profile=255 * 65519)
 TIFF = FileType("TIFF", deep=True, alpha=True)
@@ -86,7 +87,7 @@ WRITTEN = {
     ".png": PNG,
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), JPEG),
     **dict.fromkeys((".tif", ".tiff"), TIFF),
-    ".webp": FileType("WEBP", dict(quality=95), alpha=True, gray=False),
+    ".webp": FileType("WEBP", dict(quality=95, exact=True), alpha=True, gray=False),
     ".bmp": FileType("BMP", profile=0),
     ".tga": FileType("TGA", alpha=True, profile=0),
 }

@@ -7,7 +7,7 @@ it, and tells cameras' raw files, which begin like TIFF, from TIFF.
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -157,7 +157,7 @@ def find_images(folder: str | Path) -> Found:
 
     A file without any suffix, or with one that no image has, is an image if it begins like one.
     """
-    images: list[Path] = []
+    files: list[Path] = []
     others: dict[str, list[Path]] = {}  # reason -> files
 
     def note(error: OSError) -> None:
@@ -167,19 +167,33 @@ def find_images(folder: str | Path) -> Found:
         others.setdefault(reason, []).append(Path(error.filename))
 
     visited = set()
-    for root, dirs, files in os.walk(folder, followlinks=True, onerror=note):
+    for root, dirs, names in os.walk(folder, followlinks=True, onerror=note):
         if os.path.realpath(root) in visited:  # a link that leads back up
             dirs.clear()
             continue
         visited.add(os.path.realpath(root))
         dirs[:] = sorted(name for name in dirs if not name.startswith("."))
-        for path in (Path(root, name) for name in files if not name.startswith(".")):
-            reason = _reason_against(path)
-            if reason is None:
-                images.append(path)
-            elif reason:
-                others.setdefault(reason, []).append(path)
-    images.sort(key=lambda path: path.relative_to(folder).as_posix())
+        files += (Path(root, name) for name in names if not name.startswith("."))
+    found = images_among(files, others)
+    found.images.sort(key=lambda path: path.relative_to(folder).as_posix())
+    return found
+
+
+def images_among(files: Iterable[Path], others: dict[str, list[Path]] | None = None) -> Found:
+    """Those of some files that are images, in their order; as `find_images` of a folder's.
+
+    Args:
+        files: in any folders.
+        others: reasons, and what is not read for these, that are told with those of the files.
+    """
+    images: list[Path] = []
+    others = {reason: [*paths] for reason, paths in (others or {}).items()}
+    for path in files:
+        reason = _reason_against(path)
+        if reason is None:
+            images.append(path)
+        elif reason:
+            others.setdefault(reason, []).append(path)
     return Found(images, [_line(sorted(paths), reason) for reason, paths in others.items()])
 
 

@@ -21,10 +21,33 @@ def imresize(image: np.ndarray, scale: float) -> np.ndarray:
     Returns:
         The same dtype, (ceil(H * scale), ceil(W * scale)) and channels as given.
     """
+    height, width = (math.ceil(side * scale) for side in image.shape[:2])
+    rows = _contributions(image.shape[0], scale, height)
+    return _resized(image, rows, _contributions(image.shape[1], scale, width))
+
+
+def imresize_to(image: np.ndarray, size: tuple[int, int], wrap: bool = False) -> np.ndarray:
+    """The same to a size in pixels, whatever its ratio.
+
+    Args:
+        image: uint8 or uint16, (H, W) or (H, W, C).
+        size: height and width of the result.
+        wrap: the image's opposite borders meet, and so do the result's.
+    """
+    sides = zip(image.shape, size, strict=False)
+    rows, columns = (_contributions(given, made / given, made, wrap) for given, made in sides)
+    return _resized(image, rows, columns)
+
+
+def _resized(
+    image: np.ndarray,
+    rows_of: tuple[np.ndarray, np.ndarray],
+    columns_of: tuple[np.ndarray, np.ndarray],
+) -> np.ndarray:
+    """What `_contributions` say, rows first."""
     if image.dtype not in (np.uint8, np.uint16):
         raise TypeError(f"imresize works on uint8 and uint16 images, not on {image.dtype}")
-    row_weights, rows = _contributions(image.shape[0], scale)
-    column_weights, columns = _contributions(image.shape[1], scale)
+    (row_weights, rows), (column_weights, columns) = rows_of, columns_of
     result = np.empty((len(rows), len(columns), *image.shape[2:]), image.dtype)
     for band in bands(len(rows), image[0].size):
         # Each pass combines rows; for the second, the columns become rows.
@@ -51,18 +74,22 @@ def _combine(source: np.ndarray, weights: np.ndarray, indices: np.ndarray) -> np
     return result
 
 
-def _contributions(length: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """How much which input pixels count for each output pixel: (output, taps) twice."""
+def _contributions(
+    length: int, scale: float, size: int, wrap: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """How much which input pixels count for each of `size` output pixels: (size, taps) twice."""
     stretch = min(scale, 1.0)  # below 1 the kernel widens: that is the antialiasing
     taps = math.ceil(4 / stretch) + 2
     # Centres of the output pixels in input coordinates, both counted from 1 as in MATLAB.
-    centre = np.arange(1, math.ceil(length * scale) + 1) / scale + 0.5 * (1 - 1 / scale)
+    centre = np.arange(1, size + 1) / scale + 0.5 * (1 - 1 / scale)
     first = np.floor(centre - 2 / stretch)
     position = first[:, None] + np.arange(taps)
     weights = stretch * _cubic(stretch * (centre[:, None] - position))
     weights /= weights.sum(axis=1, keepdims=True)
-    mirror = np.concatenate((np.arange(length), np.arange(length)[::-1]))
-    indices = mirror[(position.astype(np.int64) - 1) % len(mirror)]
+    beyond = np.arange(length)  # the pixels, and those that follow them, over and over
+    if not wrap:
+        beyond = np.concatenate((beyond, beyond[::-1]))
+    indices = beyond[(position.astype(np.int64) - 1) % len(beyond)]
     used = weights.any(axis=0)
     return weights[:, used], indices[:, used]
 

@@ -299,7 +299,7 @@ def test_results_of_files_with_other_suffixes_keep_their_whole_names(tmp_path):
     names = ("a.jpg", "a.jpg_large", "a.img", "a.png.bak", "a.jpeg~")
     for name in names:
         (tmp_path / name).write_bytes(encoded("JPEG"))
-    jobs, others, _ = plan(tmp_path, tmp_path / "out")
+    jobs, others, _ = plan([tmp_path], tmp_path / "out")
     targets = {job.source.name: job.target.name for job in jobs}
     assert others == [] and targets.pop("a.jpg") == "a.png"
     assert targets == {name: f"{name}.png" for name in names[1:]}

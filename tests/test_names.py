@@ -278,9 +278,9 @@ def test_same_for_a_type_that_is_not_written_is_png(tmp_path, photo):
     for name in ("bare", "x.gif", "y.TIF"):
         write_picture(Picture(photo), tmp_path / "in.png")
         os.replace(tmp_path / "in.png", tmp_path / name)
-    made = [plan(tmp_path / name, tmp_path / "out", "same")[0][0] for name in ("bare", "x.gif")]
+    made = [plan([tmp_path / name], tmp_path / "out", "same")[0][0] for name in ("bare", "x.gif")]
     assert [job.target.name for job in made] == ["bare.png", "x.png"]
-    assert plan(tmp_path / "y.TIF", tmp_path / "out", "same")[0][0].target.name == "y.tif"
+    assert plan([tmp_path / "y.TIF"], tmp_path / "out", "same")[0][0].target.name == "y.tif"
 
 
 # -------------------------------------------------------------------------------------- memory

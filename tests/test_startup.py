@@ -43,8 +43,8 @@ def imported(done: subprocess.CompletedProcess) -> set[str]:
 
 @pytest.fixture(scope="module")
 def always():
-    """What Python imports in any case: its own modules, and those that an environment adds."""
-    return imported(start("-c", "pass", status=0)) | {*sys.stdlib_module_names}
+    """What Python imports in any case, its own modules and those that an environment adds; tqdm."""
+    return imported(start("-c", "pass", status=0)) | {*sys.stdlib_module_names, "tqdm"}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def always():
         ("train.py --psnr.lr -1", 2, "psnr.lr is -1.0"),
         ("train.py --psnr.patch 50", 2, "psnr.patch is 50"),
         ("test.py --help", 0, "--outscale"),
-        ("test.py", 2, "input"),
+        ("test.py", 2, "is missing"),
         ("test.py photo.png --outscales 2", 2, "--outscales"),
         ("test.py photo.png --tile 3", 2, "--tile"),
         ("weights.py --help", 0, "interpolate"),

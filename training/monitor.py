@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from config import TERMS
 from training.ranks import Part
 from training.runs import At, RunFolder, TrainingError
+from utils import Bar
 
 LOSSES = (*TERMS, "discriminator")  # the order they are shown in
 FP16_NOTE = " (fp16: now and then while its loss scale is being found is normal)"
@@ -41,7 +41,7 @@ class Monitor:
         self.clock = Clock(self.config.batch_size, device, seconds)
         self.reading: dict[str, float] = {}  # the last one
         self.faults = Faults()
-        self.bar = tqdm(
+        self.bar = Bar(
             desc=at.phase,
             total=getattr(self.config, at.phase).steps,
             initial=at.step,

@@ -9,7 +9,6 @@ from contextlib import suppress
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from images.degradation import degrade_whole
 from images.names import digest, longest_name, shortened
@@ -30,7 +29,7 @@ from training.ranks import Ranks
 from training.runs import At, RunFolder, TrainingError
 from upscaling.devices import autocast
 from upscaling.tiles import upscale
-from utils import listed, printable
+from utils import Bar, listed, printable
 
 SAMPLE_COUNT = 4  # validation images of which strips are drawn
 SAMPLE_SIDE = 512  # of those, the pixels around the centre
@@ -103,7 +102,7 @@ class Validation:
     def _mean_scores(self, title: str, score_image: Callable[[int], Scores]) -> Scores:
         """Of all ranks' images."""
         ranks = self.run.ranks
-        bar = tqdm(self.own, desc=title, leave=False, unit="image", disable=not ranks.first)
+        bar = Bar(self.own, desc=title, leave=False, unit="image", disable=not ranks.first)
         return mean_scores(ranks.gather([score_image(i) for i in bar]))
 
     def _score_bicubic(self, i: int) -> Scores:

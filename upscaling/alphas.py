@@ -11,6 +11,7 @@ from images.names import fitting
 from images.scores import psnr
 from images.strips import centre, labelled_strip
 from upscaling.inputs import (
+    Input,
     UsageError,
     find_inputs,
     find_partner,
@@ -19,7 +20,7 @@ from upscaling.inputs import (
     read_high_res,
 )
 from upscaling.upscaler import Upscaler, check_size, explain
-from utils import printable
+from utils import Bar, printable
 
 SHOWN_SIDE = 512  # pixels around the centre of larger results
 CONTEXT = 32  # input pixels around those, so that the networks see no border there
@@ -42,16 +43,16 @@ def write_strips(
     Raises:
         UsageError: no photographs, or no place for the strips.
     """
-    found, root = find_inputs(source, output, hr)
-    paths = found.images
-    strips = strip_names(paths, root, output)
+    found = find_inputs([source], output, hr)
+    photographs = found.images
+    strips = strip_names(photographs, output)
     high_res = partners_in(hr) if hr else {}
     make_output(output)
     scores: list[dict[float, float]] = []
     failures = found.others
     done = 0
-    for path in tqdm(paths, unit="image"):
-        partner = find_partner(path.relative_to(root), high_res)
+    for photograph in Bar(photographs, unit="image"):
+        path, partner = photograph.path, find_partner(photograph.name, high_res)
         try:
             picture = read_picture(path)
             image = to_8_bits(picture.rgb)
@@ -70,27 +71,27 @@ def write_strips(
     for alpha in upscalers if scores else ():
         mean = np.mean([score[alpha] for score in scores])
         print(f"alpha {alpha:<4g} {mean:.2f} dB PSNR on Y, mean of {len(scores)} images")
-    print(f"{done} of {len(paths)} strips are in {printable(str(output))}")
+    print(f"{done} of {len(photographs)} strips are in {printable(str(output))}")
     return failures
 
 
-def strip_names(paths: list[Path], root: Path, output: Path) -> dict[Path, Path]:
-    """The strip that each photograph below `root` becomes in `output`.
+def strip_names(photographs: list[Input], output: Path) -> dict[Path, Path]:
+    """The strip in `output` that each photograph's file becomes.
 
     Of a.jpg and a.png, which would both become a.png, the second becomes a.png.png.
 
     Raises:
         UsageError: a strip would overwrite a photograph.
     """
-    sources = {path.resolve() for path in paths}
+    sources = {photograph.path.resolve() for photograph in photographs}
     strips: dict[Path, Path] = {}  # strip -> photograph
-    for path in paths:
-        strip = fitting(output / path.relative_to(root).with_suffix(".png"))
+    for photograph in photographs:
+        strip = fitting(output / photograph.name.with_suffix(".png"))
         if strip in strips:
-            strip = fitting(strip.with_name(f"{path.name}.png"))
+            strip = fitting(strip.with_name(f"{photograph.path.name}.png"))
         if strip.resolve() in sources:
             raise UsageError(f"{strip} is an input; choose another folder with -o")
-        strips[strip] = path
+        strips[strip] = photograph.path
     return {path: strip for strip, path in strips.items()}
 
 

@@ -1,9 +1,33 @@
 """The command line of test.py. Nothing here needs torch, which takes seconds to import."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from upscaling.arguments import a_path, not_empty, part_of_name, positive, tile_size
+
+ELSEWHERE = {  # flags of the Real-ESRGAN programs that are none here -> what to do instead
+    "-t": "give --tile N, or leave it out: auto is the default, and 0 the whole image at once",
+    "--tile_pad": "leave it out: tiles always overlap",
+    "--pre_pad": "leave it out: borders need no padding; --wrap is for seamless textures",
+    "-g": "give --device; of several NVIDIA GPUs, the variable CUDA_VISIBLE_DEVICES chooses one",
+    "--gpu-id": "give --device; of several NVIDIA GPUs, CUDA_VISIBLE_DEVICES chooses one",
+    "-j": "leave it out: images are read, upscaled and written at the same time anyway",
+    "-m": "name the file itself: --weights FOLDER/FILE",
+    "--model_path": "give --weights FILE",
+    "--model_name": "give --weights NAME, or -n NAME",
+    "-z": "leave it out: the weights' scale is read from their file, or told by --scale",
+    "-r": "give --width and --height",
+    "-w": "give --width",
+    "-v": "leave it out: progress is shown unless there is --quiet",
+    "--ext": "give --format, or -f",
+    "--fp32": "give --precision fp32",
+    "-dn": "give other weights: compact_x4_psnr is the gentlest in the box",
+    "--denoise_strength": "give other weights: compact_x4_psnr is the gentlest in the box",
+    "--face_enhance": "there is no such network here",
+    "--alpha_upsampler": "leave it out: alpha goes through the network, too",
+}
 
 
 def parse_args() -> argparse.Namespace:
@@ -11,7 +35,22 @@ def parse_args() -> argparse.Namespace:
         prog="test.py", description="Upscale images with a trained generator.", allow_abbrev=False
     )
     parser.add_argument(
-        "input", type=a_path, help="an image, or a folder that is searched in depth"
+        "input",
+        nargs="*",
+        type=a_path,
+        metavar="INPUT",
+        help="images, folders, which are searched in depth, and patterns such as photos/*.jpg",
+    )
+    parser.add_argument(
+        "-i",
+        "--input",
+        nargs="+",
+        action="extend",
+        type=a_path,
+        dest="named",
+        metavar="INPUT",
+        default=[],
+        help="more of them",
     )
     parser.add_argument(
         "-o",
@@ -20,14 +59,51 @@ def parse_args() -> argparse.Namespace:
         default=Path("results"),
         help="a folder, or for one image the file to write: out.png (default: results)",
     )
+    parser.add_argument("--quiet", action="store_true", help="say nothing but what went wrong")
     add_network_flags(parser.add_argument_group("the network"))
     add_result_flags(parser.add_argument_group("the results"))
     add_score_flags(parser.add_argument_group("how good they are"))
-    return parser.parse_args()
+    for flag in ELSEWHERE:
+        nothing = argparse.SUPPRESS
+        parser.add_argument(flag, nargs="?", action=Elsewhere, default=nothing, help=nothing)
+    arguments = parser.parse_intermixed_args()  # inputs may stand before and behind flags
+    arguments.input += vars(arguments).pop("named")
+    if wrong := contradiction(arguments):
+        parser.error(wrong)
+    return arguments
+
+
+class Elsewhere(argparse.Action):
+    """A flag of `ELSEWHERE`."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> NoReturn:
+        flag = self.option_strings[0]
+        parser.error(f"argument {flag}: not a flag here; {ELSEWHERE[flag]}")
+
+
+def contradiction(arguments: argparse.Namespace) -> str:
+    """What does not go together, in words; mostly empty."""
+    if not arguments.input:
+        return "what is to be upscaled is missing: an image, a folder, or a pattern"
+    if arguments.width or arguments.height:
+        if arguments.outscale:
+            return "--width and --height take the place of --outscale (-s); leave one out"
+        if arguments.hr or arguments.metrics:
+            return (
+                "scores are of one scale for all images: give --outscale, not --width or --height"
+            )
+    return ""
 
 
 def add_network_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
+        "-n",
         "--weights",
         type=not_empty,
         metavar="FILE|NAME",
@@ -37,6 +113,7 @@ def add_network_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--scale", type=int, help="3, for weights whose file cannot tell x3 from x2")
     group.add_argument(
+        "-x",
         "--ensemble",
         action="store_true",
         help="average 8 flips and rotations: slightly better, 8 times slower",
@@ -62,12 +139,32 @@ def add_network_flags(group: argparse._ArgumentGroup) -> None:
 
 def add_result_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
+        "-s",
         "--outscale",
         type=positive(float),
         metavar="S",
         help="enlarge S times, by MATLAB's bicubic from the network's own scale",
     )
+    for side in ("width", "height"):
+        group.add_argument(
+            f"--{side}",
+            type=positive(int),
+            metavar="N",
+            help=f"enlarge to this {side} in pixels; one of the two keeps the ratio, both give "
+            "exactly that size",
+        )
     group.add_argument(
+        "--wrap",
+        action="store_true",
+        help="for seamless textures: opposite borders of the result fit together as the input's",
+    )
+    group.add_argument(
+        "--keep-hidden",
+        action="store_true",
+        help="for textures: enlarge the colour under alpha 0, which otherwise is made up",
+    )
+    group.add_argument(
+        "-f",
         "--format",
         choices=("png", "jpg", "webp", "same"),
         help="PNG, the default, keeps alpha and 16 bits; same is the input's",

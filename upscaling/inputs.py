@@ -1,11 +1,14 @@
 """What is upscaled, where results go, and which HR image belongs to an LR image by its name."""
 
+import glob
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from images.files import Picture, read_picture, whole_8_bits
-from images.kinds import NO_IMAGES, Found, ImageError, find_images, special_kind
+from images.kinds import NO_IMAGES, ImageError, find_images, images_among, special_kind
 from utils import listed
 
 
@@ -13,30 +16,125 @@ class UsageError(ValueError):
     """A command line that cannot be carried out; no image has been written."""
 
 
-def find_inputs(source: Path, output: Path, hr: Path | None = None) -> tuple[Found, Path]:
-    """The images that `source` names, and the folder that their results' names are relative to.
+@dataclass(frozen=True)
+class Input:
+    """An image to read.
+
+    Attributes:
+        path: of the file.
+        root: the folder that its result's name is relative to.
+    """
+
+    path: Path
+    root: Path
+
+    @property
+    def name(self) -> Path:
+        return self.path.relative_to(self.root)
+
+
+@dataclass
+class Inputs:
+    """What a command line names.
+
+    Attributes:
+        images: each file once, in the order in which it was named first.
+        others: what looks like images and is not read, a line for each reason.
+    """
+
+    images: list[Input]
+    others: list[str]
+
+
+def find_inputs(sources: Sequence[Path], output: Path, hr: Path | None = None) -> Inputs:
+    """The images that `sources` name.
 
     Args:
-        source: an image, or a folder that is searched in depth.
-        output: where results go; those of an earlier call inside `source` are no input.
+        sources: images, folders that are searched in depth, and patterns of those.
+        output: where results go; those of an earlier call inside a source are no input.
         hr: folder of HR images; what is not read in it is told, too.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or one of them is nothing.
     """
-    others = find_images(hr).others if hr else []
+    images: dict[tuple, Input] = {}
+    others: list[str] = []
+    # A shell's * names the results of an earlier call, too.
+    results = os.path.realpath(output)
+    not_output = [source for source in sources if os.path.realpath(source) != results]
+    for source in not_output or sources:
+        found = _found(source, output)
+        for image in found.images:
+            images.setdefault(_identity(image.path), image)
+        others += found.others
+    if not images:
+        raise UsageError("\n  ".join(others))
+    others += find_images(hr).others if hr else []
+    return Inputs([*images.values()], [*dict.fromkeys(others)])
+
+
+def _found(source: Path, output: Path) -> Inputs:
+    """What one source names."""
     # Path's own questions raise an error for a name that is too long.
     if os.path.isfile(source):
-        return Found([source], others), source.parent
-    if not os.path.isdir(source):
+        return Inputs([Input(source, source.parent)], [])
+    if os.path.isdir(source):
+        return _found_in_folder(source, source, output)
+    if os.path.lexists(source) or not glob.has_magic(str(source)):
         raise UsageError(f"{source}: {no_file(source)}")
-    results = output.resolve() if output.resolve() != source.resolve() else None
-    found = find_images(source)
-    found.images = [path for path in found.images if results not in path.resolve().parents]
-    if not found.images:
-        raise UsageError("\n  ".join([f"{source} {NO_IMAGES}", *found.others]))
-    found.others += others
-    return found, source
+    matches = matching(source)
+    start = next(path for path in source.parents if os.path.lexists(path))
+    files = images_among(path for path in matches if not os.path.isdir(path))
+    images = [Input(path, path.parent) for path in _not_results(files.images, start, output)]
+    others = files.others
+    for folder in filter(os.path.isdir, matches):
+        inside = _found_in_folder(folder, start, output)
+        images += inside.images
+        others += inside.others if inside.images else []
+    if not images:
+        what = "image" if matches else "file or folder"
+        raise UsageError("\n  ".join([f"{source}: no {what} matches this pattern", *others]))
+    return Inputs(images, others)
+
+
+def _found_in_folder(folder: Path, start: Path, output: Path) -> Inputs:
+    found = find_images(folder)
+    paths = _not_results(found.images, start, output)
+    none = [] if paths else [f"{folder} {NO_IMAGES}"]
+    return Inputs([Input(path, folder) for path in paths], [*none, *found.others])
+
+
+def matching(pattern: Path) -> list[Path]:
+    """The files and folders that a pattern of `*`, `?`, `[abc]` and `**` matches, in order.
+
+    Windows' shell leaves patterns to programs. A part of it that exists as it is written, such as
+    `a[1].png`, stands for itself; `**` for folders in any depth.
+    """
+    found = [Path(pattern.anchor)]
+    for part in pattern.relative_to(pattern.anchor).parts:
+        found = [folder / name for folder in found for name in _matching_names(folder, part)]
+    return sorted(set(found))
+
+
+def _matching_names(folder: Path, part: str) -> list[str]:
+    if os.path.lexists(folder / part):
+        return [part]
+    names = glob.glob(part, root_dir=folder, recursive=True)
+    return ["", *names] if part == "**" else names
+
+
+def _not_results(paths: list[Path], start: Path, output: Path) -> list[Path]:
+    """Without those in the folder of results, unless all that is below `start` is in it."""
+    results, start = output.resolve(), start.resolve()
+    if results in (start, *start.parents):
+        return paths
+    return [path for path in paths if results not in path.resolve().parents]
+
+
+def _identity(path: Path) -> tuple[str, str, int]:
+    """Equal for two spellings of a file; a link to it, or its copy elsewhere, is another one."""
+    number = os.stat(path).st_ino if os.path.exists(path) else 0
+    return os.path.realpath(path.parent), path.name.casefold(), number
 
 
 def no_file(path: Path) -> str:

@@ -1,13 +1,15 @@
 """What is read from where and written to where, all of it checked before any work."""
 
 import os
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from images.files import WRITTEN
 from images.kinds import has_suffix
-from images.names import fitting, longest_name, name_length
-from upscaling.inputs import UsageError, find_inputs, find_partner, partners_in
+from images.names import digest, fitting, longest_name, name_length
+from upscaling.inputs import Input, UsageError, find_inputs, find_partner, partners_in
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Job:
 
 
 def plan(
-    source: Path,
+    sources: Sequence[Path],
     output: Path,
     kind: str | None = None,
     suffix: str = "",
@@ -33,7 +35,7 @@ def plan(
     What is not read counts as a failure: status 0 says that each picture has its result.
 
     Args:
-        source: an image, or a folder that is searched in depth.
+        sources: images, folders that are searched in depth, and patterns of those.
         output: the folder; for one image also the file to write, if it has an image's suffix.
         kind: of results: "png" (None stands for it), "jpg", "webp", or "same" as the input.
         suffix: goes behind each name.
@@ -43,20 +45,62 @@ def plan(
     Raises:
         UsageError: no inputs, or two results in one place.
     """
-    named = result_file(source, output, kind, suffix)
+    named = output if has_suffix(output) and not os.path.isdir(output) else None
     folder = named.parent if named else output
-    found, root = find_inputs(source, folder, hr)
+    inputs = find_inputs(sources, folder, hr)
+    images = inputs.images
     high_res = partners_in(hr) if hr else {}
+    if named:
+        check_result_file(named, sources, images, kind, suffix)
+        targets, strips = [named], [Path(f"{named.stem}.png")]
+    else:
+        endings = [suffix + ending(image.path, kind) for image in images]
+        targets = [folder / name for name in distinct_names(images, endings)]
+        strips = distinct_names(images, [f"{suffix}.png"] * len(images))
     jobs = []
-    for path in found.images:
-        relative = path.relative_to(root)
-        name = path.stem if has_suffix(path) else path.name  # a.jpg_large is not a.jpg
-        target = named or folder / relative.with_name(name + suffix + ending(path, kind))
-        strip = target.relative_to(folder).with_suffix(".png") if compare else None
-        comparison = fitting(folder / "compare" / strip) if strip else None
-        jobs.append(Job(path, target, comparison, find_partner(relative, high_res)))
+    for image, target, strip in zip(images, targets, strips, strict=True):
+        comparison = fitting(folder / "compare" / strip) if compare else None
+        jobs.append(Job(image.path, target, comparison, find_partner(image.name, high_res)))
     refuse_overwriting(jobs)
-    return jobs, found.others, folder
+    return jobs, inputs.others, folder
+
+
+def distinct_names(images: list[Input], endings: list[str]) -> list[Path]:
+    """What each result is called, relative to the folder of results.
+
+    No two are alike where upper and lower case are, and none depends on the order of the images:
+    a.jpg and a.png become a.jpg.png and a.png.png, and each of them alone a.png.
+
+    Args:
+        images: no file twice.
+        endings: goes behind the name of each.
+    """
+    choices = [enumerate(_names(image)) for image in images]
+    chosen = [next(names) for names in choices]
+    while True:
+        sharing: dict[str, list[int]] = {}
+        for i, (_, name) in enumerate(chosen):
+            result = unicodedata.normalize("NFC", f"{name}{endings[i]}").casefold()
+            sharing.setdefault(result, []).append(i)
+        groups = [group for group in sharing.values() if len(group) > 1]
+        if not groups:
+            break
+        for group in groups:
+            plainest = min(chosen[i][0] for i in group)
+            for i in group:
+                chosen[i] = next(choices[i]) if chosen[i][0] == plainest else chosen[i]
+    return [Path(f"{name}{end}") for (_, name), end in zip(chosen, endings, strict=True)]
+
+
+def _names(image: Input) -> Iterator[Path]:
+    """What its result can be called, from the plainest to what no other's is."""
+    whole = image.name
+    # a.jpg_large is not a.jpg
+    plain = whole.with_suffix("") if has_suffix(whole) else whole
+    folder = Path(image.root.resolve().name)
+    yield from (plain, whole, folder / plain, folder / whole)
+    for place in (whole, image.path.absolute()):
+        yield plain.with_name(f"{plain.name}~{digest(place.as_posix())}")
 
 
 def ending(path: Path, kind: str | None) -> str:
@@ -72,25 +116,26 @@ def not_written(sources: list[Path]) -> str:
     return ", ".join(sorted(suffix or "no suffix" for suffix in suffixes))
 
 
-def result_file(source: Path, output: Path, kind: str | None, suffix: str) -> Path | None:
-    """The file that `output` names, or None where it names a folder; arguments as of `plan`.
+def check_result_file(
+    output: Path, sources: Sequence[Path], images: list[Input], kind: str | None, suffix: str
+) -> None:
+    """Refuse an output that names a file which cannot be the result; arguments as of `plan`.
 
     Raises:
-        UsageError: it names a file that cannot be the result.
+        UsageError: it is of no type that is written, or contradicts another argument.
     """
     chosen = output.suffix.lower()
-    if os.path.isdir(output) or not has_suffix(output):
-        return None
-    if os.path.isdir(source):
-        raise UsageError(f"{source} is a folder, but {output} names one image: give -o a folder")
+    if folder := next(filter(os.path.isdir, sources), None):
+        raise UsageError(f"{folder} is a folder, but {output} names one image: give -o a folder")
+    if len(images) > 1:
+        raise UsageError(f"{output} names one image, not {len(images)}: give -o a folder")
     if chosen not in WRITTEN:
         known = ", ".join(WRITTEN)
         raise UsageError(f"{output}: results cannot be {chosen}; they can be {known}")
-    if kind and WRITTEN[chosen] is not WRITTEN[ending(source, kind)]:
+    if kind and WRITTEN[chosen] is not WRITTEN[ending(images[0].path, kind)]:
         raise UsageError(f"{output} is not what --format {kind} says; leave out one of the two")
     if suffix:
         raise UsageError(f"{output} is the whole name; leave out --suffix")
-    return output
 
 
 def refuse_overwriting(jobs: list[Job]) -> None:

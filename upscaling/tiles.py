@@ -6,9 +6,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from images.tensors import to_image, to_tensor
+from utils import Bar
 
 # An nn.Module with `.scale`: RGB in [0, 1], (N, 3, H, W) to (N, 3, scale * H, scale * W).
 Network: TypeAlias = Any
@@ -45,7 +45,7 @@ def upscale(
     column_weights = _blend_weights(columns, width, overlap, scale)
     output = np.empty((height * scale, width * scale, 3), image.dtype)
     unfinished = torch.zeros(3, 0, width * scale)  # rows that the next row of tiles adds to
-    with tqdm(total=len(rows) * len(columns), desc="tiles", leave=False) as bar:
+    with Bar(total=len(rows) * len(columns), desc="tiles", leave=False) as bar:
         for row, (top, bottom) in enumerate(rows):
             band = torch.zeros(3, (bottom - top) * scale, width * scale)
             for first in range(0, len(columns), batch):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from images.bands import bands
 from images.files import Picture, bleed
-from images.resize import imresize
+from images.resize import imresize, imresize_to
 from upscaling.arguments import SMALLEST_TILE
 from upscaling.devices import autocast, choose_device, choose_precision, is_out_of_memory, place
 from upscaling.inputs import UsageError
@@ -30,6 +30,7 @@ CHANNELS = {  # that a generator may take and give -> what its user should know 
     (3, 1): "The network gives gray.",
 }
 RED, BLUE = 0.299, 0.114  # shares in luma; green has the rest (ITU-R BT.601, section 2.5.1)
+WRAPPED = 32  # pixels from the other side, as many as neighbouring tiles share
 
 
 class Upscaler:
@@ -45,9 +46,13 @@ class Upscaler:
         batch: tiles that are computed at once.
         scale: of the result, by MATLAB's bicubic from the network's own scale; None: that one.
         ensemble: average the 8 flips and rotations; takes 8 times as long.
+        width, height: of the result in pixels, in place of `scale`; one alone keeps the ratio.
+        wrap: the image's opposite borders meet, as a seamless texture's, and so do the result's.
+        keep_hidden: `enlarge` takes the colour under alpha 0 for a part of the picture.
 
     Attributes:
         channels: what the network takes and gives.
+        size: of results, in words.
 
     Raises:
         UsageError: the network takes or gives another number of channels.
@@ -63,6 +68,10 @@ class Upscaler:
         batch: int = 1,
         scale: float | None = None,
         ensemble: bool = False,
+        width: int | None = None,
+        height: int | None = None,
+        wrap: bool = False,
+        keep_hidden: bool = False,
     ):
         check_channels(net, "the network")
         self.channels = channels_of(net)
@@ -79,18 +88,26 @@ class Upscaler:
         self.tile = choose_tile(self.net, self.device) if tile is None else tile
         self.batch = batch
         self.scale = scale or self.net.scale
+        self.width, self.height = width or 0, height or 0
+        self.wrap, self.keep_hidden = wrap, keep_hidden
+        sides = [f"{side} {way}" for side, way in ((width, "wide"), (height, "high")) if side]
+        self.size = " and ".join(sides) or f"x{self.scale:g}"
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3), uint8 or uint16, to (scale * H, scale * W, 3), rounded up, of that dtype.
+
+        With a width or a height, to that size.
 
         Raises:
             FloatingPointError: the network's output is not finite, in fp32 either.
             RuntimeError, MemoryError: too little memory, even for the smallest tiles.
         """
-        result = self._run(image, self.dtype_for(image))
-        if self.scale == self.net.scale:
-            return result
-        return self._cut(imresize(result, self.scale / self.net.scale), image)
+        margin = WRAPPED if self.wrap else 0
+        result = self._run(wrapped(image, margin, margin), self.dtype_for(image))
+        border = margin * self.net.scale
+        result = result[border : len(result) - border, border : result.shape[1] - border]
+        result = np.ascontiguousarray(result)  # so that the border goes
+        return self._resized(result, self.scale / self.net.scale, self.size_of(image))
 
     def dtype_for(self, image: np.ndarray) -> torch.dtype:
         """bf16 has 8 significant bits: in an image of 16, it would leave noise in the others."""
@@ -98,7 +115,7 @@ class Upscaler:
 
     def bicubic(self, image: np.ndarray) -> np.ndarray:
         """The same size by MATLAB's bicubic."""
-        return self._cut(imresize(image, self.scale), image)
+        return self._resized(image, self.scale, self.size_of(image))
 
     def tile_difference(self, image: np.ndarray) -> tuple[float, float]:
         """Between the result in tiles and the whole one: the largest and the mean, in 255ths."""
@@ -108,20 +125,28 @@ class Upscaler:
         difference = np.abs(whole - tiled) * 255 / np.iinfo(image.dtype).max
         return float(difference.max()), float(difference.mean())
 
-    def _cut(self, result: np.ndarray, image: np.ndarray) -> np.ndarray:
-        """To the size that belongs to `image`: 10 * 3.3 may come out as 33.000001, which is 34."""
-        height, width = self.size_of(image)
-        return result[:height, :width]
+    def _resized(self, image: np.ndarray, scale: float, size: tuple[int, int]) -> np.ndarray:
+        if self.wrap or self.width or self.height:
+            return image if image.shape[:2] == size else imresize_to(image, size, self.wrap)
+        # 10 * 3.3 may come out as 33.000001, which is 34.
+        return image if scale == 1 else imresize(image, scale)[: size[0], : size[1]]
 
     def size_of(self, image: np.ndarray) -> tuple[int, int]:
         """Height and width of its result."""
-        height, width = (math.ceil(side * self.scale - 1e-6) for side in image.shape[:2])
-        return height, width
+        height, width = image.shape[:2]
+        if not (self.width or self.height):
+            return math.ceil(height * self.scale - 1e-6), math.ceil(width * self.scale - 1e-6)
+        down = self.height or max(1, math.floor(height * self.width / width + 0.5))
+        across = self.width or max(1, math.floor(width * self.height / height + 0.5))
+        return down, across
 
     def least_memory(self, image: np.ndarray) -> int:
         """Bytes of what the network makes, and of another size or the copy that is encoded."""
         height, width = self.size_of(image)
-        return image.nbytes * self.net.scale**2 + 3 * height * width * image.itemsize
+        margin = 2 * WRAPPED if self.wrap else 0
+        given = (image.shape[0] + margin) * (image.shape[1] + margin)
+        of_pixel = image.nbytes // math.prod(image.shape[:2])
+        return given * of_pixel * self.net.scale**2 + 3 * height * width * image.itemsize
 
     def fits(self, image: np.ndarray) -> bool:
         """Whether there is that much memory now; where not, the system may kill the process."""
@@ -172,7 +197,7 @@ def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
     if picture.alpha is None:
         rgb, alpha = upscaler(picture.rgb), None
     else:
-        rgb = upscaler(bleed(picture.rgb, picture.alpha))
+        rgb = upscaler(visible_colours(picture.rgb, picture.alpha, upscaler))
         # A network changes even a flat area a little; what was fully opaque or clear stays so.
         alpha = smooth = upscaler.bicubic(picture.alpha)
         top = np.iinfo(alpha.dtype).max
@@ -187,6 +212,26 @@ def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
     dropped = "without its profile, which is for another number of channels"
     remarks = [picture.remark, dropped if picture.profile else ""]
     return Picture(rgb, alpha, gray, remark=", ".join(filter(None, remarks)))
+
+
+def visible_colours(rgb: np.ndarray, alpha: np.ndarray, upscaler: Upscaler) -> np.ndarray:
+    """What the network is given of (H, W, 3), where its alpha, (H, W), leaves something to see."""
+    if upscaler.keep_hidden:
+        return rgb
+    if not upscaler.wrap:
+        return bleed(rgb, alpha)
+    height, width = alpha.shape
+    down, across = height // 2 + 1, width // 2 + 1  # no visible pixel is farther away
+    surrounded = bleed(wrapped(rgb, down, across), wrapped(alpha, down, across))
+    return surrounded[down : down + height, across : across + width]
+
+
+def wrapped(image: np.ndarray, down: int, across: int) -> np.ndarray:
+    """(H, W, ...) to (H + 2 * down, W + 2 * across, ...): it goes on beyond each border."""
+    if not (down or across):
+        return image
+    rows, columns = np.arange(-down, len(image) + down), np.arange(-across, image.shape[1] + across)
+    return image[rows % len(image)][:, columns % image.shape[1]]
 
 
 def check_size(image: np.ndarray, upscaler: Upscaler) -> None:
