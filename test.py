@@ -29,15 +29,16 @@ from tqdm import tqdm
 
 from formats.published import BOX
 from images.colour import to_srgb
-from images.files import Picture, read_picture, to_8_bits, write_image, write_picture
+from images.files import Picture, read_picture, to_8_bits, write_image
 from images.opening import silence_pillow
 from images.resize import part_by_nearest
 from images.scores import Metric, MetricError, as_text, load_metrics, rate, save_table
 from images.strips import centre_window, labelled_strip
 from upscaling.arguments import a_path, not_empty, part_of_name, positive, tile_size
 from upscaling.inputs import UsageError, make_output, read_high_res
-from upscaling.jobs import Job, not_written, plan, refuse_long_name
+from upscaling.jobs import Job, plan, refuse_long_name
 from upscaling.report import PageImage, write_page
+from upscaling.saving import Saving, add_file_flags, refuse_quality, summary
 from upscaling.upscaler import CHANNELS, Upscaler, check_channels, enlarge, explain
 from utils import DeviceError, Ranks, choose_device, end_process, prepare_output, printable
 from weights import Generator, WeightsError, read_generator
@@ -54,6 +55,7 @@ class Results:
 
     scores: list[dict] = field(default_factory=list)  # rows of the table
     failures: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)  # what types of files cannot hold
     shown: list[dict] = field(default_factory=list)  # images of the page
     pixels: list[int] = field(default_factory=list)  # of each result
     skipped: list[Path] = field(default_factory=list)
@@ -73,6 +75,7 @@ def main(ranks: Ranks) -> int:
         arguments.compare,
         arguments.hr,
     )
+    refuse_quality(jobs, arguments.quality)
     device = choose_device(arguments.device, ranks.local)
     generator = read_generator(weights, arguments.scale)
     upscaler = build(generator.net, weights, arguments, device)
@@ -195,7 +198,8 @@ def finish(
 ) -> None:
     """Write, score, show (in sRGB)."""
     with failure_noted(job, results):
-        for remark in filter(None, (enlarged.remark, write_picture(enlarged, job.target))):
+        saving = Saving(arguments.quality, arguments.strip_metadata, arguments.keep_time)
+        for remark in saving.write(enlarged, job, results.lost):
             tqdm.write(printable(f"{job.source}: {remark}"))
         # Without --hr, the metrics that need no true image judge every result.
         scored = job.high_res is not None or bool(metrics and not arguments.hr)
@@ -290,10 +294,8 @@ def sum_up(
             print(printable(f"No partner in {arguments.hr}: {job.source}"))
     for failure in results.failures:
         print(printable(f"Failed: {failure}"), file=sys.stderr)
-    if arguments.format == "same" and (others := not_written([job.source for job in jobs])):
-        print(f"These types are not written, so their results are PNG: {others}")
-    if results.skipped:
-        print(f"{len(results.skipped)} images had a result already and were skipped")
+    for line in summary(jobs, arguments.format == "same", results.lost, results.skipped):
+        print(line)
     print(
         f"{len(results.pixels)} of {len(jobs) - len(results.skipped)} images upscaled, "
         f"{sum(results.pixels) / 1e6 / seconds:.2f} megapixels/s; "
@@ -378,6 +380,7 @@ def add_result_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--suffix", type=part_of_name, default="", help="goes behind each name: _x4")
     group.add_argument("--skip-existing", action="store_true", help="go on where it stopped")
+    add_file_flags(group)
 
 
 def add_score_flags(group: argparse._ArgumentGroup) -> None:

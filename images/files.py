@@ -5,23 +5,26 @@ Pillow reads and writes 8 bits; tifffile and imagecodecs what Pillow cannot.
 
 import io
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
 import imagecodecs
 import numpy as np
-import tifffile
 from PIL import Image
 
 from images.bands import bands
 from images.colour import GRAY, checked_profile, colour_space, to_srgb
 from images.deep import left_out, read_deep
+from images.jpeg import with_segments
 from images.kinds import TRUNCATED, ImageError, refuse_raw, special_kind
+from images.metadata import SEGMENT, Metadata, read_metadata
 from images.modes import pixels_of
 from images.opening import opened
-from images.png import with_profile
+from images.png import profile_chunk, with_chunks
+from images.sequences import TiffPages
 from images.tiff import is_tiff, read_tiff
+from images.webp import is_lossless_webp
 from utils import replacing
 
 ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
@@ -48,6 +51,8 @@ class Picture:
         profile: its ICC profile, or None.
         remark: a phrase about what was left out of the file; mostly empty.
         complete: no pixel is made up, as the last rows of a file that is cut short are.
+        metadata: what else the file says of it.
+        lossless: its pixels are kept exactly in a file whose type often does not.
     """
 
     rgb: np.ndarray
@@ -56,6 +61,8 @@ class Picture:
     profile: bytes | None = None
     remark: str = ""
     complete: bool = True
+    metadata: Metadata = field(default_factory=Metadata)
+    lossless: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,8 @@ class FileType:
         options: of its encoder.
         deep, alpha, gray: it holds 16 bits, transparency, one channel.
         profile: bytes of the largest profile that it holds so that Pillow opens it.
+        holds: attributes of `Metadata`.
+        largest: bytes of one of those.
     """
 
     name: str
@@ -75,19 +84,29 @@ class FileType:
     alpha: bool = False
     gray: bool = True
     profile: float = math.inf
+    holds: tuple[str, ...] = ()
+    largest: float = math.inf
+
+    @property
+    def lossy(self) -> bool:
+        return "quality" in self.options
 
 
 # Pillow unpacks at most 1 MiB of a PNG's profile. JPEG holds one in up to 255 segments; without
 # subsampling it keeps the resolution of colours.
-PNG = FileType("PNG", deep=True, alpha=True, profile=2**20 - 1)
-JPEG = FileType("JPEG", dict(quality=95, subsampling=0), profile=255 * 65519)
-TIFF = FileType("TIFF", deep=True, alpha=True)
+ANY = ("exif", "xmp", "iptc", "dpi", "comments", "texts")
+PNG = FileType("PNG", deep=True, alpha=True, profile=2**20 - 1, holds=ANY)
+JPEG = FileType(
+    "JPEG", dict(quality=95, subsampling=0), profile=255 * 65519, holds=ANY[:5], largest=SEGMENT
+)
+WEBP = FileType("WEBP", dict(quality=95), alpha=True, gray=False, holds=ANY[:2])
+TIFF = FileType("TIFF", deep=True, alpha=True, holds=ANY[:4])
 WRITTEN = {
     ".png": PNG,
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), JPEG),
     **dict.fromkeys((".tif", ".tiff"), TIFF),
-    ".webp": FileType("WEBP", dict(quality=95), alpha=True, gray=False),
-    ".bmp": FileType("BMP", profile=0),
+    ".webp": WEBP,
+    ".bmp": FileType("BMP", profile=0, holds=("dpi",)),
     ".tga": FileType("TGA", alpha=True, profile=0),
 }
 
@@ -110,6 +129,8 @@ def read_picture(path: str | Path) -> Picture:
         raise ImageError(f"{path}: {_reason(error)}") from error
     turn = UPRIGHT.get(orientation, UPRIGHT[1])
     picture.rgb = _turned(picture.rgb, *turn)
+    if turn[1] % 2:
+        picture.metadata = picture.metadata.turned()
     if picture.alpha is not None:
         picture.alpha = _turned(picture.alpha, *turn)
     picture.profile, misfit = checked_profile(picture.profile, picture.gray)
@@ -159,8 +180,8 @@ def to_8_bits(image: np.ndarray) -> np.ndarray:
 
 
 def _read_tiff(path: str | Path) -> tuple[Picture, int]:
-    pixels, orientation, profile, remark = read_tiff(path)
-    return Picture(*pixels, profile, remark), orientation
+    pixels, orientation, profile, remark, metadata = read_tiff(path)
+    return Picture(*pixels, profile, remark, metadata=metadata), orientation
 
 
 def _read_other(path: str | Path) -> tuple[Picture, int]:
@@ -180,8 +201,12 @@ def _read_other(path: str | Path) -> tuple[Picture, int]:
             pixels = pixels_of(file)
         profile = None if converted else file.info.get("icc_profile")
         orientation = file.getexif().get(ORIENTATION, 1)
-    remark = "; ".join([*remarks, *opening.remarks])
-    return Picture(*pixels, profile, remark, opening.complete), orientation
+        gif = content() if file.format == "GIF" else None
+        metadata, damage = read_metadata(file, opening.chunks, gif)
+        lossless = file.format == "WEBP" and is_lossless_webp(content())
+    remark = "; ".join(filter(None, [*remarks, *opening.remarks, damage]))
+    picture = Picture(*pixels, profile, remark, opening.complete, metadata, lossless)
+    return picture, orientation
 
 
 def _turned(pixels: np.ndarray, mirrored: bool, quarters: int) -> np.ndarray:
@@ -212,32 +237,46 @@ def bleed(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------------------- writing
 
 
-def write_picture(picture: Picture, path: str | Path) -> str:
+def write_picture(picture: Picture, path: str | Path, quality: int | None = None) -> str:
     """Encode to the type of the path's suffix; the file is there whole or not at all.
 
     What the type cannot hold is turned into what it can: 16 bits into 8, alpha into a white
-    background, colours into sRGB where their profile is too large or of the wrong kind.
+    background, colours into sRGB where their profile is too large or of the wrong kind. What it
+    cannot hold of the metadata is left out, of which `not_held` tells.
+
+    Args:
+        picture: its metadata is mended to fit its pixels.
+        path: of the file.
+        quality: of a lossy type, 1 to 100; a lossless picture stays lossless.
 
     Returns:
-        A phrase about that; mostly empty.
+        A phrase about what was turned; mostly empty.
 
     Raises:
         ImageError: the type cannot hold an image of that size.
     """
     path, kind = Path(path), WRITTEN[Path(path).suffix.lower()]
     held, remarks = _as_held(picture, kind)
-    pixels = held.rgb[..., :1] if held.gray else held.rgb
-    if held.alpha is not None:
-        pixels = np.concatenate((pixels, held.alpha[..., None]), -1)
     try:
-        encoded = _encode(pixels, kind, held.profile)
+        encoded = _encode(held, kind, quality)
     except (ValueError, OSError, RuntimeError) as error:
-        size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        size = f"{held.rgb.shape[1]}x{held.rgb.shape[0]}"
         raise ImageError(f"{path}: {size} pixels cannot be written ({error})") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(encoded)
     return ", ".join(remarks)
+
+
+def not_held(picture: Picture, path: str | Path) -> list[str]:
+    """What the type of a path's suffix cannot hold of a picture's metadata, in words."""
+    kind = WRITTEN[Path(path).suffix.lower()]
+    return [f"{kind.name} cannot hold {words}" for words in _metadata_held(picture, kind)[1]]
+
+
+def _metadata_held(picture: Picture, kind: FileType) -> tuple[Metadata, list[str]]:
+    height, width = picture.rgb.shape[:2]
+    return picture.metadata.of_size(width, height).as_held(kind.holds, kind.largest)
 
 
 def _as_held(picture: Picture, kind: FileType) -> tuple[Picture, list[str]]:
@@ -258,8 +297,10 @@ def _as_held(picture: Picture, kind: FileType) -> tuple[Picture, list[str]]:
         remarks.append("on white instead of transparent")
         opacity = alpha[..., None] / np.float32(255)
         rgb, alpha = np.uint8(rgb * opacity + 255 * (1 - opacity) + 0.5), None
-    # A profile of RGB would not fit one channel.
-    return Picture(rgb, alpha, gray and (profile is None or space == GRAY), profile), remarks
+    gray = gray and (profile is None or space == GRAY)  # one of RGB would not fit one channel
+    metadata, _ = _metadata_held(picture, kind)
+    held = replace(picture, rgb=rgb, alpha=alpha, gray=gray, profile=profile, metadata=metadata)
+    return held, remarks
 
 
 def write_image(image: np.ndarray, path: str | Path) -> None:
@@ -267,25 +308,39 @@ def write_image(image: np.ndarray, path: str | Path) -> None:
     write_picture(Picture(image), path)
 
 
-def _encode(pixels: np.ndarray, kind: FileType, profile: bytes | None) -> bytes:
-    """(H, W, 1 to 4): gray, gray and alpha, RGB or RGBA."""
-    channels = pixels.shape[2]
-    if pixels.dtype == np.uint8:
-        buffer = io.BytesIO()
-        image = Image.fromarray(pixels.squeeze(2) if channels == 1 else pixels)
-        image.save(buffer, kind.name, icc_profile=profile, **kind.options)
-        return buffer.getvalue()
-    if kind.name == "PNG":
-        return with_profile(bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels))), profile)
+def _encode(picture: Picture, kind: FileType, quality: int | None) -> bytes:
+    """What `kind` holds, as its file."""
+    metadata, profile = picture.metadata, picture.profile
+    pixels = picture.rgb[..., :1] if picture.gray else picture.rgb
+    if picture.alpha is not None:
+        pixels = np.concatenate((pixels, picture.alpha[..., None]), -1)
     buffer = io.BytesIO()
-    tifffile.imwrite(
-        buffer,
-        pixels.squeeze(2) if channels == 1 else pixels,
-        photometric="rgb" if channels > 2 else "minisblack",
-        planarconfig="contig" if channels > 1 else None,
-        extrasamples=["unassalpha"] if channels in (2, 4) else None,
-        compression="zlib",
-        iccprofile=profile,
-        metadata=None,
-    )
-    return buffer.getvalue()
+    if kind is TIFF:
+        pages = TiffPages(buffer, pixels.nbytes)
+        pages.add(pixels, profile, metadata)
+        pages.close()
+        return buffer.getvalue()
+    chunks = metadata.png_chunks()
+    if pixels.dtype == np.uint16:
+        chunks += [profile_chunk(profile)] if profile else []
+        return with_chunks(bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels))), chunks)
+    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+    image.save(buffer, kind.name, icc_profile=profile, **_options(picture, kind, quality))
+    encoded = buffer.getvalue()
+    if kind is PNG:
+        return with_chunks(encoded, chunks)
+    return with_segments(encoded, metadata.jpeg_segments()) if kind is JPEG else encoded
+
+
+def _options(picture: Picture, kind: FileType, quality: int | None) -> dict:
+    """Of Pillow's encoder."""
+    options, metadata = dict(kind.options), picture.metadata
+    if kind.lossy and quality:
+        options["quality"] = quality
+    if kind is WEBP:
+        options |= dict(lossless=True, exact=True) if picture.lossless else {}
+        options["exif"] = metadata.exif.block() if metadata.exif else b""
+        options["xmp"] = metadata.xmp
+    if kind.name in ("JPEG", "BMP") and metadata.dpi and max(metadata.dpi) < 2**16:
+        options["dpi"] = metadata.dpi
+    return options

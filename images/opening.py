@@ -27,12 +27,14 @@ class Opened:
         content: the bytes that Pillow reads, where they are not the file's.
         remarks: phrases about what was mended or left out.
         complete: no pixel is made up.
+        chunks: type and content of those of a PNG that are metadata.
     """
 
     file: ImageFile.ImageFile
     content: bytes | None = None
     remarks: list[str] = field(default_factory=list)
     complete: bool = True
+    chunks: list[tuple[bytes, bytes]] = field(default_factory=list)
 
 
 @contextmanager
@@ -63,7 +65,8 @@ def _opened_png(path: str | Path) -> Iterator[Opened]:
     profile, remark = of_png(chunks.colours, gray)
     with open_image(path, io.BytesIO(chunks.slim)) as file:
         file.info["icc_profile"] = profile
-        yield Opened(file, chunks.slim, [*chunks.remarks, *filter(None, [remark])])
+        remarks = [*chunks.remarks, *filter(None, [remark])]
+        yield Opened(file, chunks.slim, remarks, chunks=chunks.metadata)
 
 
 @contextmanager

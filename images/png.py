@@ -11,7 +11,7 @@ IEND = b"\0\0\0\0IEND\xae\x42\x60\x82"
 NO_END = "its end is missing, but no pixel"
 NEEDED = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")  # of the ancillary ones
 COLOURS = {b"cICP": 4, b"iCCP": 3, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}  # and their least lengths
-TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+METADATA = {b"tEXt": 2, b"zTXt": 3, b"iTXt": 6, b"pHYs": 9}  # and their least lengths
 HELD = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts that say how the camera was
 PIECE = 2**14  # bytes that are inflated at a time, to 1000 times as many at most
 LARGEST_PROFILE = 2**26  # bytes; what unpacks to more is no profile
@@ -30,11 +30,13 @@ class Chunks:
     Attributes:
         slim: a file of only the chunks that its pixels, frames and orientation need.
         colours: content of those of `COLOURS`, whatever their order.
+        metadata: type and content of those of `METADATA`.
         remarks: what was damaged and left out.
     """
 
     slim: bytes
     colours: dict[bytes, bytes] = field(default_factory=dict)
+    metadata: list[tuple[bytes, bytes]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
 
@@ -55,16 +57,19 @@ def take_apart(png: bytes) -> Chunks:
         if kind == b"IEND":  # which has no content, and so no damage
             whole, intact = IEND, True
         critical = not kind[0] & 0x20 and (kind != b"PLTE" or of_palette)
-        needed = kind in NEEDED or (kind in TEXTS and data.startswith(HELD))
+        needed = kind in NEEDED or (kind in METADATA and data.startswith(HELD))
+        least = COLOURS.get(kind, METADATA.get(kind, 0))
         if critical and not intact:
             raise ImageError(f"its {name} chunk is damaged (wrong checksum); get the file again")
-        if not intact or len(data) < COLOURS.get(kind, 0):
-            if needed or kind in COLOURS:
+        if not intact or len(data) < least:
+            if kind in (*NEEDED, *METADATA, *COLOURS):
                 chunks.remarks.append(f"its {name} chunk is damaged and was left out")
         elif kind in COLOURS:
             chunks.colours.setdefault(kind, data)
         elif critical or needed:
             parts.append(whole)
+        if kind in METADATA and intact and len(data) >= least and len(whole) == 12 + len(data):
+            chunks.metadata.append((kind, data))
     if kind != b"IEND":
         chunks.remarks.append(NO_END)  # unless decoding it fails
         if len(whole) == 12 + int.from_bytes(whole[:4], "big"):  # the last one is complete
@@ -137,11 +142,16 @@ def profile_in(chunk: bytes) -> bytes | None:
         return None
 
 
-def with_profile(png: bytes, profile: bytes | None) -> bytes:
-    """Put an iCCP chunk, which imagecodecs does not write, behind the header."""
-    if not profile:
-        return png
-    chunk = b"iCCP" + b"ICC profile\0\0" + zlib.compress(profile)
+def profile_chunk(profile: bytes) -> tuple[bytes, bytes]:
+    return b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)
+
+
+def with_chunks(png: bytes, chunks: list[tuple[bytes, bytes]]) -> bytes:
+    """Put chunks, given by type and content, behind the header."""
     header = len(PNG_START) + 25  # and IHDR
-    whole = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    return png[:header] + whole + png[header:]
+    return png[:header] + b"".join(chunk(*parts) for parts in chunks) + png[header:]
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = zlib.crc32(data, zlib.crc32(kind))
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)

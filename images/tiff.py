@@ -4,6 +4,7 @@ What the tags mean: "TIFF, Revision 6.0" (Adobe, 1992) and its technical notes.
 """
 
 import logging
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, TiffFi
 
 from images.kinds import TIFF_STARTS, TRUNCATED, ImageError, NoLimit, refuse_too_large
 from images.levels import Pixels, from_channels, in_bands, rgb_of_inks, rgb_of_lab, scaled, straight
+from images.metadata import Metadata, tiff_metadata
 from images.modes import pixels_of
 
 PHOTOMETRIC_TAG, ORIENTATION, INK_SET, SUBSAMPLING, PROFILE = 262, 274, 332, 530, 34675
@@ -43,12 +45,14 @@ class Tiff(NamedTuple):
         orientation: the value of its tag, 1 to 8, to be applied yet.
         profile: the ICC profile that belongs to `pixels`, or None.
         remark: a phrase about what was left out; mostly empty.
+        metadata: of the page.
     """
 
     pixels: Pixels
     orientation: int
     profile: bytes | None
     remark: str
+    metadata: Metadata
 
 
 def is_tiff(path: str | Path) -> bool:
@@ -77,7 +81,14 @@ def read_tiff(path: str | Path) -> Tiff:
                 remarks.append(f"{used} of {page.samplesperpixel} channels")
     if _photometric(page) in (PHOTOMETRIC.SEPARATED, *LAB):
         profile = None  # they are sRGB by now
-    return Tiff(pixels, orientation, profile, ", ".join(remarks))
+    metadata, damage = _metadata(path, page.offset)
+    remarks += [damage] if damage else []
+    return Tiff(pixels, orientation, profile, ", ".join(remarks), metadata)
+
+
+def _metadata(path: str | Path, offset: int) -> tuple[Metadata, str]:
+    with open(path, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        return tiff_metadata(data, offset)
 
 
 def _pictures(file: TiffFile) -> list[TiffPage]:

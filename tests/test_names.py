@@ -238,14 +238,12 @@ def test_a_wrong_command_leaves_no_folder(run, photo):
 
 
 def test_an_error_of_any_kind_stops_no_other_image(run, photos, monkeypatch, capsys):
-    write = run.command.write_picture
-
-    def fail_once(picture, path):
+    def fail_once(picture, path, *rest):
         if path.name == "b.png":
             raise KeyError("an encoder's own")
-        return write(picture, path)
+        return write_picture(picture, path, *rest)
 
-    monkeypatch.setitem(run.command.finish.__globals__, "write_picture", fail_once)
+    monkeypatch.setattr("upscaling.saving.write_picture", fail_once)
     assert run("photos", "-o", "out") == 1
     assert failures(capsys.readouterr().err) == [
         'Failed: photos/b.png: KeyError: "an encoder\'s own"'

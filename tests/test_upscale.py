@@ -132,17 +132,17 @@ def test_a_folder_becomes_png_files_in_the_same_tree(workplace, net, monkeypatch
 def test_reading_the_network_and_writing_overlap(workplace, monkeypatch):
     """On b.png the network waits until c.bmp is being read and a.png is being written."""
     begun = {name: threading.Event() for name in ("read c", "write a")}
-    read, write, enlarge = command.read_picture, command.write_picture, command.enlarge
+    read, enlarge = command.read_picture, command.enlarge
 
     def noting_read(path):
         if path.name == "c.bmp":
             begun["read c"].set()
         return read(path)
 
-    def noting_write(picture, path):
+    def noting_write(picture, path, *rest):
         if path.name == "a.png":
             begun["write a"].set()
-        return write(picture, path)
+        return write_picture(picture, path, *rest)
 
     def waiting(picture, upscaler):
         if picture.rgb.shape[1] == 64:  # b.png
@@ -150,7 +150,7 @@ def test_reading_the_network_and_writing_overlap(workplace, monkeypatch):
         return enlarge(picture, upscaler)
 
     monkeypatch.setattr(command, "read_picture", noting_read)
-    monkeypatch.setattr(command, "write_picture", noting_write)
+    monkeypatch.setattr("upscaling.saving.write_picture", noting_write)
     monkeypatch.setattr(command, "enlarge", waiting)
     assert run(monkeypatch, "photos") == 0
 

@@ -66,12 +66,6 @@ def ending(path: Path, kind: str | None) -> str:
     return f".{kind or 'png'}"
 
 
-def not_written(sources: list[Path]) -> str:
-    """The suffixes of files whose type is not written: ".avif, .gif"."""
-    suffixes = {source.suffix.lower() for source in sources} - {*WRITTEN}
-    return ", ".join(sorted(suffix or "no suffix" for suffix in suffixes))
-
-
 def result_file(source: Path, output: Path, kind: str | None, suffix: str) -> Path | None:
     """The file that `output` names, or None where it names a folder; arguments as of `plan`.
 

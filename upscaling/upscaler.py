@@ -5,6 +5,7 @@ enlarged = upscaler(image)  # uint8 or uint16, (H, W, 3)
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,11 +182,12 @@ def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
     gray = {(1, 3): False, (3, 1): True}.get(upscaler.channels, picture.gray)
     if gray:
         rgb = np.repeat(mean_colour(rgb)[..., None], 3, -1)
-    if gray == picture.gray:
-        return Picture(rgb, alpha, gray, picture.profile, remark=picture.remark)
-    dropped = "without its profile, which is for another number of channels"
-    remarks = [picture.remark, dropped if picture.profile else ""]
-    return Picture(rgb, alpha, gray, remark=", ".join(filter(None, remarks)))
+    enlarged = replace(picture, rgb=rgb, alpha=alpha, gray=gray)
+    if gray != picture.gray and picture.profile:
+        dropped = "without its profile, which is for another number of channels"
+        enlarged.profile = None
+        enlarged.remark = ", ".join(filter(None, (picture.remark, dropped)))
+    return enlarged
 
 
 def check_size(image: np.ndarray, upscaler: Upscaler) -> None:
