@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from formats.published import BOX
 from images.colour import to_srgb
-from images.files import Picture, read_picture, to_8_bits, write_image
+from images.files import Picture, to_8_bits, write_image
 from images.opening import silence_pillow
 from images.resize import part_by_nearest
 from images.scores import Metric, MetricError, as_text, load_metrics, rate, save_table
@@ -74,6 +74,7 @@ def main(ranks: Ranks) -> int:
         arguments.suffix,
         arguments.compare,
         arguments.hr,
+        arguments.first_frame,
     )
     refuse_quality(jobs, arguments.quality)
     device = choose_device(arguments.device, ranks.local)
@@ -142,7 +143,7 @@ def work(
                 refuse_long_name(job.target)
                 picture = reading.result()
                 make_room(picture, upscaler, last)
-                enlarged = enlarge(picture, upscaler)
+                enlarged = enlarge(picture, upscaler, bar)
                 check_tiles(job, picture, upscaler, arguments)
                 last.result()  # no more than one result waits in memory
                 last = writer.submit(
@@ -164,8 +165,8 @@ def read_ahead(jobs: list[Job]) -> Iterator[tuple[Job, Future]]:
     with ThreadPoolExecutor(1) as reader:
         ahead: Future | None = None
         for i, job in enumerate(jobs):
-            reading = ahead or reader.submit(read_picture, job.source)
-            ahead = reader.submit(read_picture, jobs[i + 1].source) if jobs[i + 1 :] else None
+            reading = ahead or reader.submit(job.read)
+            ahead = reader.submit(jobs[i + 1].read) if jobs[i + 1 :] else None
             yield job, reading
 
 
@@ -207,7 +208,7 @@ def finish(
             low_res, ours = to_8_bits(picture.rgb), to_8_bits(enlarged.rgb)
             judged = metrics if scored else None
             compare(job, low_res, ours, enlarged.profile, upscaler, judged, arguments, results)
-        results.pixels.append(enlarged.rgb.shape[0] * enlarged.rgb.shape[1])
+        results.pixels.append(enlarged.area)
 
 
 def compare(

@@ -4,9 +4,12 @@ Pillow reads and writes 8 bits; tifffile and imagecodecs what Pillow cannot.
 """
 
 import io
-import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import BinaryIO, TypeAlias
 
 import cv2
 import imagecodecs
@@ -16,15 +19,18 @@ from PIL import Image
 from images.bands import bands
 from images.colour import GRAY, checked_profile, colour_space, to_srgb
 from images.deep import left_out, read_deep
+from images.filetypes import GIF, JPEG, PNG, TIFF, WEBP, WRITTEN, FileType
+from images.frames import ANIMATED, FRAMES, PAGES, frame_of, later_frames, plays_of
+from images.gif import GifAnimation, as_few_colours, encoded_gif
 from images.jpeg import with_segments
-from images.kinds import TRUNCATED, ImageError, refuse_raw, special_kind
-from images.metadata import SEGMENT, Metadata, read_metadata
+from images.kinds import ImageError, reason_of, refuse_raw, special_kind
+from images.metadata import Metadata, read_metadata
 from images.modes import pixels_of
 from images.opening import opened
-from images.png import profile_chunk, with_chunks
-from images.sequences import TiffPages
-from images.tiff import is_tiff, read_tiff
-from images.webp import is_lossless_webp
+from images.pages import TiffPages
+from images.png import PngAnimation, profile_chunk, with_chunks
+from images.tiff import Tiff, first_of, is_tiff, later_pages, read_tiff
+from images.webp import WebpAnimation, is_lossless_webp
 from utils import replacing
 
 ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
@@ -32,12 +38,7 @@ UPRIGHT = {  # its values -> (mirror left and right first, quarter turns to the 
     **{1: (False, 0), 2: (True, 0), 3: (False, 2), 4: (True, 2)},
     **{5: (True, 1), 6: (False, 3), 7: (True, 3), 8: (False, 1)},
 }
-CUT_SHORT = (  # how decoders say so
-    *("image file is truncated", "Truncated File Read"),
-    "png_read_data_fn input stream too small",
-)
-# What has frames or pages; a phone's JPEG has previews.
-ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "HEIF", "FLI", "DCX")
+SEVERAL = (*ANIMATED, "HEIF", "DCX")  # what has frames or pages; a phone's JPEG has previews
 
 
 @dataclass
@@ -53,6 +54,8 @@ class Picture:
         complete: no pixel is made up, as the last rows of a file that is cut short are.
         metadata: what else the file says of it.
         lossless: its pixels are kept exactly in a file whose type often does not.
+        sequence: the pictures that follow it in its file, if they are wanted.
+        duration: milliseconds that it is shown, of an animation's frame; None: it is no frame.
     """
 
     rgb: np.ndarray
@@ -63,59 +66,51 @@ class Picture:
     complete: bool = True
     metadata: Metadata = field(default_factory=Metadata)
     lossless: bool = False
+    sequence: "Sequence | None" = None
+    duration: float | None = None
+
+    @property
+    def area(self) -> int:
+        """Pixels, with those of the sequence."""
+        return self.rgb[..., 0].size * (self.sequence.count if self.sequence else 1)
 
 
 @dataclass(frozen=True)
-class FileType:
-    """A type of file to write.
+class Sequence:
+    """What follows the first picture of a file.
 
     Attributes:
-        name: Pillow's.
-        options: of its encoder.
-        deep, alpha, gray: it holds 16 bits, transparency, one channel.
-        profile: bytes of the largest profile that it holds so that Pillow opens it.
-        holds: attributes of `Metadata`.
-        largest: bytes of one of those.
+        kind: FRAMES of an animation, or PAGES.
+        count: of all pictures, as the file has it.
+        plays: how often an animation is shown; 0: for ever.
+        rest: reads the file once more, and picture after picture but the first. An error stands
+            for what cannot be read.
     """
 
-    name: str
-    options: dict = field(default_factory=dict)
-    deep: bool = False
-    alpha: bool = False
-    gray: bool = True
-    profile: float = math.inf
-    holds: tuple[str, ...] = ()
-    largest: float = math.inf
-
-    @property
-    def lossy(self) -> bool:
-        return "quality" in self.options
+    kind: str
+    count: int
+    plays: int
+    rest: Callable[[], Iterator[Picture | ImageError]]
 
 
-# Pillow unpacks at most 1 MiB of a PNG's profile. JPEG holds one in up to 255 segments; without
-# subsampling it keeps the resolution of colours.
-ANY = ("exif", "xmp", "iptc", "dpi", "comments", "texts")
-PNG = FileType("PNG", deep=True, alpha=True, profile=2**20 - 1, holds=ANY)
-JPEG = FileType(
-    "JPEG", dict(quality=95, subsampling=0), profile=255 * 65519, holds=ANY[:5], largest=SEGMENT
-)
-WEBP = FileType("WEBP", dict(quality=95), alpha=True, gray=False, holds=ANY[:2])
-TIFF = FileType("TIFF", deep=True, alpha=True, holds=ANY[:4])
-WRITTEN = {
-    ".png": PNG,
-    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), JPEG),
-    **dict.fromkeys((".tif", ".tiff"), TIFF),
-    ".webp": WEBP,
-    ".bmp": FileType("BMP", profile=0, holds=("dpi",)),
-    ".tga": FileType("TGA", alpha=True, profile=0),
+Animation: TypeAlias = PngAnimation | WebpAnimation | GifAnimation
+Writer: TypeAlias = Animation | TiffPages
+ANIMATIONS: dict[str, type[Animation]] = {
+    "PNG": PngAnimation,
+    "WEBP": WebpAnimation,
+    "GIF": GifAnimation,
 }
 
 
 # ---------------------------------------------------------------------------------------- reading
 
 
-def read_picture(path: str | Path) -> Picture:
+def read_picture(path: str | Path, several: tuple[str, ...] = ()) -> Picture:
     """Decode a file with all that a result should keep of it.
+
+    Args:
+        path: of the file.
+        several: kinds of sequences that are wanted; of others the first picture is.
 
     Raises:
         ImageError: it cannot be read; the message says why.
@@ -124,29 +119,24 @@ def read_picture(path: str | Path) -> Picture:
         if special := special_kind(path):
             raise ImageError(f"it is {special}, not a file")
         refuse_raw(path)
-        picture, orientation = _read_tiff(path) if is_tiff(path) else _read_other(path)
+        read = _read_tiff if is_tiff(path) else _read_other
+        return read(path, several)
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
-        raise ImageError(f"{path}: {_reason(error)}") from error
+        raise ImageError(f"{path}: {reason_of(error)}") from error
+
+
+def _upright(picture: Picture, orientation: int) -> Picture:
+    """As it is to be seen, and with a profile that fits."""
     turn = UPRIGHT.get(orientation, UPRIGHT[1])
-    picture.rgb = _turned(picture.rgb, *turn)
-    if turn[1] % 2:
-        picture.metadata = picture.metadata.turned()
-    if picture.alpha is not None:
-        picture.alpha = _turned(picture.alpha, *turn)
-    picture.profile, misfit = checked_profile(picture.profile, picture.gray)
-    picture.remark = "; ".join(filter(None, (picture.remark, misfit)))
-    return picture
-
-
-def _reason(error: Exception) -> str:
-    """In plain words, and with what to do."""
-    if isinstance(error, ImageError | MemoryError):
-        return str(error) or "not enough memory"
-    if strerror := getattr(error, "strerror", None):  # the system's
-        return strerror
-    if str(error).startswith(CUT_SHORT):
-        return TRUNCATED
-    return f"it is damaged ({str(error) or type(error).__name__}); get it again"
+    profile, misfit = checked_profile(picture.profile, picture.gray)
+    return replace(
+        picture,
+        rgb=_turned(picture.rgb, *turn),
+        alpha=None if picture.alpha is None else _turned(picture.alpha, *turn),
+        profile=profile,
+        remark="; ".join(filter(None, (picture.remark, misfit))),
+        metadata=picture.metadata.turned() if turn[1] % 2 else picture.metadata,
+    )
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -179,34 +169,70 @@ def to_8_bits(image: np.ndarray) -> np.ndarray:
     return rounded
 
 
-def _read_tiff(path: str | Path) -> tuple[Picture, int]:
-    pixels, orientation, profile, remark, metadata = read_tiff(path)
-    return Picture(*pixels, profile, remark, metadata=metadata), orientation
+def _read_tiff(path: str | Path, several: tuple[str, ...]) -> Picture:
+    first, count = read_tiff(path)
+    picture = _of_tiff(first)
+    if count > 1 and PAGES in several:
+
+        def rest() -> Iterator[Picture | ImageError]:
+            for page in later_pages(path):
+                yield page if isinstance(page, ImageError) else _of_tiff(page)
+
+        picture.sequence = Sequence(PAGES, count, 0, rest)
+    elif count > 1:
+        picture.remark = ", ".join(filter(None, (first_of(count), picture.remark)))
+    return picture
 
 
-def _read_other(path: str | Path) -> tuple[Picture, int]:
-    """By Pillow, but for more than 8 bits; and the orientation that is yet to be applied."""
+def _of_tiff(page: Tiff) -> Picture:
+    picture = Picture(*page.pixels, page.profile, page.remark, metadata=page.metadata)
+    return _upright(picture, page.orientation)
+
+
+def _read_other(path: str | Path, several: tuple[str, ...]) -> Picture:
+    """By Pillow, but for more than 8 bits of what does not move."""
     with opened(path) as opening:
         file = opening.file
-        frames = getattr(file, "n_frames", 1) if file.format in ANIMATED else 1
-        remarks = [f"the first of {frames} frames"] if frames > 1 else []
+        count = getattr(file, "n_frames", 1) if file.format in SEVERAL else 1
+        moves = count > 1 and file.format in ANIMATED and FRAMES in several
+        remarks = [] if count == 1 or moves else [first_of(count)]
         converted = file.mode in ("CMYK", "LAB")  # to sRGB, which the profile does not fit
 
         def content() -> bytes:
             return opening.content or Path(path).read_bytes()
 
-        pixels = read_deep(file, content)
+        pixels, duration = read_deep(file, content), None
         if pixels is None:
             remarks += left_out(file, content)
-            pixels = pixels_of(file)
+        if moves:
+            deep, (pixels, duration) = pixels, frame_of(file)
+            remarks += ["8 bits of more"] if deep and deep.rgb.dtype != pixels.rgb.dtype else []
+        pixels = pixels or pixels_of(file)
         profile = None if converted else file.info.get("icc_profile")
-        orientation = file.getexif().get(ORIENTATION, 1)
+        orientation, plays = file.getexif().get(ORIENTATION, 1), plays_of(file)
         gif = content() if file.format == "GIF" else None
         metadata, damage = read_metadata(file, opening.chunks, gif)
         lossless = file.format == "WEBP" and is_lossless_webp(content())
     remark = "; ".join(filter(None, [*remarks, *opening.remarks, damage]))
     picture = Picture(*pixels, profile, remark, opening.complete, metadata, lossless)
-    return picture, orientation
+    picture.duration = duration
+    if moves:
+        frame = replace(picture, metadata=Metadata(), remark="", sequence=None)
+        rest = partial(_later_frames, path, count, frame, orientation)
+        picture.sequence = Sequence(FRAMES, count, plays, rest)
+    return _upright(picture, orientation)
+
+
+def _later_frames(
+    path: str | Path, count: int, like: Picture, orientation: int
+) -> Iterator[Picture | ImageError]:
+    for frame in later_frames(path, count):
+        if isinstance(frame, ImageError):
+            yield frame
+        else:
+            rgb, alpha, gray = frame.pixels
+            picture = replace(like, rgb=rgb, alpha=alpha, gray=gray, duration=frame.duration)
+            yield _upright(picture, orientation)
 
 
 def _turned(pixels: np.ndarray, mirrored: bool, quarters: int) -> np.ndarray:
@@ -256,16 +282,66 @@ def write_picture(picture: Picture, path: str | Path, quality: int | None = None
         ImageError: the type cannot hold an image of that size.
     """
     path, kind = Path(path), WRITTEN[Path(path).suffix.lower()]
-    held, remarks = _as_held(picture, kind)
-    try:
-        encoded = _encode(held, kind, quality)
-    except (ValueError, OSError, RuntimeError) as error:
-        size = f"{held.rgb.shape[1]}x{held.rgb.shape[0]}"
-        raise ImageError(f"{path}: {size} pixels cannot be written ({error})") from error
+    if picture.sequence and picture.sequence.kind in kind.several:
+        return _write_sequence(picture, picture.sequence, path, quality)
+    encoded, remarks = _as_file(picture, path, quality)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(encoded)
     return ", ".join(remarks)
+
+
+def _as_file(picture: Picture, path: Path, quality: int | None) -> tuple[bytes, list[str]]:
+    """The content of the file that `path` names, and phrases about what was turned for it."""
+    kind = WRITTEN[path.suffix.lower()]
+    held, remarks = _as_held(picture, kind)
+    try:
+        return _encode(held, kind, quality), remarks
+    except (ValueError, OSError, RuntimeError) as error:
+        size = f"{held.rgb.shape[1]}x{held.rgb.shape[0]}"
+        raise ImageError(f"{path}: {size} pixels cannot be written ({error})") from error
+
+
+def _write_sequence(picture: Picture, sequence: Sequence, path: Path, quality: int | None) -> str:
+    """One picture at a time is in memory.
+
+    Raises:
+        ImageError: some of them cannot be read; the file has the others.
+    """
+    kind = WRITTEN[path.suffix.lower()]
+    told: dict[str, None] = {}  # each once, in order
+    errors = []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        writer = _writer(file, kind, picture, sequence)
+        for each in chain([picture], sequence.rest()):
+            if isinstance(each, ImageError):
+                errors.append(str(each))
+            else:
+                told |= dict.fromkeys(_add(writer, each, path, quality))
+        writer.close()
+    if errors:
+        raise ImageError(f"{'; '.join(errors)}. The others are in {path}")
+    if sequence.kind == FRAMES and kind is TIFF:
+        told["without the times of its frames"] = None
+    return ", ".join(told)
+
+
+def _writer(file: BinaryIO, kind: FileType, picture: Picture, sequence: Sequence) -> Writer:
+    if kind is TIFF:
+        return TiffPages(file, 2 * picture.rgb.nbytes * sequence.count)
+    return ANIMATIONS[kind.name](file, sequence.plays)
+
+
+def _add(writer: Writer, picture: Picture, path: Path, quality: int | None) -> list[str]:
+    """Phrases about what was turned."""
+    if isinstance(writer, TiffPages):
+        held, remarks = _as_held(picture, TIFF)
+        writer.add(_stacked(held), held.profile, held.metadata)
+    else:
+        encoded, remarks = _as_file(picture, path, quality)
+        writer.add(encoded, picture.duration)
+    return remarks
 
 
 def not_held(picture: Picture, path: str | Path) -> list[str]:
@@ -297,6 +373,9 @@ def _as_held(picture: Picture, kind: FileType) -> tuple[Picture, list[str]]:
         remarks.append("on white instead of transparent")
         opacity = alpha[..., None] / np.float32(255)
         rgb, alpha = np.uint8(rgb * opacity + 255 * (1 - opacity) + 0.5), None
+    if kind is GIF:
+        rgb, alpha, changed = as_few_colours(rgb, alpha)
+        remarks += ["256 colours, each opaque or clear"] if changed else []
     gray = gray and (profile is None or space == GRAY)  # one of RGB would not fit one channel
     metadata, _ = _metadata_held(picture, kind)
     held = replace(picture, rgb=rgb, alpha=alpha, gray=gray, profile=profile, metadata=metadata)
@@ -311,15 +390,15 @@ def write_image(image: np.ndarray, path: str | Path) -> None:
 def _encode(picture: Picture, kind: FileType, quality: int | None) -> bytes:
     """What `kind` holds, as its file."""
     metadata, profile = picture.metadata, picture.profile
-    pixels = picture.rgb[..., :1] if picture.gray else picture.rgb
-    if picture.alpha is not None:
-        pixels = np.concatenate((pixels, picture.alpha[..., None]), -1)
+    pixels = _stacked(picture)
     buffer = io.BytesIO()
     if kind is TIFF:
         pages = TiffPages(buffer, pixels.nbytes)
         pages.add(pixels, profile, metadata)
         pages.close()
         return buffer.getvalue()
+    if kind is GIF:
+        return encoded_gif(picture.rgb, picture.alpha, metadata.gif_extensions())
     chunks = metadata.png_chunks()
     if pixels.dtype == np.uint16:
         chunks += [profile_chunk(profile)] if profile else []
@@ -330,6 +409,12 @@ def _encode(picture: Picture, kind: FileType, quality: int | None) -> bytes:
     if kind is PNG:
         return with_chunks(encoded, chunks)
     return with_segments(encoded, metadata.jpeg_segments()) if kind is JPEG else encoded
+
+
+def _stacked(picture: Picture) -> np.ndarray:
+    """(H, W, 1 to 4): gray, gray and alpha, RGB or RGBA."""
+    colour = picture.rgb[..., :1] if picture.gray else picture.rgb
+    return colour if picture.alpha is None else np.dstack((colour, picture.alpha))
 
 
 def _options(picture: Picture, kind: FileType, quality: int | None) -> dict:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL.ImageFile import ImageFile
 
 from images.exif import DESCRIPTIVE, PREFIX, USER_COMMENT, Data, Entry, Exif, nothing_yet, read_exif
+from images.gif import divided, gif_blocks, joined
 from images.xmp import as_utf8, mended_xmp
 
 Text = tuple[bytes, bytes]  # type and content of a chunk of PNG
@@ -160,8 +161,8 @@ class Metadata:
         segments += [(0xFE, comment) for comment in self.comments]
         return b"".join(struct.pack(">BBH", 0xFF, m, len(c) + 2) + c for m, c in segments)
 
-    def gif_blocks(self) -> bytes:
-        blocks = [b"!\xfe" + _sub_blocks(comment) for comment in self.comments]
+    def gif_extensions(self) -> bytes:
+        blocks = [b"!\xfe" + divided(comment) for comment in self.comments]
         if self.xmp:
             blocks.append(b"!\xff\x0b" + GIF_XMP + self.xmp + GIF_XMP_END)
         return b"".join(blocks)
@@ -346,50 +347,10 @@ def _decoded(comment: bytes) -> str:
 def _words_of_gif(gif: bytes) -> tuple[list[bytes], bytes]:
     """The comments of a GIF file, and its XMP data."""
     comments, xmp = [], b""
-    for kind, block, _ in blocks_of_gif(gif):
+    for kind, block in gif_blocks(gif):
         if kind == b"!\xfe":
-            comments.append(_joined(block[2:]))
+            comments.append(joined(block[2:]))
         if kind == b"!\xff" and block[3:14] == GIF_XMP:
             # Its bytes are no blocks; what stands behind it leads every reader to its end.
             xmp = block[14:].rpartition(GIF_XMP_END[:16])[0]
     return comments, xmp
-
-
-def blocks_of_gif(gif: bytes) -> Iterator[tuple[bytes, bytes, int]]:
-    """Kind, bytes and place of each block behind the header, up to the end or to damage.
-
-    A picture's kind is b","; an extension's is b"!" and a label.
-    """
-    at = 13 + _table(gif[10:11])
-    while at < len(gif):
-        start = at
-        if gif[at : at + 1] == b",":
-            kind, at = b",", at + 10 + _table(gif[at + 9 : at + 10]) + 1
-        elif gif[at : at + 1] == b"!":
-            kind, at = gif[at : at + 2], at + 2
-        else:
-            return
-        while at < len(gif) and gif[at]:
-            at += 1 + gif[at]
-        at += 1
-        if at > len(gif):
-            return
-        yield kind, gif[start:at], start
-
-
-def _table(flags: bytes) -> int:
-    """Bytes of the table of colours that these flags stand for."""
-    return 3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0
-
-
-def _joined(blocks: bytes) -> bytes:
-    joined, at = b"", 0
-    while at < len(blocks) and blocks[at]:
-        joined += blocks[at + 1 : at + 1 + blocks[at]]
-        at += 1 + blocks[at]
-    return joined
-
-
-def _sub_blocks(data: bytes) -> bytes:
-    parts = [data[i : i + 255] for i in range(0, len(data), 255)]
-    return b"".join(bytes([len(part)]) + part for part in parts) + b"\0"

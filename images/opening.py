@@ -13,6 +13,7 @@ from images.colour import DAMAGED, of_boxes, of_png
 from images.jpeg import completed, with_right_lengths
 from images.kinds import JPEG_START, PNG_START, open_image
 from images.png import NO_END, take_apart
+from images.webp import without_cut_chunk
 
 GRAY_PNG = (0, 4)  # colour types: gray, and gray with alpha
 BOXES = 2**20  # bytes from the start in which AVIF and HEIF say what their colours are
@@ -51,6 +52,8 @@ def opened(path: str | Path) -> Iterator[Opened]:
         opening = _opened_png(path)
     elif start.startswith(JPEG_START):
         opening = _opened_jpeg(path)
+    elif start.startswith(b"RIFF"):
+        opening = _opened_webp(path)
     else:
         opening = _opened_other(path)
     with opening as result:
@@ -84,6 +87,14 @@ def _opened_jpeg(path: str | Path) -> Iterator[Opened]:
         else:
             damaged = file.info.get("icc_profile", b"") is None  # a part of it is missing
             yield Opened(file, content, [DAMAGED] if damaged else [])
+
+
+@contextmanager
+def _opened_webp(path: str | Path) -> Iterator[Opened]:
+    content = Path(path).read_bytes()
+    mended = without_cut_chunk(content)
+    with open_image(path, io.BytesIO(mended)) as file:
+        yield Opened(file, None if mended is content else mended)
 
 
 @contextmanager

@@ -209,7 +209,7 @@ def test_a_folder_may_have_an_images_suffix(run, photo):
     ("arguments", "message"),
     [
         (["photos", "-o", "out.png"], "photos is a folder, but out.png names one image"),
-        (["photo.png", "-o", "out.gif"], "out.gif: results cannot be .gif; they can be .png"),
+        (["photo.png", "-o", "out.jp2"], "out.jp2: results cannot be .jp2; they can be .png"),
         (["photo.png", "-o", "out.heic"], "results cannot be .heic"),
         (["photo.png", "-o", "out.cr2"], "results cannot be .cr2"),
         (["photo.png", "-o", "out.png", "--format", "jpg"], "not what --format jpg says"),

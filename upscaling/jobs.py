@@ -4,9 +4,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from images.files import WRITTEN
+from images.files import WRITTEN, Picture, read_picture
+from images.gif import count_frames
 from images.kinds import has_suffix
 from images.names import fitting, longest_name, name_length
+from images.tiff import count_pages
 from upscaling.inputs import UsageError, find_inputs, find_partner, partners_in
 
 
@@ -18,6 +20,10 @@ class Job:
     target: Path
     comparison: Path | None  # where the side-by-side picture goes
     high_res: Path | None  # what the result is scored against
+    several: tuple[str, ...] = ()  # sequences that the result can hold
+
+    def read(self) -> Picture:
+        return read_picture(self.source, self.several)
 
 
 def plan(
@@ -27,6 +33,7 @@ def plan(
     suffix: str = "",
     compare: bool = False,
     hr: Path | None = None,
+    first_frame: bool = False,
 ) -> tuple[list[Job], list[str], Path]:
     """The jobs, what is not read and why, a line for each reason, and the folder of results.
 
@@ -39,6 +46,7 @@ def plan(
         suffix: goes behind each name.
         compare: whether side-by-side pictures are wanted.
         hr: folder of HR images.
+        first_frame: upscale nothing else of animations and of files with several pages.
 
     Raises:
         UsageError: no inputs, or two results in one place.
@@ -51,19 +59,30 @@ def plan(
     for path in found.images:
         relative = path.relative_to(root)
         name = path.stem if has_suffix(path) else path.name  # a.jpg_large is not a.jpg
-        target = named or folder / relative.with_name(name + suffix + ending(path, kind))
+        target = named or folder / relative.with_name(
+            name + suffix + ending(path, kind, first_frame)
+        )
         strip = target.relative_to(folder).with_suffix(".png") if compare else None
         comparison = fitting(folder / "compare" / strip) if strip else None
-        jobs.append(Job(path, target, comparison, find_partner(relative, high_res)))
+        several = () if first_frame else WRITTEN[target.suffix.lower()].several
+        jobs.append(Job(path, target, comparison, find_partner(relative, high_res), several))
     refuse_overwriting(jobs)
     return jobs, found.others, folder
 
 
-def ending(path: Path, kind: str | None) -> str:
-    """The suffix of the result of an image; with "same", PNG's where its type is not written."""
-    if kind == "same":
-        return path.suffix.lower() if path.suffix.lower() in WRITTEN else ".png"
-    return f".{kind or 'png'}"
+def ending(path: Path, kind: str | None, first_frame: bool = False) -> str:
+    """The suffix of the result of an image.
+
+    With "same", PNG's where its type is not written: GIF is only where it moves, as it has too few
+    colours. With None, TIFF's for several pages, of which PNG holds one.
+    """
+    if kind is None and not first_frame and count_pages(path) > 1:
+        return ".tif"
+    if kind != "same":
+        return f".{kind or 'png'}"
+    suffix = path.suffix.lower()
+    still = suffix == ".gif" and (first_frame or count_frames(path) == 1)
+    return suffix if suffix in WRITTEN and not still else ".png"
 
 
 def result_file(source: Path, output: Path, kind: str | None, suffix: str) -> Path | None:

@@ -43,7 +43,9 @@ class Saving:
         if self.keep_time:
             times = os.stat(job.source)
             os.utime(job.target, ns=(times.st_atime_ns, times.st_mtime_ns))
-        return [*filter(None, (picture.remark, remark))]
+        rest = picture.sequence
+        all_of_it = f"all {rest.count} {rest.kind}" if rest else ""
+        return [*filter(None, (all_of_it, picture.remark, remark))]
 
 
 def refuse_quality(jobs: list[Job], quality: int | None) -> None:
@@ -80,7 +82,11 @@ def summary(jobs: list[Job], same: bool, lost: list[str], skipped: Sequence[Path
         f"{what}: left out of {count} image{'s' if count > 1 else ''}"
         for what, count in sorted(Counter(lost).items())
     ]
-    others = {job.source.suffix.lower() for job in jobs} - {*WRITTEN}
+    others = {
+        job.source.suffix.lower()
+        for job in jobs
+        if WRITTEN.get(job.source.suffix.lower()) is not WRITTEN[job.target.suffix.lower()]
+    }
     if same and others:
         named = ", ".join(sorted(suffix or "no suffix" for suffix in others))
         lines.append(f"These types are not written, so their results are PNG: {named}")
@@ -106,6 +112,9 @@ def add_file_flags(group: argparse._ArgumentGroup) -> None:
         "--strip-metadata",
         action="store_true",
         help="leave out EXIF data, comments and such; the colour profile stays",
+    )
+    group.add_argument(
+        "--first-frame", action="store_true", help="of animations and of several pages, only that"
     )
     group.add_argument(
         "--keep-time", action="store_true", help="give results the times of their originals"

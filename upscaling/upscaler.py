@@ -5,7 +5,10 @@ enlarged = upscaler(image)  # uint8 or uint16, (H, W, 3)
 """
 
 import math
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from images.bands import bands
-from images.files import Picture, bleed
+from images.files import Picture, Sequence, bleed
+from images.kinds import ImageError
 from images.resize import imresize
 from upscaling.inputs import UsageError
 from upscaling.tiles import Network, upscale
@@ -79,6 +83,7 @@ class Upscaler:
         self.tile = choose_tile(self.net, self.device) if tile is None else tile
         self.batch = batch
         self.scale = scale or self.net.scale
+        self.lock = threading.Lock()  # one image at a time, whichever thread it comes from
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3), uint8 or uint16, to (scale * H, scale * W, 3), rounded up, of that dtype.
@@ -87,7 +92,8 @@ class Upscaler:
             FloatingPointError: the network's output is not finite, in fp32 either.
             RuntimeError, MemoryError: too little memory, even for the smallest tiles.
         """
-        result = self._run(image, self.dtype_for(image))
+        with self.lock:
+            result = self._run(image, self.dtype_for(image))
         if self.scale == self.net.scale:
             return result
         return self._cut(imresize(result, self.scale / self.net.scale), image)
@@ -160,10 +166,16 @@ def check_channels(net: Network, name: str) -> None:
         raise UsageError(f"{name} {what} channels; images have 3")
 
 
-def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
+def enlarge(picture: Picture, upscaler: Upscaler, bar: tqdm | None = None) -> Picture:
     """Colour by the network, alpha by it too where it is neither 0 nor full.
 
-    A network that gives colour for gray says nothing about alpha, which then is bicubic.
+    A network that gives colour for gray says nothing about alpha, which then is bicubic. What
+    follows the picture in its file is enlarged when it is asked for.
+
+    Args:
+        picture: of any kind.
+        upscaler: for all of it.
+        bar: shows which of several pictures it is at.
 
     Raises:
         ValueError: the result has no pixels, or more than fit in memory.
@@ -183,11 +195,23 @@ def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
     if gray:
         rgb = np.repeat(mean_colour(rgb)[..., None], 3, -1)
     enlarged = replace(picture, rgb=rgb, alpha=alpha, gray=gray)
+    if picture.sequence:
+        rest = partial(_enlarged_rest, picture.sequence, upscaler, bar)
+        enlarged.sequence = replace(picture.sequence, rest=rest)
     if gray != picture.gray and picture.profile:
         dropped = "without its profile, which is for another number of channels"
         enlarged.profile = None
         enlarged.remark = ", ".join(filter(None, (picture.remark, dropped)))
     return enlarged
+
+
+def _enlarged_rest(
+    sequence: Sequence, upscaler: Upscaler, bar: tqdm | None
+) -> Iterator[Picture | ImageError]:
+    for i, picture in enumerate(sequence.rest(), 2):
+        if bar is not None:
+            bar.set_postfix_str(f"picture {i} of {sequence.count}")
+        yield picture if isinstance(picture, ImageError) else enlarge(picture, upscaler)
 
 
 def check_size(image: np.ndarray, upscaler: Upscaler) -> None:

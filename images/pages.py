@@ -1,4 +1,4 @@
-"""Files of several pictures, written one after the other: animations, and TIFF of several pages."""
+"""TIFF files, written page by page."""
 
 from typing import BinaryIO
 
