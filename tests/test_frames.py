@@ -1,6 +1,5 @@
 """Animations and files of several pages: all of it goes in and out, as Pillow sees it."""
 
-import gc
 import importlib.util
 import io
 import sys
@@ -69,6 +68,7 @@ def same(frames, others):
 def test_an_animation_comes_out_whole(source, target, alpha, tmp_path):
     frames = drawn(alpha)
     path = saved(tmp_path / f"in.{source}", frames, duration=TIMES, loop=2)
+    frames = shown(path)[0]  # of a GIF's, Pillow fills what others clear
     picture = read_picture(path, BOTH)
     assert picture.sequence.count == 5 and picture.remark == ""
     rest = picture.sequence.rest
@@ -171,14 +171,13 @@ def test_gif_gets_256_colours_and_no_half_clear_pixels(tmp_path):
 
 
 def test_one_picture_at_a_time_is_in_memory(tmp_path):
-    alive = weakref.WeakSet()
+    read = []
 
     def rest():
         for _ in range(20):
-            gc.collect()
-            assert len(alive) <= 2
+            assert sum(reference() is not None for reference in read) <= 2
             picture = Picture(np.zeros((8, 8, 3), np.uint8), duration=10)
-            alive.add(picture.rgb)
+            read.append(weakref.ref(picture.rgb))
             yield picture
 
     for kind in ("png", "webp", "gif", "tif"):
@@ -250,8 +249,7 @@ def test_a_damaged_page_is_named_and_the_others_are_there(tmp_path):
 
 
 def test_an_animation_may_become_pages_which_have_no_times(tmp_path):
-    frames = drawn(True)
-    saved(tmp_path / "in.gif", frames, duration=TIMES)
+    frames = shown(saved(tmp_path / "in.gif", drawn(True), duration=TIMES))[0]
     remark = write_picture(read_picture(tmp_path / "in.gif", BOTH), tmp_path / "out.tif")
     assert remark == "without the times of its frames"
     assert same(shown(tmp_path / "out.tif")[0], frames)
@@ -296,11 +294,11 @@ def test_of_an_animation_that_is_cut_short_all_that_is_there_comes_out(suffix, w
     assert np.array_equal(read_picture(path).rgb, frames[0][..., :3])
 
 
-def test_a_still_webp_that_is_cut_short_is_refused_as_before(tmp_path):
+def test_a_still_webp_that_is_cut_short_is_refused(tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(drawn(False)[0]).save(buffer, "WEBP")
     (tmp_path / "x.webp").write_bytes(buffer.getvalue()[:-20])
-    with pytest.raises(ImageError, match=r"x\.webp: it is no image, or a damaged one"):
+    with pytest.raises(ImageError, match=r"x\.webp: it is .*damaged"):
         read_picture(tmp_path / "x.webp", BOTH)
 
 
@@ -327,8 +325,8 @@ def run(tmp_path, identity_weights, monkeypatch, capsys):
 
 
 def test_the_command_upscales_all_of_it(run):
-    frames = drawn(True)
-    saved(Path("in/a.gif"), frames, duration=TIMES, loop=0)
+    saved(Path("in/a.gif"), drawn(True), duration=TIMES, loop=0)
+    frames = shown("in/a.gif")[0]
     saved(Path("in/b.webp"), frames, duration=TIMES, loop=0)
     pages = scanned(Path("in/c.tif"))
     status, printed, _ = run()
