@@ -33,8 +33,8 @@ from images.tiff import Tiff, first_of, is_tiff, later_pages, read_tiff
 from images.webp import WebpAnimation, is_lossless_webp
 from utils import replacing
 
-ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
-UPRIGHT = {  # its values -> (mirror left and right first, quarter turns to the left after that)
+# EXIF's orientations -> (mirror left and right first, quarter turns to the left after that).
+UPRIGHT = {
     **{1: (False, 0), 2: (True, 0), 3: (False, 2), 4: (True, 2)},
     **{5: (True, 1), 6: (False, 3), 7: (True, 3), 8: (False, 1)},
 }
@@ -209,7 +209,7 @@ def _read_other(path: str | Path, several: tuple[str, ...]) -> Picture:
             remarks += ["8 bits of more"] if deep and deep.rgb.dtype != pixels.rgb.dtype else []
         pixels = pixels or pixels_of(file)
         profile = None if converted else file.info.get("icc_profile")
-        orientation, plays = file.getexif().get(ORIENTATION, 1), plays_of(file)
+        orientation, plays = opening.orientation(), plays_of(file)
         gif = content() if file.format == "GIF" else None
         metadata, damage = read_metadata(file, opening.chunks, gif)
         lossless = file.format == "WEBP" and is_lossless_webp(content())

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import ImageFile
 
 from images.colour import DAMAGED, of_boxes, of_png
+from images.exif import ORIENTATION
 from images.jpeg import completed, with_right_lengths
 from images.kinds import JPEG_START, PNG_START, open_image
 from images.png import NO_END, take_apart
@@ -36,6 +37,18 @@ class Opened:
     remarks: list[str] = field(default_factory=list)
     complete: bool = True
     chunks: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    def orientation(self) -> int:
+        """How the camera was held, 1 to 8, which may stand behind the pixels."""
+        try:
+            return self.file.getexif().get(ORIENTATION, 1)
+        except Exception:  # Pillow raises a dozen types when it is damaged
+            self.leave_out_exif()
+            return 1
+
+    def leave_out_exif(self) -> None:
+        self.file.info.pop("exif", None)
+        self.remarks.append("its EXIF data is damaged, so it may lie on its side")
 
 
 @contextmanager
@@ -110,16 +123,14 @@ def _opened_other(path: str | Path) -> Iterator[Opened]:
 
 def _leave_out_damaged_exif(opened: Opened) -> None:
     """It may say how the camera was held; Pillow raises a dozen types when it is damaged."""
-    info = opened.file.info
-    if not info.get("exif"):
+    if not opened.file.info.get("exif"):
         return
     try:
         readable = bool(opened.file.getexif())
     except Exception:
         readable = False
     if not readable:
-        info.pop("exif")
-        opened.remarks.append("its EXIF data is damaged, so it may lie on its side")
+        opened.leave_out_exif()
 
 
 def silence_pillow() -> None:

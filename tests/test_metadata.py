@@ -362,6 +362,20 @@ def test_damaged_exif_never_stops_a_picture(tmp_path):
     assert silent < len(broken)
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_damaged_exif_behind_the_pixels_never_stops_a_picture(bits, tmp_path):
+    pixels = PHOTO[..., 0].astype(np.uint16) * 257 if bits == 16 else PHOTO
+    Image.fromarray(pixels).save(tmp_path / "in.png")
+    content = (tmp_path / "in.png").read_bytes()
+    for block, remark in ((b"XX" * 20, "its EXIF data is damaged"), (camera(), "")):
+        chunk = struct.pack(">I", len(block)) + b"eXIf" + block
+        chunk += struct.pack(">I", zlib.crc32(chunk[4:]))
+        (tmp_path / "in.png").write_bytes(content[:-12] + chunk + content[-12:])
+        picture = read_picture(tmp_path / "in.png")
+        assert picture.rgb.shape == ((16, 24, 3) if remark else (24, 16, 3))
+        assert picture.remark.startswith(remark) and bool(picture.metadata.exif) != bool(remark)
+
+
 @pytest.mark.parametrize("order", "<>")
 def test_a_damaged_tag_is_left_out_and_the_others_stay(order, tmp_path):
     block = bytearray(camera(order))
