@@ -92,6 +92,15 @@ class Sequence:
     plays: int
     rest: Callable[[], Iterator[Picture | ImageError]]
 
+    def mapped(self, change: Callable[[Picture, int], Picture]) -> "Sequence":
+        """The same of changed pictures; `change` is told which one it is given, from 2 on."""
+
+        def rest() -> Iterator[Picture | ImageError]:
+            for number, picture in enumerate(self.rest(), 2):
+                yield picture if isinstance(picture, ImageError) else change(picture, number)
+
+        return replace(self, rest=rest)
+
 
 Animation: TypeAlias = PngAnimation | WebpAnimation | GifAnimation
 Writer: TypeAlias = Animation | TiffPages
@@ -215,12 +224,12 @@ def _read_other(path: str | Path, several: tuple[str, ...]) -> Picture:
         lossless = file.format == "WEBP" and is_lossless_webp(content())
     remark = "; ".join(filter(None, [*remarks, *opening.remarks, damage]))
     picture = Picture(*pixels, profile, remark, opening.complete, metadata, lossless)
-    picture.duration = duration
+    picture = replace(_upright(picture, orientation), duration=duration)
     if moves:
-        frame = replace(picture, metadata=Metadata(), remark="", sequence=None)
-        rest = partial(_later_frames, path, count, frame, orientation)
+        like = replace(picture, metadata=Metadata(), remark="")
+        rest = partial(_later_frames, path, count, like, orientation)
         picture.sequence = Sequence(FRAMES, count, plays, rest)
-    return _upright(picture, orientation)
+    return picture
 
 
 def _later_frames(
@@ -318,13 +327,14 @@ def _write_sequence(picture: Picture, sequence: Sequence, path: Path, quality: i
             if isinstance(each, ImageError):
                 errors.append(str(each))
             else:
+                told |= dict.fromkeys([each.remark] if each is not picture else [])
                 told |= dict.fromkeys(_add(writer, each, path, quality))
         writer.close()
     if errors:
         raise ImageError(f"{'; '.join(errors)}. The others are in {path}")
     if sequence.kind == FRAMES and kind is TIFF:
         told["without the times of its frames"] = None
-    return ", ".join(told)
+    return ", ".join(filter(None, told))
 
 
 def _writer(file: BinaryIO, kind: FileType, picture: Picture, sequence: Sequence) -> Writer:

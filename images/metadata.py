@@ -33,6 +33,7 @@ TIFF_XMP, TIFF_IPTC, TIFF_PHOTOSHOP, DESCRIPTION = 0x02BC, 0x83BB, 0x8649, 0x010
 LAYOUTS = (b"ImageJ=", b'{"shape"', b"shape=")  # descriptions of how a program lays out pixels
 PNG_XMP, PNG_COMMENT, PARAMETERS = b"XML:com.adobe.xmp", b"Comment", b"parameters"
 PNG_PROFILE = b"Raw profile type "  # how ImageMagick and ExifTool keep what PNG has no chunk for
+PROFILES = (b"exif", b"xmp", b"iptc", b"8bim", b"app1")  # the last is one of the first two
 IN_EXIF = {  # keywords of PNG's text -> tags of EXIF that say the same
     PARAMETERS: USER_COMMENT,
     b"Description": DESCRIPTION,
@@ -296,11 +297,12 @@ def _split(texts: list[Text]) -> tuple[dict[bytes, bytes], list[Text]]:
     profiles, others = {}, []
     for kind, data in texts:
         keyword = data.partition(b"\0")[0]
-        if keyword.startswith(PNG_PROFILE):
-            profiles[keyword.removeprefix(PNG_PROFILE).lower()] = _of_hex(read_text(kind, data)[1])
+        name = keyword.removeprefix(PNG_PROFILE).lower()
+        if keyword.startswith(PNG_PROFILE) and name in PROFILES:
+            profiles[name] = _of_hex(read_text(kind, data)[1])
         elif keyword != PNG_XMP:
             others.append((kind, data))
-    app1 = profiles.get(b"app1", b"")  # which ImageMagick names after JPEG's segment
+    app1 = profiles.get(b"app1", b"")
     profiles.setdefault(b"xmp" if app1.startswith(XMP_START) else b"exif", app1)
     return {name: data.removeprefix(XMP_START) for name, data in profiles.items()}, others
 

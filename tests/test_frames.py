@@ -16,6 +16,8 @@ from images.clock import Clock
 from images.files import Picture, Sequence, read_picture, write_picture
 from images.frames import FRAMES, PAGES
 from images.kinds import ImageError
+from upscaling.jobs import Job
+from upscaling.saving import Saving
 
 BOTH = (FRAMES, PAGES)
 TIMES = [40, 100, 70, 30, 250]
@@ -229,6 +231,17 @@ def test_pages_of_all_kinds_come_out_as_they_are(tmp_path):
             assert np.array_equal(page.asarray(), pages[i]) and page.compression == 8
             assert page.tags[282].value[0] / page.tags[282].value[1] == 300 + i
             assert page.tags[285].value == f"page {i}"
+
+
+def test_what_is_said_of_later_pages_is_told_and_all_of_them_are_stripped(tmp_path):
+    scanned(tmp_path / "in.tif")
+    inks = np.zeros((9, 9, 5), np.uint8)
+    tifffile.imwrite(tmp_path / "in.tif", inks, append=True, photometric="rgb", metadata=None)
+    picture = read_picture(tmp_path / "in.tif", BOTH)
+    job = Job(tmp_path / "in.tif", tmp_path / "out.tif", None, None)
+    assert Saving(strip=True).write(picture, job, []) == ["all 4 pages", "3 of 5 channels"]
+    with tifffile.TiffFile(tmp_path / "out.tif") as file:
+        assert len(file.pages) == 4 and not any(285 in page.tags for page in file.pages)
 
 
 def test_a_damaged_page_is_named_and_the_others_are_there(tmp_path):

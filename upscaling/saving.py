@@ -4,7 +4,7 @@ import argparse
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from images.files import WRITTEN, Picture, not_held, write_picture
@@ -37,7 +37,7 @@ class Saving:
             lost: takes what the type of the file cannot hold.
         """
         if self.strip:
-            picture.metadata = Metadata()
+            picture = _stripped(picture)
         remark = write_picture(picture, job.target, self.quality)
         lost += not_held(picture, job.target)
         if self.keep_time:
@@ -46,6 +46,12 @@ class Saving:
         rest = picture.sequence
         all_of_it = f"all {rest.count} {rest.kind}" if rest else ""
         return [*filter(None, (all_of_it, picture.remark, remark))]
+
+
+def _stripped(picture: Picture, number: int = 1) -> Picture:
+    """Without metadata, and what follows it too."""
+    rest = picture.sequence.mapped(_stripped) if picture.sequence else None
+    return replace(picture, metadata=Metadata(), sequence=rest)
 
 
 def refuse_quality(jobs: list[Job], quality: int | None) -> None:

@@ -6,9 +6,7 @@ enlarged = upscaler(image)  # uint8 or uint16, (H, W, 3)
 
 import math
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from images.bands import bands
-from images.files import Picture, Sequence, bleed
-from images.kinds import ImageError
+from images.files import Picture, bleed
 from images.resize import imresize
 from upscaling.inputs import UsageError
 from upscaling.tiles import Network, upscale
@@ -195,23 +192,19 @@ def enlarge(picture: Picture, upscaler: Upscaler, bar: tqdm | None = None) -> Pi
     if gray:
         rgb = np.repeat(mean_colour(rgb)[..., None], 3, -1)
     enlarged = replace(picture, rgb=rgb, alpha=alpha, gray=gray)
-    if picture.sequence:
-        rest = partial(_enlarged_rest, picture.sequence, upscaler, bar)
-        enlarged.sequence = replace(picture.sequence, rest=rest)
+    if sequence := picture.sequence:
+
+        def later(picture: Picture, number: int) -> Picture:
+            if bar is not None:
+                bar.set_postfix_str(f"picture {number} of {sequence.count}")
+            return enlarge(picture, upscaler)
+
+        enlarged.sequence = sequence.mapped(later)
     if gray != picture.gray and picture.profile:
         dropped = "without its profile, which is for another number of channels"
         enlarged.profile = None
         enlarged.remark = ", ".join(filter(None, (picture.remark, dropped)))
     return enlarged
-
-
-def _enlarged_rest(
-    sequence: Sequence, upscaler: Upscaler, bar: tqdm | None
-) -> Iterator[Picture | ImageError]:
-    for i, picture in enumerate(sequence.rest(), 2):
-        if bar is not None:
-            bar.set_postfix_str(f"picture {i} of {sequence.count}")
-        yield picture if isinstance(picture, ImageError) else enlarge(picture, upscaler)
 
 
 def check_size(image: np.ndarray, upscaler: Upscaler) -> None:
