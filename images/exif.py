@@ -1,7 +1,7 @@
 """EXIF data, which has TIFF's structure (CIPA DC-008): read with care, mended and written anew."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from mmap import mmap
 from typing import NamedTuple, TypeAlias
@@ -201,12 +201,15 @@ def nothing_yet() -> Exif:
 # ---------------------------------------------------------------------------------------- reading
 
 
-def read_exif(data: Data, at: int | None = None) -> tuple[Exif | None, int]:
+def read_exif(
+    data: Data, at: int | None = None, wanted: Container[int] | None = None
+) -> tuple[Exif | None, int]:
     """The directories of a block of EXIF data, or of a TIFF file.
 
     Args:
         data: the block, or the file.
         at: where the directory of a page begins; None: the first.
+        wanted: tags of that to read; None: all.
 
     Returns:
         None if nothing of them can be read, and how many entries were damaged and left out.
@@ -217,33 +220,37 @@ def read_exif(data: Data, at: int | None = None) -> tuple[Exif | None, int]:
     form = Form(STARTS[start], b"+" in start)
     try:
         first = form.pointer.unpack(data[4 : 4 + form.pointer.size])[0] if at is None else at
-        tags, damaged = _read_directory(data, first, form, 0)
+        tags, damaged = _read_directory(data, first, form, 0, wanted)
     except struct.error:
         return None, 1
     return Exif(form.order, tags, placed=at is None), damaged
 
 
-def _read_directory(data: Data, at: int, form: Form, place: int) -> tuple[Directory, int]:
+def _read_directory(
+    data: Data, at: int, form: Form, place: int, wanted: Container[int] | None = None
+) -> tuple[Directory, int]:
     """What is at `at`; `place` is the tag that points there.
 
     Raises:
         struct.error: it is not there, or most of it is damaged.
     """
-    counter, entry = form.counter, form.entry
-    (count,) = counter.unpack(data[at : at + counter.size])
+    (count,) = form.counter.unpack(data[at : at + form.counter.size])
     tags: Directory = {}
     damaged = 0
     for i in range(count):
-        start = at + counter.size + i * entry.size
-        if start + entry.size > len(data):
+        start = at + form.counter.size + i * form.entry.size
+        if start + form.entry.size > len(data):
             damaged += 1
             break
+        (tag,) = struct.unpack(form.order + "H", data[start : start + 2])
+        if wanted is not None and tag not in wanted:
+            continue
         try:
             item, lost = _read_entry(data, start, form, place)
         except struct.error:
             item, lost = None, 1
         if item is not None:
-            tags[entry.unpack(data[start : start + entry.size])[0]] = item
+            tags[tag] = item
         damaged += lost
     if damaged > len(tags):  # what fits is chance
         raise struct.error

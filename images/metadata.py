@@ -218,7 +218,8 @@ def tiff_metadata(data: Data, at: int) -> tuple[Metadata, str]:
         data: the file.
         at: where the page's directory begins.
     """
-    found, damaged = read_exif(data, at)
+    # Others may be as large as the file.
+    found, damaged = read_exif(data, at, {*DESCRIPTIVE, TIFF_XMP, TIFF_IPTC, TIFF_PHOTOSHOP})
     if found is None:
         return Metadata(), damaged_tags(damaged)
     entries = {tag: item.value for tag, item in found.tags.items() if isinstance(item, Entry)}

@@ -213,6 +213,27 @@ def test_16_bits_have_it_too(suffix, channels, tmp_path):
     assert alpha is None or np.array_equal(read.alpha, alpha)
 
 
+def test_a_bigtiff_has_it_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("images.pages.ROOM", 0)
+    photograph(tmp_path / "in.jpg", camera(">"))
+    write_picture(read_picture(tmp_path / "in.jpg"), tmp_path / "out.tif")
+    with tifffile.TiffFile(tmp_path / "out.tif") as file:
+        assert file.is_bigtiff
+        tags = file.pages.first.tags
+        assert tags[0x8769].value["ISOSpeedRatings"] == 100 and tags[0x010F].value == "ACME"
+        assert tags[0x8825].value["GPSLatitude"] == (48, 1, 12, 1, 61, 2)
+    write_picture(read_picture(tmp_path / "out.tif"), tmp_path / "out.jpg")
+    with Image.open(tmp_path / "out.jpg") as file:
+        assert file.getexif().get_ifd(ExifTags.IFD.GPSInfo)[2] == (48, 12, 30.5)
+
+
+def test_what_else_a_tiff_says_is_neither_read_nor_told(tmp_path):
+    extra = [(65000, 2, None, "of a program", False), (42112, 2, None, "<GDAL/>", False)]
+    tifffile.imwrite(tmp_path / "in.tif", PHOTO, photometric="rgb", metadata=None, extratags=extra)
+    picture = read_picture(tmp_path / "in.tif")
+    assert picture.remark == "" and not picture.metadata.exif.tags.keys() & {65000, 42112}
+
+
 def test_the_file_of_a_scanner_is_read_whatever_its_bits(tmp_path):
     photograph(tmp_path / "in.tif", camera(), deep=True)
     picture = read_picture(tmp_path / "in.tif")
