@@ -420,6 +420,15 @@ def test_directories_that_point_at_each_other_end():
     assert sorted(exif.tags[0x8769]) == [0x010E, 0x010F] and read_exif(exif.block())[1] == 0
 
 
+def test_a_directory_that_is_none_is_one_damaged_tag():
+    """Of random bytes some pass for entries."""
+    block, noise = camera(), np.random.default_rng(0).integers(0, 256, 3000, np.uint8).tobytes()
+    at = block.index(struct.pack("<HHI", 0x8769, 4, 1)) + 8
+    broken = block[:at] + struct.pack("<I", len(block)) + block[at + 4 :] + b"\xc8\0" + noise
+    exif, damaged = read_exif(broken)
+    assert damaged == 1 and 0x8769 not in exif.tags and 0x8825 in exif.tags
+
+
 def test_a_damaged_text_is_told_and_left_out(tmp_path):
     png_with(tmp_path / "in.png", (b"tEXt", b"Title\0one"), (b"tEXt", b"Author\0Ada"))
     content = (tmp_path / "in.png").read_bytes()
