@@ -2,8 +2,10 @@
 
 import importlib.util
 import io
+import struct
 import sys
 import weakref
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -305,6 +307,21 @@ def test_of_an_animation_that_is_cut_short_all_that_is_there_comes_out(suffix, w
     assert same(result, frames[:there]) and times == TIMES[:there]
     # Whoever wants only the first gets it.
     assert np.array_equal(read_picture(path).rgb, frames[0][..., :3])
+
+
+def test_a_frame_of_which_whole_chunks_are_missing_is_not_there(tmp_path):
+    frames = drawn(False)
+    frames[-1][..., :3] = np.random.default_rng(0).integers(0, 256, (20, 30, 3))
+    content = saved(tmp_path / "in.png", frames, duration=TIMES).read_bytes()
+    at = content.rindex(b"fdAT")
+    half = content[at + 4 : at + 8 + 1200]  # its number, and the first of its pixels
+    chunk = struct.pack(">I", len(half)) + b"fdAT" + half
+    chunk += struct.pack(">I", zlib.crc32(chunk[4:])) + content[-12:]
+    (tmp_path / "in.png").write_bytes(content[: at - 4] + chunk)
+    picture = read_picture(tmp_path / "in.png", BOTH)
+    with pytest.raises(ImageError, match="cut short after frame 4"):
+        write_picture(picture, tmp_path / "out.png")
+    assert same(shown(tmp_path / "out.png")[0], frames[:4])
 
 
 def test_a_still_webp_that_is_cut_short_is_refused(tmp_path):
