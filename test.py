@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from formats.published import BOX
 from images.colour import to_srgb
-from images.files import Picture, read_picture, to_8_bits, write_image, write_picture
+from images.files import Picture, to_8_bits, write_image
 from images.opening import silence_pillow
 from images.resize import part_by_nearest
 from images.scores import Metric, MetricError, as_text, load_metrics, rate, save_table
@@ -45,8 +45,9 @@ from images.strips import centre_window, labelled_strip
 from training.ranks import Ranks, end_process
 from upscaling.devices import DeviceError, choose_device
 from upscaling.inputs import UsageError, make_output, read_high_res
-from upscaling.jobs import Job, not_written, plan, refuse_long_name
+from upscaling.jobs import Job, plan, refuse_long_name
 from upscaling.report import PageImage, write_page
+from upscaling.saving import Saving, refuse_quality, summary
 from upscaling.upscaler import CHANNELS, Upscaler, check_channels, enlarge, explain
 from weights import Generator, WeightsError, read_generator
 
@@ -62,6 +63,7 @@ class Results:
 
     scores: list[dict] = field(default_factory=list)  # rows of the table
     failures: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)  # what types of files cannot hold
     shown: list[dict] = field(default_factory=list)  # images of the page
     pixels: list[int] = field(default_factory=list)  # of each result
     skipped: list[Path] = field(default_factory=list)
@@ -97,7 +99,9 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
         arguments.suffix,
         arguments.compare,
         arguments.hr,
+        arguments.first_frame,
     )
+    refuse_quality(jobs, arguments.quality)
     device = choose_device(arguments.device, ranks.local)
     generator = read_generator(weights, arguments.scale)
     upscaler = build(generator.net, weights, arguments, device)
@@ -168,7 +172,7 @@ def work(
                 refuse_long_name(job.target)
                 picture = reading.result()
                 make_room(picture, upscaler, last)
-                enlarged = enlarge(picture, upscaler)
+                enlarged = enlarge(picture, upscaler, bar)
                 check_tiles(job, picture, upscaler, arguments)
                 last.result()  # no more than one result waits in memory
                 last = writer.submit(
@@ -190,8 +194,8 @@ def read_ahead(jobs: list[Job]) -> Iterator[tuple[Job, Future]]:
     with ThreadPoolExecutor(1) as reader:
         ahead: Future | None = None
         for i, job in enumerate(jobs):
-            reading = ahead or reader.submit(read_picture, job.source)
-            ahead = reader.submit(read_picture, jobs[i + 1].source) if jobs[i + 1 :] else None
+            reading = ahead or reader.submit(job.read)
+            ahead = reader.submit(jobs[i + 1].read) if jobs[i + 1 :] else None
             yield job, reading
 
 
@@ -224,7 +228,8 @@ def finish(
 ) -> None:
     """Write, score, show (in sRGB)."""
     with failure_noted(job, results):
-        for remark in filter(None, (enlarged.remark, write_picture(enlarged, job.target))):
+        saving = Saving(arguments.quality, arguments.strip_metadata, arguments.keep_time)
+        for remark in saving.write(enlarged, job, results.lost):
             tqdm.write(printable(f"{job.source}: {remark}"))
         # Without --hr, the metrics that need no true image judge every result.
         scored = job.high_res is not None or bool(metrics and not arguments.hr)
@@ -232,7 +237,7 @@ def finish(
             low_res, ours = to_8_bits(picture.rgb), to_8_bits(enlarged.rgb)
             judged = metrics if scored else None
             compare(job, low_res, ours, enlarged.profile, upscaler, judged, arguments, results)
-        results.pixels.append(enlarged.rgb.shape[0] * enlarged.rgb.shape[1])
+        results.pixels.append(enlarged.area)
 
 
 def compare(
@@ -319,10 +324,8 @@ def sum_up(
             print(printable(f"No partner in {arguments.hr}: {job.source}"))
     for failure in results.failures:
         print(printable(f"Failed: {failure}"), file=sys.stderr)
-    if arguments.format == "same" and (others := not_written([job.source for job in jobs])):
-        print(f"These types are not written, so their results are PNG: {others}")
-    if results.skipped:
-        print(f"{len(results.skipped)} images had a result already and were skipped")
+    for line in summary(jobs, arguments.format == "same", results.lost, results.skipped):
+        print(line)
     print(
         f"{len(results.pixels)} of {len(jobs) - len(results.skipped)} images upscaled, "
         f"{sum(results.pixels) / 1e6 / seconds:.2f} megapixels/s; "

@@ -207,7 +207,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name[:20]}~{secrets.token_hex(6)}.tmp")
     try:
         with naming(path, temporary):
-            with open(temporary, "xb") as file:
+            with open(temporary, "x+b") as file:
                 yield file
             os.replace(temporary, path)
     finally:

@@ -4,37 +4,41 @@ Pillow reads and writes 8 bits; tifffile and imagecodecs what Pillow cannot.
 """
 
 import io
-import math
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import BinaryIO, TypeAlias
 
 import cv2
 import imagecodecs
 import numpy as np
-import tifffile
 from PIL import Image
 
 from images.bands import bands
 from images.colour import GRAY, checked_profile, colour_space, to_srgb
 from images.deep import left_out, read_deep
-from images.kinds import TRUNCATED, ImageError, refuse_raw, special_kind
+from images.filetypes import GIF, JPEG, PNG, TIFF, WEBP, WRITTEN, FileType
+from images.frames import ANIMATED, FRAMES, PAGES, frame_of, later_frames, plays_of
+from images.gif import GifAnimation, as_few_colours, encoded_gif
+from images.jpeg import with_segments
+from images.kinds import ImageError, reason_of, refuse_raw, special_kind
+from images.metadata import Metadata, read_metadata
 from images.modes import pixels_of
 from images.opening import opened
-from images.png import with_profile
-from images.tiff import is_tiff, read_tiff
+from images.pages import TiffPages
+from images.png import PngAnimation, profile_chunk, with_chunks
+from images.tiff import Tiff, first_of, is_tiff, later_pages, read_tiff
+from images.webp import WebpAnimation, is_lossless_webp
 from utils import replacing
 
-ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
-UPRIGHT = {  # its values -> (mirror left and right first, quarter turns to the left after that)
+# EXIF's orientations -> (mirror left and right first, quarter turns to the left after that).
+UPRIGHT = {
     **{1: (False, 0), 2: (True, 0), 3: (False, 2), 4: (True, 2)},
     **{5: (True, 1), 6: (False, 3), 7: (True, 3), 8: (False, 1)},
 }
-CUT_SHORT = (  # how decoders say so
-    *("image file is truncated", "Truncated File Read"),
-    "png_read_data_fn input stream too small",
-)
-# What has frames or pages; a phone's JPEG has previews.
-ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "HEIF", "FLI", "DCX")
+SEVERAL = (*ANIMATED, "HEIF", "DCX")  # what has frames or pages; a phone's JPEG has previews
 
 
 @dataclass
@@ -48,6 +52,10 @@ class Picture:
         profile: its ICC profile, or None.
         remark: a phrase about what was left out of the file; mostly empty.
         complete: no pixel is made up, as the last rows of a file that is cut short are.
+        metadata: what else the file says of it.
+        lossless: its pixels are kept exactly in a file whose type often does not.
+        sequence: the pictures that follow it in its file, if they are wanted.
+        duration: milliseconds that it is shown, of an animation's frame; None: it is no frame.
     """
 
     rgb: np.ndarray
@@ -56,48 +64,62 @@ class Picture:
     profile: bytes | None = None
     remark: str = ""
     complete: bool = True
+    metadata: Metadata = field(default_factory=Metadata)
+    lossless: bool = False
+    sequence: "Sequence | None" = None
+    duration: float | None = None
+
+    @property
+    def area(self) -> int:
+        """Pixels, with those of the sequence."""
+        return self.rgb[..., 0].size * (self.sequence.count if self.sequence else 1)
 
 
 @dataclass(frozen=True)
-class FileType:
-    """A type of file to write.
+class Sequence:
+    """What follows the first picture of a file.
 
     Attributes:
-        name: Pillow's.
-        options: of its encoder.
-        deep, alpha, gray: it holds 16 bits, transparency, one channel.
-        profile: bytes of the largest profile that it holds so that Pillow opens it.
+        kind: FRAMES of an animation, or PAGES.
+        count: of all pictures, as the file has it.
+        plays: how often an animation is shown; 0: for ever.
+        rest: reads the file once more, and picture after picture but the first. An error stands
+            for what cannot be read.
     """
 
-    name: str
-    options: dict = field(default_factory=dict)
-    deep: bool = False
-    alpha: bool = False
-    gray: bool = True
-    profile: float = math.inf
+    kind: str
+    count: int
+    plays: int
+    rest: Callable[[], Iterator[Picture | ImageError]]
+
+    def mapped(self, change: Callable[[Picture, int], Picture]) -> "Sequence":
+        """The same of changed pictures; `change` is told which one it is given, from 2 on."""
+
+        def rest() -> Iterator[Picture | ImageError]:
+            for number, picture in enumerate(self.rest(), 2):
+                yield picture if isinstance(picture, ImageError) else change(picture, number)
+
+        return replace(self, rest=rest)
 
 
-# Pillow unpacks at most 1 MiB of a PNG's profile. JPEG holds one in up to 255 segments; without
-# subsampling it keeps the resolution of colours. Unless it is exact, WebP drops the colours under
-# alpha 0.
-PNG = FileType("PNG", deep=True, alpha=True, profile=2**20 - 1)
-JPEG = FileType("JPEG", dict(quality=95, subsampling=0), profile=255 * 65519)
-TIFF = FileType("TIFF", deep=True, alpha=True)
-WRITTEN = {
-    ".png": PNG,
-    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), JPEG),
-    **dict.fromkeys((".tif", ".tiff"), TIFF),
-    ".webp": FileType("WEBP", dict(quality=95, exact=True), alpha=True, gray=False),
-    ".bmp": FileType("BMP", profile=0),
-    ".tga": FileType("TGA", alpha=True, profile=0),
+Animation: TypeAlias = PngAnimation | WebpAnimation | GifAnimation
+Writer: TypeAlias = Animation | TiffPages
+ANIMATIONS: dict[str, type[Animation]] = {
+    "PNG": PngAnimation,
+    "WEBP": WebpAnimation,
+    "GIF": GifAnimation,
 }
 
 
 # ---------------------------------------------------------------------------------------- reading
 
 
-def read_picture(path: str | Path) -> Picture:
+def read_picture(path: str | Path, several: tuple[str, ...] = ()) -> Picture:
     """Decode a file with all that a result should keep of it.
+
+    Args:
+        path: of the file.
+        several: kinds of sequences that are wanted; of others the first picture is.
 
     Raises:
         ImageError: it cannot be read; the message says why.
@@ -106,27 +128,24 @@ def read_picture(path: str | Path) -> Picture:
         if special := special_kind(path):
             raise ImageError(f"it is {special}, not a file")
         refuse_raw(path)
-        picture, orientation = _read_tiff(path) if is_tiff(path) else _read_other(path)
+        read = _read_tiff if is_tiff(path) else _read_other
+        return read(path, several)
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
-        raise ImageError(f"{path}: {_reason(error)}") from error
+        raise ImageError(f"{path}: {reason_of(error)}") from error
+
+
+def _upright(picture: Picture, orientation: int) -> Picture:
+    """As it is to be seen, and with a profile that fits."""
     turn = UPRIGHT.get(orientation, UPRIGHT[1])
-    picture.rgb = _turned(picture.rgb, *turn)
-    if picture.alpha is not None:
-        picture.alpha = _turned(picture.alpha, *turn)
-    picture.profile, misfit = checked_profile(picture.profile, picture.gray)
-    picture.remark = "; ".join(filter(None, (picture.remark, misfit)))
-    return picture
-
-
-def _reason(error: Exception) -> str:
-    """In plain words, and with what to do."""
-    if isinstance(error, ImageError | MemoryError):
-        return str(error) or "not enough memory"
-    if strerror := getattr(error, "strerror", None):  # the system's
-        return strerror
-    if str(error).startswith(CUT_SHORT):
-        return TRUNCATED
-    return f"it is damaged ({str(error) or type(error).__name__}); get it again"
+    profile, misfit = checked_profile(picture.profile, picture.gray)
+    return replace(
+        picture,
+        rgb=_turned(picture.rgb, *turn),
+        alpha=None if picture.alpha is None else _turned(picture.alpha, *turn),
+        profile=profile,
+        remark="; ".join(filter(None, (picture.remark, misfit))),
+        metadata=picture.metadata.turned() if turn[1] % 2 else picture.metadata,
+    )
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -159,30 +178,70 @@ def to_8_bits(image: np.ndarray) -> np.ndarray:
     return rounded
 
 
-def _read_tiff(path: str | Path) -> tuple[Picture, int]:
-    pixels, orientation, profile, remark = read_tiff(path)
-    return Picture(*pixels, profile, remark), orientation
+def _read_tiff(path: str | Path, several: tuple[str, ...]) -> Picture:
+    first, count = read_tiff(path)
+    picture = _of_tiff(first)
+    if count > 1 and PAGES in several:
+
+        def rest() -> Iterator[Picture | ImageError]:
+            for page in later_pages(path):
+                yield page if isinstance(page, ImageError) else _of_tiff(page)
+
+        picture.sequence = Sequence(PAGES, count, 0, rest)
+    elif count > 1:
+        picture.remark = ", ".join(filter(None, (first_of(count), picture.remark)))
+    return picture
 
 
-def _read_other(path: str | Path) -> tuple[Picture, int]:
-    """By Pillow, but for more than 8 bits; and the orientation that is yet to be applied."""
+def _of_tiff(page: Tiff) -> Picture:
+    picture = Picture(*page.pixels, page.profile, page.remark, metadata=page.metadata)
+    return _upright(picture, page.orientation)
+
+
+def _read_other(path: str | Path, several: tuple[str, ...]) -> Picture:
+    """By Pillow, but for more than 8 bits of what does not move."""
     with opened(path) as opening:
         file = opening.file
-        frames = getattr(file, "n_frames", 1) if file.format in ANIMATED else 1
-        remarks = [f"the first of {frames} frames"] if frames > 1 else []
+        count = getattr(file, "n_frames", 1) if file.format in SEVERAL else 1
+        moves = count > 1 and file.format in ANIMATED and FRAMES in several
+        remarks = [] if count == 1 or moves else [first_of(count)]
         converted = file.mode in ("CMYK", "LAB")  # to sRGB, which the profile does not fit
 
         def content() -> bytes:
             return opening.content or Path(path).read_bytes()
 
-        pixels = read_deep(file, content)
+        pixels, duration = read_deep(file, content), None
         if pixels is None:
             remarks += left_out(file, content)
-            pixels = pixels_of(file)
+        if moves:
+            deep, (pixels, duration) = pixels, frame_of(file)
+            remarks += ["8 bits of more"] if deep and deep.rgb.dtype != pixels.rgb.dtype else []
+        pixels = pixels or pixels_of(file)
         profile = None if converted else file.info.get("icc_profile")
-        orientation = file.getexif().get(ORIENTATION, 1)
-    remark = "; ".join([*remarks, *opening.remarks])
-    return Picture(*pixels, profile, remark, opening.complete), orientation
+        orientation, plays = opening.orientation(), plays_of(file)
+        gif = content() if file.format == "GIF" else None
+        metadata, damage = read_metadata(file, opening.chunks, gif)
+        lossless = file.format == "WEBP" and is_lossless_webp(content())
+    remark = "; ".join(filter(None, [*remarks, *opening.remarks, damage]))
+    picture = Picture(*pixels, profile, remark, opening.complete, metadata, lossless)
+    picture = replace(_upright(picture, orientation), duration=duration)
+    if moves:
+        like = replace(picture, metadata=Metadata(), remark="")
+        rest = partial(_later_frames, path, count, like, orientation)
+        picture.sequence = Sequence(FRAMES, count, plays, rest)
+    return picture
+
+
+def _later_frames(
+    path: str | Path, count: int, like: Picture, orientation: int
+) -> Iterator[Picture | ImageError]:
+    for frame in later_frames(path, count):
+        if isinstance(frame, ImageError):
+            yield frame
+        else:
+            rgb, alpha, gray = frame.pixels
+            picture = replace(like, rgb=rgb, alpha=alpha, gray=gray, duration=frame.duration)
+            yield _upright(picture, orientation)
 
 
 def _turned(pixels: np.ndarray, mirrored: bool, quarters: int) -> np.ndarray:
@@ -213,32 +272,97 @@ def bleed(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------------------- writing
 
 
-def write_picture(picture: Picture, path: str | Path) -> str:
+def write_picture(picture: Picture, path: str | Path, quality: int | None = None) -> str:
     """Encode to the type of the path's suffix; the file is there whole or not at all.
 
     What the type cannot hold is turned into what it can: 16 bits into 8, alpha into a white
-    background, colours into sRGB where their profile is too large or of the wrong kind.
+    background, colours into sRGB where their profile is too large or of the wrong kind. What it
+    cannot hold of the metadata is left out, of which `not_held` tells.
+
+    Args:
+        picture: its metadata is mended to fit its pixels.
+        path: of the file.
+        quality: of a lossy type, 1 to 100; a lossless picture stays lossless.
 
     Returns:
-        A phrase about that; mostly empty.
+        A phrase about what was turned; mostly empty.
 
     Raises:
         ImageError: the type cannot hold an image of that size.
     """
     path, kind = Path(path), WRITTEN[Path(path).suffix.lower()]
-    held, remarks = _as_held(picture, kind)
-    pixels = held.rgb[..., :1] if held.gray else held.rgb
-    if held.alpha is not None:
-        pixels = np.concatenate((pixels, held.alpha[..., None]), -1)
-    try:
-        encoded = _encode(pixels, kind, held.profile)
-    except (ValueError, OSError, RuntimeError) as error:
-        size = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        raise ImageError(f"{path}: {size} pixels cannot be written ({error})") from error
+    if picture.sequence and picture.sequence.kind in kind.several:
+        return _write_sequence(picture, picture.sequence, path, quality)
+    encoded, remarks = _as_file(picture, path, quality)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(encoded)
     return ", ".join(remarks)
+
+
+def _as_file(picture: Picture, path: Path, quality: int | None) -> tuple[bytes, list[str]]:
+    """The content of the file that `path` names, and phrases about what was turned for it."""
+    kind = WRITTEN[path.suffix.lower()]
+    held, remarks = _as_held(picture, kind)
+    try:
+        return _encode(held, kind, quality), remarks
+    except (ValueError, OSError, RuntimeError) as error:
+        size = f"{held.rgb.shape[1]}x{held.rgb.shape[0]}"
+        raise ImageError(f"{path}: {size} pixels cannot be written ({error})") from error
+
+
+def _write_sequence(picture: Picture, sequence: Sequence, path: Path, quality: int | None) -> str:
+    """One picture at a time is in memory.
+
+    Raises:
+        ImageError: some of them cannot be read; the file has the others.
+    """
+    kind = WRITTEN[path.suffix.lower()]
+    told: dict[str, None] = {}  # each once, in order
+    errors = []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        writer = _writer(file, kind, picture, sequence)
+        for each in chain([picture], sequence.rest()):
+            if isinstance(each, ImageError):
+                errors.append(str(each))
+            else:
+                told |= dict.fromkeys([each.remark] if each is not picture else [])
+                told |= dict.fromkeys(_add(writer, each, path, quality))
+        writer.close()
+    if errors:
+        raise ImageError(f"{'; '.join(errors)}. The others are in {path}")
+    if sequence.kind == FRAMES and kind is TIFF:
+        told["without the times of its frames"] = None
+    return ", ".join(filter(None, told))
+
+
+def _writer(file: BinaryIO, kind: FileType, picture: Picture, sequence: Sequence) -> Writer:
+    if kind is TIFF:
+        return TiffPages(file, 2 * picture.rgb.nbytes * sequence.count)
+    return ANIMATIONS[kind.name](file, sequence.plays)
+
+
+def _add(writer: Writer, picture: Picture, path: Path, quality: int | None) -> list[str]:
+    """Phrases about what was turned."""
+    if isinstance(writer, TiffPages):
+        held, remarks = _as_held(picture, TIFF)
+        writer.add(_stacked(held), held.profile, held.metadata)
+    else:
+        encoded, remarks = _as_file(picture, path, quality)
+        writer.add(encoded, picture.duration)
+    return remarks
+
+
+def not_held(picture: Picture, path: str | Path) -> list[str]:
+    """What the type of a path's suffix cannot hold of a picture's metadata, in words."""
+    kind = WRITTEN[Path(path).suffix.lower()]
+    return [f"{kind.name} cannot hold {words}" for words in _metadata_held(picture, kind)[1]]
+
+
+def _metadata_held(picture: Picture, kind: FileType) -> tuple[Metadata, list[str]]:
+    height, width = picture.rgb.shape[:2]
+    return picture.metadata.of_size(width, height).as_held(kind.holds, kind.largest)
 
 
 def _as_held(picture: Picture, kind: FileType) -> tuple[Picture, list[str]]:
@@ -259,8 +383,13 @@ def _as_held(picture: Picture, kind: FileType) -> tuple[Picture, list[str]]:
         remarks.append("on white instead of transparent")
         opacity = alpha[..., None] / np.float32(255)
         rgb, alpha = np.uint8(rgb * opacity + 255 * (1 - opacity) + 0.5), None
-    # A profile of RGB would not fit one channel.
-    return Picture(rgb, alpha, gray and (profile is None or space == GRAY), profile), remarks
+    if kind is GIF:
+        rgb, alpha, changed = as_few_colours(rgb, alpha)
+        remarks += ["256 colours, each opaque or clear"] if changed else []
+    gray = gray and (profile is None or space == GRAY)  # one of RGB would not fit one channel
+    metadata, _ = _metadata_held(picture, kind)
+    held = replace(picture, rgb=rgb, alpha=alpha, gray=gray, profile=profile, metadata=metadata)
+    return held, remarks
 
 
 def write_image(image: np.ndarray, path: str | Path) -> None:
@@ -268,25 +397,45 @@ def write_image(image: np.ndarray, path: str | Path) -> None:
     write_picture(Picture(image), path)
 
 
-def _encode(pixels: np.ndarray, kind: FileType, profile: bytes | None) -> bytes:
-    """(H, W, 1 to 4): gray, gray and alpha, RGB or RGBA."""
-    channels = pixels.shape[2]
-    if pixels.dtype == np.uint8:
-        buffer = io.BytesIO()
-        image = Image.fromarray(pixels.squeeze(2) if channels == 1 else pixels)
-        image.save(buffer, kind.name, icc_profile=profile, **kind.options)
-        return buffer.getvalue()
-    if kind.name == "PNG":
-        return with_profile(bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels))), profile)
+def _encode(picture: Picture, kind: FileType, quality: int | None) -> bytes:
+    """What `kind` holds, as its file."""
+    metadata, profile = picture.metadata, picture.profile
+    pixels = _stacked(picture)
     buffer = io.BytesIO()
-    tifffile.imwrite(
-        buffer,
-        pixels.squeeze(2) if channels == 1 else pixels,
-        photometric="rgb" if channels > 2 else "minisblack",
-        planarconfig="contig" if channels > 1 else None,
-        extrasamples=["unassalpha"] if channels in (2, 4) else None,
-        compression="zlib",
-        iccprofile=profile,
-        metadata=None,
-    )
-    return buffer.getvalue()
+    if kind is TIFF:
+        pages = TiffPages(buffer, pixels.nbytes)
+        pages.add(pixels, profile, metadata)
+        pages.close()
+        return buffer.getvalue()
+    if kind is GIF:
+        return encoded_gif(picture.rgb, picture.alpha, metadata.gif_extensions())
+    chunks = metadata.png_chunks()
+    if pixels.dtype == np.uint16:
+        chunks += [profile_chunk(profile)] if profile else []
+        return with_chunks(bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels))), chunks)
+    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+    image.save(buffer, kind.name, icc_profile=profile, **_options(picture, kind, quality))
+    encoded = buffer.getvalue()
+    if kind is PNG:
+        return with_chunks(encoded, chunks)
+    return with_segments(encoded, metadata.jpeg_segments()) if kind is JPEG else encoded
+
+
+def _stacked(picture: Picture) -> np.ndarray:
+    """(H, W, 1 to 4): gray, gray and alpha, RGB or RGBA."""
+    colour = picture.rgb[..., :1] if picture.gray else picture.rgb
+    return colour if picture.alpha is None else np.dstack((colour, picture.alpha))
+
+
+def _options(picture: Picture, kind: FileType, quality: int | None) -> dict:
+    """Of Pillow's encoder."""
+    options, metadata = dict(kind.options), picture.metadata
+    if kind.lossy and quality:
+        options["quality"] = quality
+    if kind is WEBP:
+        options |= dict(lossless=True, exact=True) if picture.lossless else {}
+        options["exif"] = metadata.exif.block() if metadata.exif else b""
+        options["xmp"] = metadata.xmp
+    if kind.name in ("JPEG", "BMP") and metadata.dpi and max(metadata.dpi) < 2**16:
+        options["dpi"] = metadata.dpi
+    return options

@@ -118,3 +118,9 @@ def _segments(jpeg: bytes) -> Iterator[tuple[int, bytes]]:
         at = start + int.from_bytes(jpeg[start : start + 2], "big")
         if at <= len(jpeg):
             yield jpeg[start - 1], jpeg[start + 2 : at]
+
+
+def with_segments(jpeg: bytes, segments: bytes) -> bytes:
+    """Put segments behind the first one of a file, which is JFIF's."""
+    at = 4 + int.from_bytes(jpeg[4:6], "big")
+    return jpeg[:at] + segments + jpeg[at:]

@@ -124,6 +124,10 @@ SPECIAL = {
     stat.S_IFDIR: "a folder",
 }
 TRUNCATED = "it is cut short; get it again"
+CUT_SHORT = (  # how decoders say so
+    *("image file is truncated", "Truncated File Read"),
+    "png_read_data_fn input stream too small",
+)
 COARSE = "it is cut short: only a coarse version of it is there; get it again"
 DNG_VERSION = 0xC612  # a tag of TIFF that only raw files have
 NO_IMAGES = "holds no PNG, JPEG, WebP, TIFF, AVIF, BMP, GIF or other image, at any depth"
@@ -336,6 +340,17 @@ def _named_by(start: bytes) -> str:
     if marks.startswith(b"ftyp") and b"avif" in marks:
         return AVIF
     return next((reason for reason, magic in MAGIC.items() if marks.startswith(magic)), "")
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file cannot be read, in plain words, and what to do."""
+    if isinstance(error, ImageError | MemoryError):
+        return str(error) or "not enough memory"
+    if strerror := getattr(error, "strerror", None):  # the system's
+        return strerror
+    if str(error).startswith(CUT_SHORT):
+        return TRUNCATED
+    return f"it is damaged ({str(error) or type(error).__name__}); get it again"
 
 
 def cut_short(rows: int, height: int) -> str:

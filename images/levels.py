@@ -43,6 +43,13 @@ def from_array(pixels: np.ndarray) -> Pixels:
     return from_channels(pixels)
 
 
+def with_alpha(pixels: Pixels) -> Pixels:
+    """As RGB and alpha, which is full where there is none."""
+    opaque = np.iinfo(pixels.rgb.dtype).max
+    alpha = np.full_like(pixels.rgb[..., 0], opaque) if pixels.alpha is None else pixels.alpha
+    return Pixels(pixels.rgb, alpha)
+
+
 def scaled(levels: np.ndarray, highest: int, inverted: bool = False) -> np.ndarray:
     """Each level to the nearest of 8 bits, or of 16 where `highest` takes more than 8.
 

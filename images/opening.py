@@ -10,9 +10,11 @@ from pathlib import Path
 from PIL import ImageFile
 
 from images.colour import DAMAGED, of_boxes, of_png
+from images.exif import ORIENTATION
 from images.jpeg import completed, with_right_lengths
 from images.kinds import JPEG_START, PNG_START, open_image
 from images.png import NO_END, take_apart
+from images.webp import without_cut_chunk
 
 GRAY_PNG = (0, 4)  # colour types: gray, and gray with alpha
 BOXES = 2**20  # bytes from the start in which AVIF and HEIF say what their colours are
@@ -27,12 +29,26 @@ class Opened:
         content: the bytes that Pillow reads, where they are not the file's.
         remarks: phrases about what was mended or left out.
         complete: no pixel is made up.
+        chunks: type and content of those of a PNG that are metadata.
     """
 
     file: ImageFile.ImageFile
     content: bytes | None = None
     remarks: list[str] = field(default_factory=list)
     complete: bool = True
+    chunks: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    def orientation(self) -> int:
+        """How the camera was held, 1 to 8, which may stand behind the pixels."""
+        try:
+            return self.file.getexif().get(ORIENTATION, 1)
+        except Exception:  # Pillow raises a dozen types when it is damaged
+            self.leave_out_exif()
+            return 1
+
+    def leave_out_exif(self) -> None:
+        self.file.info.pop("exif", None)
+        self.remarks.append("its EXIF data is damaged, so it may lie on its side")
 
 
 @contextmanager
@@ -49,6 +65,8 @@ def opened(path: str | Path) -> Iterator[Opened]:
         opening = _opened_png(path)
     elif start.startswith(JPEG_START):
         opening = _opened_jpeg(path)
+    elif start.startswith(b"RIFF"):
+        opening = _opened_webp(path)
     else:
         opening = _opened_other(path)
     with opening as result:
@@ -63,7 +81,8 @@ def _opened_png(path: str | Path) -> Iterator[Opened]:
     profile, remark = of_png(chunks.colours, gray)
     with open_image(path, io.BytesIO(chunks.slim)) as file:
         file.info["icc_profile"] = profile
-        yield Opened(file, chunks.slim, [*chunks.remarks, *filter(None, [remark])])
+        remarks = [*chunks.remarks, *filter(None, [remark])]
+        yield Opened(file, chunks.slim, remarks, chunks=chunks.metadata)
 
 
 @contextmanager
@@ -84,6 +103,14 @@ def _opened_jpeg(path: str | Path) -> Iterator[Opened]:
 
 
 @contextmanager
+def _opened_webp(path: str | Path) -> Iterator[Opened]:
+    content = Path(path).read_bytes()
+    mended = without_cut_chunk(content)
+    with open_image(path, io.BytesIO(mended)) as file:
+        yield Opened(file, None if mended is content else mended)
+
+
+@contextmanager
 def _opened_other(path: str | Path) -> Iterator[Opened]:
     with open_image(path) as file:
         profile, remark = file.info.get("icc_profile"), ""
@@ -96,16 +123,14 @@ def _opened_other(path: str | Path) -> Iterator[Opened]:
 
 def _leave_out_damaged_exif(opened: Opened) -> None:
     """It may say how the camera was held; Pillow raises a dozen types when it is damaged."""
-    info = opened.file.info
-    if not info.get("exif"):
+    if not opened.file.info.get("exif"):
         return
     try:
         readable = bool(opened.file.getexif())
     except Exception:
         readable = False
     if not readable:
-        info.pop("exif")
-        opened.remarks.append("its EXIF data is damaged, so it may lie on its side")
+        opened.leave_out_exif()
 
 
 def silence_pillow() -> None:

@@ -1,9 +1,11 @@
-"""PNG's chunks (PNG, third edition): those that pixels need, and those that say what colour is."""
+"""PNG (third edition): its chunks, what of its pixels is there, animations frame by frame."""
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import BinaryIO
 
 from images.kinds import COARSE, PNG_START, ImageError, cut_short
 
@@ -11,7 +13,7 @@ IEND = b"\0\0\0\0IEND\xae\x42\x60\x82"
 NO_END = "its end is missing, but no pixel"
 NEEDED = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")  # of the ancillary ones
 COLOURS = {b"cICP": 4, b"iCCP": 3, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}  # and their least lengths
-TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+METADATA = {b"tEXt": 2, b"zTXt": 3, b"iTXt": 6, b"pHYs": 9}  # and their least lengths
 HELD = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts that say how the camera was
 PIECE = 2**14  # bytes that are inflated at a time, to 1000 times as many at most
 LARGEST_PROFILE = 2**26  # bytes; what unpacks to more is no profile
@@ -30,11 +32,13 @@ class Chunks:
     Attributes:
         slim: a file of only the chunks that its pixels, frames and orientation need.
         colours: content of those of `COLOURS`, whatever their order.
+        metadata: type and content of those of `METADATA`.
         remarks: what was damaged and left out.
     """
 
     slim: bytes
     colours: dict[bytes, bytes] = field(default_factory=dict)
+    metadata: list[tuple[bytes, bytes]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
 
@@ -50,21 +54,24 @@ def take_apart(png: bytes) -> Chunks:
     parts, chunks = [PNG_START], Chunks(b"")
     of_palette = png[25:26] == bytes([PALETTE])  # else a PLTE chunk is only a suggestion
     kind = whole = b""
-    for kind, data, whole, intact in _chunks(png):
+    for kind, data, whole, intact in png_chunks(png):
         name = kind.decode("latin-1")
         if kind == b"IEND":  # which has no content, and so no damage
             whole, intact = IEND, True
         critical = not kind[0] & 0x20 and (kind != b"PLTE" or of_palette)
-        needed = kind in NEEDED or (kind in TEXTS and data.startswith(HELD))
+        needed = kind in NEEDED or (kind in METADATA and data.startswith(HELD))
+        least = COLOURS.get(kind, METADATA.get(kind, 0))
         if critical and not intact:
             raise ImageError(f"its {name} chunk is damaged (wrong checksum); get the file again")
-        if not intact or len(data) < COLOURS.get(kind, 0):
-            if needed or kind in COLOURS:
+        if not intact or len(data) < least:
+            if kind in (*NEEDED, *METADATA, *COLOURS):
                 chunks.remarks.append(f"its {name} chunk is damaged and was left out")
         elif kind in COLOURS:
             chunks.colours.setdefault(kind, data)
         elif critical or needed:
             parts.append(whole)
+        if kind in METADATA and intact and len(data) >= least and len(whole) == 12 + len(data):
+            chunks.metadata.append((kind, data))
     if kind != b"IEND":
         chunks.remarks.append(NO_END)  # unless decoding it fails
         if len(whole) == 12 + int.from_bytes(whole[:4], "big"):  # the last one is complete
@@ -75,7 +82,7 @@ def take_apart(png: bytes) -> Chunks:
     return chunks
 
 
-def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes, bytes, bool]]:
+def png_chunks(png: bytes) -> Iterator[tuple[bytes, bytes, bytes, bool]]:
     """Type and content of each chunk, the whole of it, and whether its checksum is right.
 
     The last chunk of a file that is cut short has less than it says, and passes for intact.
@@ -101,22 +108,65 @@ def refuse_missing_rows(png: bytes) -> None:
     Raises:
         ImageError: they end before, or are damaged.
     """
-    width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", png, 16)
-    bits = depth * CHANNELS[colour]
-    row = 1 + -(-width * bits // 8)
-    needed = _interlaced_bytes(width, height, bits) if interlaced else row * height
-    inflate, count = zlib.decompressobj(), 0
+    width, height = struct.unpack_from(">II", png, 16)
+    row, needed = _bytes_of(png, width, height)
     try:
-        for kind, data, _, _ in _chunks(png):
-            for start in range(0, len(data) if kind == b"IDAT" else 0, PIECE):
-                count += len(inflate.decompress(data[start : start + PIECE]))
+        count = _inflated(data for kind, data, _, _ in png_chunks(png) if kind == b"IDAT")
     except zlib.error as error:
         raise ImageError(f"it is damaged ({error}); get it again") from error
     if count >= needed:
         return
-    if interlaced:
+    if needed != row * height:
         raise ImageError(COARSE)
     raise ImageError(cut_short(count // row, height))
+
+
+def whole_frames(png: bytes) -> int:
+    """How many pictures of an animation, from the first on, are there to the last pixel."""
+    whole = 0
+    for size, parts in _frames(png):
+        try:
+            if _inflated(parts) < _bytes_of(png, *size)[1]:
+                break
+        except zlib.error:
+            break
+        whole += 1
+    return whole
+
+
+def _frames(png: bytes) -> Iterator[tuple[tuple[int, int], list[bytes]]]:
+    """Size and compressed pixels of each picture of an animation."""
+    size, parts = struct.unpack_from(">II", png, 16), list[bytes]()
+    for kind, data, _, _ in png_chunks(png):
+        if kind == b"fcTL":
+            if parts:
+                yield size, parts
+            size, parts = struct.unpack_from(">II", data, 4), []
+        elif kind in (b"IDAT", b"fdAT"):
+            parts.append(data[4:] if kind == b"fdAT" else data)
+    if parts:
+        yield size, parts
+
+
+def _inflated(parts: Iterable[bytes]) -> int:
+    """Bytes that compressed pixels unpack to.
+
+    Raises:
+        zlib.error: they are damaged.
+    """
+    inflate, count = zlib.decompressobj(), 0
+    for data in parts:
+        for start in range(0, len(data), PIECE):
+            count += len(inflate.decompress(data[start : start + PIECE]))
+    return count
+
+
+def _bytes_of(png: bytes, width: int, height: int) -> tuple[int, int]:
+    """Of a row that is not interlaced, and of all pixels of a picture in this file."""
+    depth, colour, _, _, interlaced = struct.unpack_from(">BBBBB", png, 24)
+    bits = depth * CHANNELS[colour]
+    row = 1 + -(-width * bits // 8)
+    return row, _interlaced_bytes(width, height, bits) if interlaced else row * height
 
 
 def _interlaced_bytes(width: int, height: int, bits: int) -> int:
@@ -137,11 +187,67 @@ def profile_in(chunk: bytes) -> bytes | None:
         return None
 
 
-def with_profile(png: bytes, profile: bytes | None) -> bytes:
-    """Put an iCCP chunk, which imagecodecs does not write, behind the header."""
-    if not profile:
-        return png
-    chunk = b"iCCP" + b"ICC profile\0\0" + zlib.compress(profile)
+def profile_chunk(profile: bytes) -> tuple[bytes, bytes]:
+    return b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)
+
+
+def with_chunks(png: bytes, chunks: list[tuple[bytes, bytes]]) -> bytes:
+    """Put chunks, given by type and content, behind the header."""
     header = len(PNG_START) + 25  # and IHDR
-    whole = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    return png[:header] + whole + png[header:]
+    return png[:header] + b"".join(chunk(*parts) for parts in chunks) + png[header:]
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = zlib.crc32(data, zlib.crc32(kind))
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+
+class PngAnimation:
+    """A file that is written frame by frame (section 11.3.6).
+
+    Args:
+        file: an empty one, which can be sought in.
+        plays: how often it is shown; 0: for ever.
+    """
+
+    def __init__(self, file: BinaryIO, plays: int):
+        self.file, self.plays = file, plays
+        self.frames = self.number = self.place = 0
+
+    def add(self, png: bytes, duration: float | None) -> None:
+        """A frame as a file of its own, the whole picture; milliseconds that it is shown.
+
+        None: it is no frame, but the picture for programs that show no animation.
+        """
+        chunks = [(kind, data) for kind, data, _, _ in png_chunks(png)]
+        first = self.place == 0
+        if first:
+            self._begin([parts for parts in chunks if parts[0] not in (b"IDAT", b"IEND")])
+        if duration is not None:
+            seconds = min(duration / 1000, 0xFFFF)
+            delay = Fraction(seconds).limit_denominator(int(0xFFFF / max(1, seconds)))
+            control = self._next() + png[16:24] + bytes(8)
+            control += struct.pack(">HH", delay.numerator, delay.denominator) + bytes(2)
+            self.file.write(chunk(b"fcTL", control))
+            self.frames += 1
+        for _, data in (parts for parts in chunks if parts[0] == b"IDAT"):
+            written = chunk(b"IDAT", data) if first else chunk(b"fdAT", self._next() + data)
+            self.file.write(written)
+
+    def _begin(self, chunks: list[tuple[bytes, bytes]]) -> None:
+        self.file.write(PNG_START + chunk(*chunks[0]))
+        self.place = self.file.tell()
+        self.file.write(self._control() + b"".join(chunk(*parts) for parts in chunks[1:]))
+
+    def _next(self) -> bytes:
+        self.number += 1
+        return struct.pack(">I", self.number - 1)
+
+    def _control(self) -> bytes:
+        return chunk(b"acTL", struct.pack(">II", self.frames, self.plays))
+
+    def close(self) -> None:
+        self.file.write(chunk(b"IEND", b""))
+        self.file.seek(self.place)
+        self.file.write(self._control())  # by now they are counted
+        self.file.seek(0, 2)

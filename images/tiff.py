@@ -4,6 +4,8 @@ What the tags mean: "TIFF, Revision 6.0" (Adobe, 1992) and its technical notes.
 """
 
 import logging
+from collections.abc import Iterator
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +13,9 @@ import numpy as np
 from PIL import Image
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, TiffFile, TiffPage
 
-from images.kinds import TIFF_STARTS, TRUNCATED, ImageError, NoLimit, refuse_too_large
+from images.kinds import TIFF_STARTS, TRUNCATED, ImageError, NoLimit, reason_of, refuse_too_large
 from images.levels import Pixels, from_channels, in_bands, rgb_of_inks, rgb_of_lab, scaled, straight
+from images.metadata import Metadata, tiff_metadata
 from images.modes import pixels_of
 
 PHOTOMETRIC_TAG, ORIENTATION, INK_SET, SUBSAMPLING, PROFILE = 262, 274, 332, 530, 34675
@@ -43,12 +46,14 @@ class Tiff(NamedTuple):
         orientation: the value of its tag, 1 to 8, to be applied yet.
         profile: the ICC profile that belongs to `pixels`, or None.
         remark: a phrase about what was left out; mostly empty.
+        metadata: of the page.
     """
 
     pixels: Pixels
     orientation: int
     profile: bytes | None
     remark: str
+    metadata: Metadata
 
 
 def is_tiff(path: str | Path) -> bool:
@@ -56,39 +61,84 @@ def is_tiff(path: str | Path) -> bool:
         return file.read(4) in TIFF_STARTS
 
 
-def read_tiff(path: str | Path) -> Tiff:
-    """The first picture of a TIFF file.
+def read_tiff(path: str | Path) -> tuple[Tiff, int]:
+    """The first picture of a TIFF file, and how many pages with pictures it has.
 
     Raises:
         ImageError: it is damaged, or of a kind that has no one right conversion to RGB.
     """
     with open(path, "rb") as stream, TiffFile(stream) as file:
-        pages = _pictures(file)
-        page, frames = pages[0], max(len(pages), (file.imagej_metadata or {}).get("images", 1))
-        _refuse_unknown(page)
-        remarks = [f"the first of {frames} frames"] if frames > 1 else []
-        profile = page.tags.valueof(PROFILE)
-        if _needs_libtiff(page):
-            pixels, orientation = _by_pillow(path, page.index)
-        else:
-            pixels, orientation = _by_tifffile(page), page.tags.valueof(ORIENTATION, 1)
-            used = COLOURS[_photometric(page)] + (pixels.alpha is not None)
-            if page.samplesperpixel > used:
-                remarks.append(f"{used} of {page.samplesperpixel} channels")
+        pages, _ = _pictures(file)
+        images = (file.imagej_metadata or {}).get("images", 1)
+        tiff = _read_page(path, pages[0])
+    if images > len(pages):  # as ImageJ does it, which only the first picture is read of
+        tiff = tiff._replace(remark=", ".join(filter(None, (first_of(images), tiff.remark))))
+    return tiff, len(pages)
+
+
+def first_of(count: int) -> str:
+    """A remark on a file of several pictures."""
+    return f"the first of {count} frames"
+
+
+def later_pages(path: str | Path) -> Iterator[Tiff | ImageError]:
+    """All pictures but the first; an error stands for each that cannot be read."""
+    with open(path, "rb") as stream, TiffFile(stream) as file:
+        pages, broken = _pictures(file)
+        for i, page in enumerate(pages[1:], 2):
+            try:
+                tiff = _read_page(path, page)
+            except Exception as error:  # each codec has a type of its own
+                yield ImageError(f"page {i} of {len(pages)}: {reason_of(error)}")
+            else:
+                yield tiff
+    if broken:
+        yield ImageError(f"it is damaged after page {len(pages)}; get it again")
+
+
+def count_pages(path: str | Path) -> int:
+    """Pictures of a TIFF file; 1 of any other, and of one that cannot be read."""
+    try:
+        if not is_tiff(path):
+            return 1
+        with open(path, "rb") as stream, TiffFile(stream) as file:
+            return len(_pictures(file)[0])
+    except Exception:  # of many types; reading it will tell
+        return 1
+
+
+def _read_page(path: str | Path, page: TiffPage) -> Tiff:
+    _refuse_unknown(page)
+    remarks = []
+    profile = page.tags.valueof(PROFILE)
+    if _needs_libtiff(page):
+        pixels, orientation = _by_pillow(path, page.index)
+    else:
+        pixels, orientation = _by_tifffile(page), page.tags.valueof(ORIENTATION, 1)
+        used = COLOURS[_photometric(page)] + (pixels.alpha is not None)
+        if page.samplesperpixel > used:
+            remarks.append(f"{used} of {page.samplesperpixel} channels")
     if _photometric(page) in (PHOTOMETRIC.SEPARATED, *LAB):
         profile = None  # they are sRGB by now
-    return Tiff(pixels, orientation, profile, ", ".join(remarks))
+    metadata, damage = _metadata(path, page.offset)
+    remarks += [damage] if damage else []
+    return Tiff(pixels, orientation, profile, ", ".join(remarks), metadata)
 
 
-def _pictures(file: TiffFile) -> list[TiffPage]:
-    """The pages that are no thumbnails and no masks."""
+def _metadata(path: str | Path, offset: int) -> tuple[Metadata, str]:
+    with open(path, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        return tiff_metadata(data, offset)
+
+
+def _pictures(file: TiffFile) -> tuple[list[TiffPage], bool]:
+    """The pages that are no thumbnails and no masks, and whether more of them are damaged."""
     pages, broken = _pages(file)
     whole = [page for page in pages if not page.subfiletype & (REDUCED | MASK)]
     if not whole and pages[0].subifds:
         raise ImageError("it is a raw photograph with a preview; save it as plain TIFF")
     if not whole and broken:
         raise ImageError("all but a thumbnail or a mask in it is damaged; get it again")
-    return whole or pages[:1]
+    return whole or pages[:1], broken
 
 
 def _pages(file: TiffFile) -> tuple[list[TiffPage], bool]:

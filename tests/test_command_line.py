@@ -16,10 +16,10 @@ import utils
 from formats.published import locate
 from images.files import read_image, read_picture, write_image
 from images.resize import enlarge_nearest, imresize, imresize_to
+from training.ranks import Ranks
 from upscaling.flags import ELSEWHERE, parse_args
 from upscaling.inputs import UsageError
 from upscaling.jobs import plan
-from training.ranks import Ranks
 from utils import Bar
 
 

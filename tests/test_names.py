@@ -209,7 +209,7 @@ def test_a_folder_may_have_an_images_suffix(run, photo):
     ("arguments", "message"),
     [
         (["photos", "-o", "out.png"], "photos is a folder, but out.png names one image"),
-        (["photo.png", "-o", "out.gif"], "out.gif: results cannot be .gif; they can be .png"),
+        (["photo.png", "-o", "out.jp2"], "out.jp2: results cannot be .jp2; they can be .png"),
         (["photo.png", "-o", "out.heic"], "results cannot be .heic"),
         (["photo.png", "-o", "out.cr2"], "results cannot be .cr2"),
         (["photo.png", "-o", "out.png", "--format", "jpg"], "not what --format jpg says"),
@@ -238,14 +238,12 @@ def test_a_wrong_command_leaves_no_folder(run, photo):
 
 
 def test_an_error_of_any_kind_stops_no_other_image(run, photos, monkeypatch, capsys):
-    write = run.command.write_picture
-
-    def fail_once(picture, path):
+    def fail_once(picture, path, *rest):
         if path.name == "b.png":
             raise KeyError("an encoder's own")
-        return write(picture, path)
+        return write_picture(picture, path, *rest)
 
-    monkeypatch.setitem(run.command.finish.__globals__, "write_picture", fail_once)
+    monkeypatch.setattr("upscaling.saving.write_picture", fail_once)
     assert run("photos", "-o", "out") == 1
     assert failures(capsys.readouterr().err) == [
         'Failed: photos/b.png: KeyError: "an encoder\'s own"'

@@ -132,25 +132,25 @@ def test_a_folder_becomes_png_files_in_the_same_tree(workplace, net, monkeypatch
 def test_reading_the_network_and_writing_overlap(workplace, monkeypatch):
     """On b.png the network waits until c.bmp is being read and a.png is being written."""
     begun = {name: threading.Event() for name in ("read c", "write a")}
-    read, write, enlarge = command.read_picture, command.write_picture, command.enlarge
+    enlarge = command.enlarge
 
-    def noting_read(path):
+    def noting_read(path, *rest):
         if path.name == "c.bmp":
             begun["read c"].set()
-        return read(path)
+        return read_picture(path, *rest)
 
-    def noting_write(picture, path):
+    def noting_write(picture, path, *rest):
         if path.name == "a.png":
             begun["write a"].set()
-        return write(picture, path)
+        return write_picture(picture, path, *rest)
 
-    def waiting(picture, upscaler):
+    def waiting(picture, *rest):
         if picture.rgb.shape[1] == 64:  # b.png
             assert all(event.wait(60) for event in begun.values())
-        return enlarge(picture, upscaler)
+        return enlarge(picture, *rest)
 
-    monkeypatch.setattr(command, "read_picture", noting_read)
-    monkeypatch.setattr(command, "write_picture", noting_write)
+    monkeypatch.setattr("upscaling.jobs.read_picture", noting_read)
+    monkeypatch.setattr("upscaling.saving.write_picture", noting_write)
     monkeypatch.setattr(command, "enlarge", waiting)
     assert run(monkeypatch, "photos") == 0
 
@@ -354,8 +354,8 @@ def test_the_format_and_the_name_of_results(workplace, monkeypatch, capsys):
     written = sorted(
         path.relative_to("results").as_posix() for path in Path("results").rglob("*.*")
     )
-    assert written == ["a_x2.png", "b_x2.png", "c_x2.bmp", "e_x2.png", "sub/d_x2.png"]
-    assert "photos/e.gif: the first of 2 frames" in capsys.readouterr().out
+    assert written == ["a_x2.png", "b_x2.png", "c_x2.bmp", "e_x2.gif", "sub/d_x2.png"]
+    assert "photos/e.gif: all 2 frames" in capsys.readouterr().out
     assert run(monkeypatch, "photos/a.png", "--format", "jpg", "-o", "out") == 0
     assert Image.open("out/a.jpg").format == "JPEG"
     assert run(monkeypatch, "photos/a.png", "--format", "webp", "-o", "out") == 0

@@ -27,7 +27,17 @@ from images.locks import locked
 from images.names import fitting, longest_name, shortened
 from upscaling import devices
 from upscaling.devices import DeviceError, choose_device, choose_precision, is_out_of_memory
-from utils import StopRequest, WriteError, listed, naming, prepare_output, printable, remove_leftovers, replacing, worker_init
+from utils import (
+    StopRequest,
+    WriteError,
+    listed,
+    naming,
+    prepare_output,
+    printable,
+    remove_leftovers,
+    replacing,
+    worker_init,
+)
 
 FORK = multiprocessing.get_context("fork") if os.name != "nt" else multiprocessing
 

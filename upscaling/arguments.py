@@ -47,3 +47,9 @@ def tile_size(text: str) -> int | None:
     if not text.isdecimal() or 0 < int(text) < SMALLEST_TILE:
         raise argparse.ArgumentTypeError(f"{text!r} is not auto, 0, or at least {SMALLEST_TILE}")
     return int(text)
+
+
+def quality(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 100")
+    return int(text)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from upscaling.arguments import a_path, not_empty, part_of_name, positive, tile_size
+from upscaling.arguments import a_path, not_empty, part_of_name, positive, quality, tile_size
 
 ELSEWHERE = {  # flags of the Real-ESRGAN programs that are none here -> what to do instead
     "-t": "give --tile N, or leave it out: auto is the default, and 0 the whole image at once",
@@ -171,6 +171,24 @@ def add_result_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--suffix", type=part_of_name, default="", help="goes behind each name: _x4")
     group.add_argument("--skip-existing", action="store_true", help="go on where it stopped")
+    add_file_flags(group)
+
+
+def add_file_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--quality", type=quality, metavar="N", help="of JPEG and lossy WebP, 1 to 100; default: 95"
+    )
+    group.add_argument(
+        "--strip-metadata",
+        action="store_true",
+        help="leave out EXIF data, comments and such; the colour profile stays",
+    )
+    group.add_argument(
+        "--first-frame", action="store_true", help="of animations and of several pages, only that"
+    )
+    group.add_argument(
+        "--keep-time", action="store_true", help="give results the times of their originals"
+    )
 
 
 def add_score_flags(group: argparse._ArgumentGroup) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from images.files import WRITTEN
+from images.files import WRITTEN, Picture, read_picture
+from images.gif import count_frames
 from images.kinds import has_suffix
 from images.names import digest, fitting, longest_name, name_length
+from images.tiff import count_pages
 from upscaling.inputs import Input, UsageError, find_inputs, find_partner, partners_in
 
 
@@ -20,6 +22,10 @@ class Job:
     target: Path
     comparison: Path | None  # where the side-by-side picture goes
     high_res: Path | None  # what the result is scored against
+    several: tuple[str, ...] = ()  # sequences that the result can hold
+
+    def read(self) -> Picture:
+        return read_picture(self.source, self.several)
 
 
 def plan(
@@ -29,6 +35,7 @@ def plan(
     suffix: str = "",
     compare: bool = False,
     hr: Path | None = None,
+    first_frame: bool = False,
 ) -> tuple[list[Job], list[str], Path]:
     """The jobs, what is not read and why, a line for each reason, and the folder of results.
 
@@ -41,6 +48,7 @@ def plan(
         suffix: goes behind each name.
         compare: whether side-by-side pictures are wanted.
         hr: folder of HR images.
+        first_frame: upscale nothing else of animations and of files with several pages.
 
     Raises:
         UsageError: no inputs, or two results in one place.
@@ -54,13 +62,15 @@ def plan(
         check_result_file(named, sources, images, kind, suffix)
         targets, strips = [named], [Path(f"{named.stem}.png")]
     else:
-        endings = [suffix + ending(image.path, kind) for image in images]
+        endings = [suffix + ending(image.path, kind, first_frame) for image in images]
         targets = [folder / name for name in distinct_names(images, endings)]
         strips = distinct_names(images, [f"{suffix}.png"] * len(images))
     jobs = []
     for image, target, strip in zip(images, targets, strips, strict=True):
         comparison = fitting(folder / "compare" / strip) if compare else None
-        jobs.append(Job(image.path, target, comparison, find_partner(image.name, high_res)))
+        several = () if first_frame else WRITTEN[target.suffix.lower()].several
+        partner = find_partner(image.name, high_res)
+        jobs.append(Job(image.path, target, comparison, partner, several))
     refuse_overwriting(jobs)
     return jobs, inputs.others, folder
 
@@ -103,17 +113,19 @@ def _names(image: Input) -> Iterator[Path]:
         yield plain.with_name(f"{plain.name}~{digest(place.as_posix())}")
 
 
-def ending(path: Path, kind: str | None) -> str:
-    """The suffix of the result of an image; with "same", PNG's where its type is not written."""
-    if kind == "same":
-        return path.suffix.lower() if path.suffix.lower() in WRITTEN else ".png"
-    return f".{kind or 'png'}"
+def ending(path: Path, kind: str | None, first_frame: bool = False) -> str:
+    """The suffix of the result of an image.
 
-
-def not_written(sources: list[Path]) -> str:
-    """The suffixes of files whose type is not written: ".avif, .gif"."""
-    suffixes = {source.suffix.lower() for source in sources} - {*WRITTEN}
-    return ", ".join(sorted(suffix or "no suffix" for suffix in suffixes))
+    With "same", PNG's where its type is not written: GIF is only where it moves, as it has too few
+    colours. With None, TIFF's for several pages, of which PNG holds one.
+    """
+    if kind is None and not first_frame and count_pages(path) > 1:
+        return ".tif"
+    if kind != "same":
+        return f".{kind or 'png'}"
+    suffix = path.suffix.lower()
+    still = suffix == ".gif" and (first_frame or count_frames(path) == 1)
+    return suffix if suffix in WRITTEN and not still else ".png"
 
 
 def check_result_file(

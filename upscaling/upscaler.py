@@ -5,6 +5,8 @@ enlarged = upscaler(image)  # uint8 or uint16, (H, W, 3)
 """
 
 import math
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,7 @@ class Upscaler:
         self.wrap, self.keep_hidden = wrap, keep_hidden
         sides = [f"{side} {way}" for side, way in ((width, "wide"), (height, "high")) if side]
         self.size = " and ".join(sides) or f"x{self.scale:g}"
+        self.lock = threading.Lock()  # one image at a time, whichever thread it comes from
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3), uint8 or uint16, to (scale * H, scale * W, 3), rounded up, of that dtype.
@@ -103,7 +106,8 @@ class Upscaler:
             RuntimeError, MemoryError: too little memory, even for the smallest tiles.
         """
         margin = WRAPPED if self.wrap else 0
-        result = self._run(wrapped(image, margin, margin), self.dtype_for(image))
+        with self.lock:
+            result = self._run(wrapped(image, margin, margin), self.dtype_for(image))
         border = margin * self.net.scale
         result = result[border : len(result) - border, border : result.shape[1] - border]
         result = np.ascontiguousarray(result)  # so that the border goes
@@ -185,10 +189,16 @@ def check_channels(net: Network, name: str) -> None:
         raise UsageError(f"{name} {what} channels; images have 3")
 
 
-def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
+def enlarge(picture: Picture, upscaler: Upscaler, bar: tqdm | None = None) -> Picture:
     """Colour by the network, alpha by it too where it is neither 0 nor full.
 
-    A network that gives colour for gray says nothing about alpha, which then is bicubic.
+    A network that gives colour for gray says nothing about alpha, which then is bicubic. What
+    follows the picture in its file is enlarged when it is asked for.
+
+    Args:
+        picture: of any kind.
+        upscaler: for all of it.
+        bar: shows which of several pictures it is at.
 
     Raises:
         ValueError: the result has no pixels, or more than fit in memory.
@@ -207,11 +217,20 @@ def enlarge(picture: Picture, upscaler: Upscaler) -> Picture:
     gray = {(1, 3): False, (3, 1): True}.get(upscaler.channels, picture.gray)
     if gray:
         rgb = np.repeat(mean_colour(rgb)[..., None], 3, -1)
-    if gray == picture.gray:
-        return Picture(rgb, alpha, gray, picture.profile, remark=picture.remark)
-    dropped = "without its profile, which is for another number of channels"
-    remarks = [picture.remark, dropped if picture.profile else ""]
-    return Picture(rgb, alpha, gray, remark=", ".join(filter(None, remarks)))
+    enlarged = replace(picture, rgb=rgb, alpha=alpha, gray=gray)
+    if sequence := picture.sequence:
+
+        def later(picture: Picture, number: int) -> Picture:
+            if bar is not None:
+                bar.set_postfix_str(f"picture {number} of {sequence.count}")
+            return enlarge(picture, upscaler)
+
+        enlarged.sequence = sequence.mapped(later)
+    if gray != picture.gray and picture.profile:
+        dropped = "without its profile, which is for another number of channels"
+        enlarged.profile = None
+        enlarged.remark = ", ".join(filter(None, (picture.remark, dropped)))
+    return enlarged
 
 
 def visible_colours(rgb: np.ndarray, alpha: np.ndarray, upscaler: Upscaler) -> np.ndarray:

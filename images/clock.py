@@ -1,0 +1,20 @@
+"""The times of an animation in whole units of a file's, without drifting away from them."""
+
+
+class Clock:
+    """Args:
+    unit: milliseconds.
+    most: units that one frame can be shown.
+    """
+
+    def __init__(self, unit: float, most: int):
+        self.unit, self.most = unit, most
+        self.time = 0.0
+        self.told = 0
+
+    def ticks(self, duration: float) -> int:
+        """Units of the next frame, which is shown for that many milliseconds."""
+        self.time += duration
+        ticks = min(max(0, round(self.time / self.unit) - self.told), self.most)
+        self.told += ticks
+        return ticks

@@ -1,0 +1,78 @@
+"""The types of files that are written, and what each of them holds."""
+
+import math
+from dataclasses import dataclass, field
+
+from images.frames import FRAMES, PAGES
+from images.metadata import SEGMENT
+
+
+@dataclass(frozen=True)
+class FileType:
+    """A type of file to write.
+
+    Attributes:
+        name: Pillow's.
+        options: of its encoder.
+        deep, alpha, gray: it holds 16 bits, transparency, one channel.
+        profile: bytes of the largest profile that it holds so that Pillow opens it.
+        holds: attributes of `Metadata`.
+        largest: bytes of one of those.
+        several: kinds of `Sequence` that it holds.
+    """
+
+    name: str
+    options: dict = field(default_factory=dict)
+    deep: bool = False
+    alpha: bool = False
+    gray: bool = True
+    profile: float = math.inf
+    holds: tuple[str, ...] = ()
+    largest: float = math.inf
+    several: tuple[str, ...] = ()
+
+    @property
+    def lossy(self) -> bool:
+        return "quality" in self.options
+
+
+MOST = ("exif", "xmp", "iptc", "dpi")  # attributes of `Metadata`
+# Pillow unpacks at most 1 MiB of a PNG's profile. JPEG holds one in up to 255 segments; without
+# subsampling it keeps the resolution of colours. Unless it is exact, WebP drops the colours under
+# alpha 0.
+PNG = FileType(
+    "PNG",
+    deep=True,
+    alpha=True,
+    profile=2**20 - 1,
+    holds=(*MOST, "comments", "texts"),
+    several=(FRAMES,),
+)
+JPEG = FileType(
+    "JPEG",
+    dict(quality=95, subsampling=0),
+    profile=255 * 65519,
+    holds=(*MOST, "comments"),
+    largest=SEGMENT,
+)
+TIFF = FileType("TIFF", deep=True, alpha=True, holds=MOST, several=(FRAMES, PAGES))
+WEBP = FileType(
+    "WEBP",
+    dict(quality=95, exact=True),
+    alpha=True,
+    gray=False,
+    holds=("exif", "xmp"),
+    several=(FRAMES,),
+)
+GIF = FileType(
+    "GIF", alpha=True, gray=False, profile=0, holds=("xmp", "comments"), several=(FRAMES,)
+)
+WRITTEN = {
+    **dict.fromkeys((".png", ".apng"), PNG),
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), JPEG),
+    **dict.fromkeys((".tif", ".tiff"), TIFF),
+    ".webp": WEBP,
+    ".gif": GIF,
+    ".bmp": FileType("BMP", profile=0, holds=("dpi",)),
+    ".tga": FileType("TGA", alpha=True, profile=0),
+}

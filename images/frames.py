@@ -1,0 +1,71 @@
+"""What a file has besides its first picture: the frames of an animation, or pages."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL.ImageFile import ImageFile
+
+from images.gif import has_end
+from images.kinds import ImageError, reason_of
+from images.levels import Pixels, with_alpha
+from images.modes import pixels_of
+from images.opening import Opened, opened
+from images.png import whole_frames
+
+FRAMES, PAGES = "frames", "pages"
+ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "FLI")  # Pillow's names
+
+
+class Frame(NamedTuple):
+    """A decoded one, the whole picture; milliseconds that it is shown, None: it is no frame."""
+
+    pixels: Pixels
+    duration: float | None
+
+
+def frame_of(file: ImageFile) -> Frame:
+    """The one that Pillow is at. Those of one file have the same channels."""
+    pixels = pixels_of(file)
+    if file.format == "GIF":  # of which any frame may be transparent, or coloured
+        pixels = with_alpha(pixels)
+    is_default = file.tell() == 0 and getattr(file, "default_image", False)
+    return Frame(pixels, None if is_default else file.info.get("duration", 0))
+
+
+def plays_of(file: ImageFile) -> int:
+    """How often the animation is shown; 0: for ever."""
+    if file.format != "GIF":
+        return file.info.get("loop", 0)
+    again = file.info.get("loop")  # it counts how often it is shown again
+    return 1 if again is None else again + 1 if again else 0
+
+
+def later_frames(path: str | Path, count: int) -> Iterator[Frame | ImageError]:
+    """All of an animation but the first; an error, the last of all, tells which are missing."""
+    with opened(path) as opening:
+        file = opening.file
+        there, reason = _whole(opening, path, count)
+        for i in range(1, there):
+            try:
+                file.seek(i)
+                frame = frame_of(file)
+            except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
+                yield ImageError(f"frame {i + 1} of {count}: {reason_of(error)}")
+                return
+            yield frame
+    if reason:
+        yield ImageError(reason)
+
+
+def _whole(opening: Opened, path: str | Path, count: int) -> tuple[int, str]:
+    """How many frames are there, and the reason if some are not."""
+    kind, there, cut = opening.file.format, count, False
+    if kind == "PNG":
+        there = min(count, whole_frames(opening.content or b""))
+        cut = there < count
+    if kind == "GIF":
+        cut = not has_end(Path(path).read_bytes())
+    if kind == "WEBP":
+        cut = opening.content is not None  # it was mended
+    return there, f"it is cut short after frame {there}; get it again" if cut else ""

@@ -1,0 +1,404 @@
+"""Animations and files of several pages: all of it goes in and out, as Pillow sees it."""
+
+import importlib.util
+import io
+import struct
+import sys
+import weakref
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageSequence
+
+from images.clock import Clock
+from images.files import Picture, Sequence, read_picture, write_picture
+from images.frames import FRAMES, PAGES
+from images.kinds import ImageError
+from upscaling.jobs import Job
+from upscaling.saving import Saving
+
+BOTH = (FRAMES, PAGES)
+TIMES = [40, 100, 70, 30, 250]
+LOSSLESS = {"webp": dict(lossless=True, exact=True), "png": {}, "gif": dict(disposal=2)}
+
+
+def drawn(alpha):
+    """Frames of few colours, each with a patch that moves, and a corner that comes and goes."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for i in range(len(TIMES)):
+        frame = np.full((20, 30, 4), 255, np.uint8)
+        frame[..., :3] = rng.integers(0, 200, 3)
+        frame[2 + i : 9 + i, 3:12, :3] = rng.integers(0, 256, 3)
+        if alpha and i % 2:
+            frame[12:, 20:] = 0
+        frames.append(frame)
+    return frames
+
+
+def saved(path, frames, **options):
+    images = [Image.fromarray(frame) for frame in frames]
+    options |= LOSSLESS.get(path.suffix[1:], {})
+    images[0].save(path, save_all=True, append_images=images[1:], **options)
+    return path
+
+
+def shown(path):
+    """Each frame as RGBA, clear pixels black, and its time; and the number of loops."""
+    with Image.open(path) as file:
+        frames, times = [], []
+        for frame in ImageSequence.Iterator(file):
+            pixels = np.array(frame.convert("RGBA"))
+            pixels[pixels[..., 3] == 0] = 0
+            frames.append(pixels)
+            times.append(frame.info.get("duration"))
+        return frames, times, file.info.get("loop")
+
+
+def same(frames, others):
+    return len(frames) == len(others) and all(map(np.array_equal, frames, others))
+
+
+# -------------------------------------------------------------------------------------- animations
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+@pytest.mark.parametrize("target", LOSSLESS)
+@pytest.mark.parametrize("source", LOSSLESS)
+def test_an_animation_comes_out_whole(source, target, alpha, tmp_path):
+    frames = drawn(alpha)
+    path = saved(tmp_path / f"in.{source}", frames, duration=TIMES, loop=2)
+    frames = shown(path)[0]  # of a GIF's, Pillow fills what others clear
+    picture = read_picture(path, BOTH)
+    assert picture.sequence.count == 5 and picture.remark == ""
+    rest = picture.sequence.rest
+    lossless = replace(
+        picture,
+        lossless=True,
+        sequence=replace(
+            picture.sequence, rest=lambda: (replace(frame, lossless=True) for frame in rest())
+        ),
+    )
+    assert write_picture(lossless, tmp_path / f"out.{target}") == ""
+    result, times, loop = shown(tmp_path / f"out.{target}")
+    assert same(result, frames) and times == TIMES
+    # GIF counts how often it is shown again, the others how often it is shown.
+    assert loop == 2 + (source == "gif") - (target == "gif")
+
+
+@pytest.mark.parametrize("loop", [None, 0, 1, 7])
+def test_loops_are_kept(loop, tmp_path):
+    options = {} if loop is None else dict(loop=loop)
+    source = saved(tmp_path / "in.gif", drawn(False), duration=TIMES, **options)
+    for kind in ("gif", "webp", "png"):
+        write_picture(read_picture(source, BOTH), tmp_path / f"out.{kind}")
+    assert shown(tmp_path / "out.gif")[2] == loop
+    plays = {None: 1, 0: 0, 1: 2, 7: 8}[loop]
+    assert shown(tmp_path / "out.webp")[2] == shown(tmp_path / "out.png")[2] == plays
+
+
+def test_times_do_not_drift_where_units_are_coarse(tmp_path):
+    clock = Clock(10, 0xFFFF)
+    ticks = [clock.ticks(1000 / 30) for _ in range(300)]
+    assert sum(ticks) == 1000 and {*ticks} == {3, 4}
+    source = saved(tmp_path / "in.webp", drawn(False), duration=33)
+    write_picture(read_picture(source, BOTH), tmp_path / "out.gif")
+    assert shown(tmp_path / "out.gif")[1] == [30, 40, 30, 30, 30]  # up to 33, 66, 99, 132, 165
+    for time in (1000 / 30, 1500.123, 70_000.0):
+        saved(tmp_path / "in.png", drawn(False), duration=time)
+        write_picture(read_picture(tmp_path / "in.png", BOTH), tmp_path / "out.png")
+        assert shown(tmp_path / "out.png")[1] == pytest.approx(
+            [min(time, 65_535_000)] * 5, rel=1e-4
+        )
+
+
+def test_a_lossless_webp_that_moves_stays_so_and_a_lossy_one_is_lossy(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 4), np.uint8)
+    images = [Image.fromarray(frame[..., :3]) for frame in noise]
+    for lossless in (True, False):
+        path = tmp_path / f"{lossless}.webp"
+        images[0].save(path, save_all=True, append_images=images[1:], lossless=lossless)
+        write_picture(read_picture(path, BOTH), tmp_path / "out.webp")
+        assert same(shown(tmp_path / "out.webp")[0], shown(path)[0]) == lossless
+
+
+def test_the_picture_for_programs_that_show_no_animation_stays_that(tmp_path):
+    frames = drawn(True)
+    saved(tmp_path / "in.png", frames, duration=TIMES[1:], default_image=True)
+    picture = read_picture(tmp_path / "in.png", BOTH)
+    write_picture(picture, tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as file:
+        assert file.default_image
+    assert same(shown(tmp_path / "out.png")[0], frames)
+    write_picture(picture, tmp_path / "out.gif")
+    result, times, _ = shown(tmp_path / "out.gif")
+    assert same(result, frames[1:]) and times == TIMES[1:]
+
+
+def test_an_animations_metadata_and_profile_stay(tmp_path):
+    from test_metadata import PACKET, camera
+
+    frames = drawn(True)
+    exif = b"Exif\0\0" + camera()
+    saved(tmp_path / "in.webp", frames, duration=TIMES, exif=exif, xmp=PACKET.encode())
+    picture = read_picture(tmp_path / "in.webp", BOTH)
+    assert picture.rgb.shape == (30, 20, 3)  # it lay on its side
+    for kind in ("webp", "png"):
+        write_picture(picture, tmp_path / f"out.{kind}")
+        with Image.open(tmp_path / f"out.{kind}") as file:
+            assert file.getexif()[0x010F] == "ACME" and file.getexif()[0x0112] == 1
+            assert b't:Orientation="1"' in file.info["xmp"] and file.n_frames == 5
+    result = shown(tmp_path / "out.webp")[0]
+    assert same(result, [np.ascontiguousarray(np.rot90(frame, -1)) for frame in frames])
+
+
+def test_gif_gets_256_colours_and_no_half_clear_pixels(tmp_path):
+    rgb = np.mgrid[0:64, 0:64].transpose(1, 2, 0) * 4
+    rgb = np.dstack([rgb, rgb[..., :1] // 2]).astype(np.uint8)
+    alpha = np.arange(64 * 64).reshape(64, 64).astype(np.uint8)
+    remark = write_picture(Picture(rgb, alpha), tmp_path / "out.gif")
+    assert remark == "256 colours, each opaque or clear"
+    ((result,), _, _) = shown(tmp_path / "out.gif")
+    assert np.array_equal(result[..., 3] == 255, alpha >= 128) and {0, 255} == {
+        *np.unique(result[..., 3])
+    }
+    # Dithered, so right on average.
+    visible = alpha >= 128
+    assert np.abs(result[visible][:, :3].mean(0) - rgb[visible].mean(0)).max() < 2
+    few = rgb // 64 * 64
+    assert write_picture(Picture(few), tmp_path / "out.gif") == ""
+    assert np.array_equal(shown(tmp_path / "out.gif")[0][0][..., :3], few)
+
+
+def test_one_picture_at_a_time_is_in_memory(tmp_path):
+    read = []
+
+    def rest():
+        for _ in range(20):
+            assert sum(reference() is not None for reference in read) <= 2
+            picture = Picture(np.zeros((8, 8, 3), np.uint8), duration=10)
+            read.append(weakref.ref(picture.rgb))
+            yield picture
+
+    for kind in ("png", "webp", "gif", "tif"):
+        first = Picture(np.zeros((8, 8, 3), np.uint8), duration=10)
+        first.sequence = Sequence(FRAMES, 21, 0, rest)
+        write_picture(first, tmp_path / f"out.{kind}")
+        with Image.open(tmp_path / f"out.{kind}") as file:
+            assert file.n_frames == 21
+
+
+# ------------------------------------------------------------------------------------------- pages
+
+
+def scanned(path, *, compression="zlib"):
+    """Pages of other sizes and kinds, the second one upside down."""
+    rng = np.random.default_rng(0)
+    pages = [
+        rng.integers(0, 256, (20, 30, 3), np.uint8),
+        rng.integers(0, 2**16, (25, 15), np.uint16),
+        rng.integers(0, 256, (10, 12, 4), np.uint8),
+    ]
+    with tifffile.TiffWriter(path) as writer:
+        for i, page in enumerate(pages):
+            writer.write(
+                page,
+                photometric="minisblack" if page.ndim == 2 else "rgb",
+                extrasamples=["unassalpha"] if page.shape[2:] == (4,) else None,
+                compression=compression,
+                resolution=(300 + i, 300 + i),
+                resolutionunit="inch",
+                metadata=None,
+                extratags=[
+                    (285, 2, None, f"page {i}", False),
+                    (274, 3, 1, 3 if i == 1 else 1, False),
+                ],
+            )
+    return pages
+
+
+def test_pages_of_all_kinds_come_out_as_they_are(tmp_path):
+    pages = scanned(tmp_path / "in.tif")
+    picture = read_picture(tmp_path / "in.tif", BOTH)
+    assert picture.sequence.kind == PAGES and picture.sequence.count == 3
+    assert write_picture(picture, tmp_path / "out.tif") == ""
+    pages[1] = pages[1][::-1, ::-1]
+    with tifffile.TiffFile(tmp_path / "out.tif") as file:
+        assert len(file.pages) == 3
+        for i, page in enumerate(file.pages):
+            assert np.array_equal(page.asarray(), pages[i]) and page.compression == 8
+            assert page.tags[282].value[0] / page.tags[282].value[1] == 300 + i
+            assert page.tags[285].value == f"page {i}"
+
+
+def test_what_is_said_of_later_pages_is_told_and_all_of_them_are_stripped(tmp_path):
+    scanned(tmp_path / "in.tif")
+    inks = np.zeros((9, 9, 5), np.uint8)
+    tifffile.imwrite(tmp_path / "in.tif", inks, append=True, photometric="rgb", metadata=None)
+    picture = read_picture(tmp_path / "in.tif", BOTH)
+    job = Job(tmp_path / "in.tif", tmp_path / "out.tif", None, None)
+    assert Saving(strip=True).write(picture, job, []) == ["all 4 pages", "3 of 5 channels"]
+    with tifffile.TiffFile(tmp_path / "out.tif") as file:
+        assert len(file.pages) == 4 and not any(285 in page.tags for page in file.pages)
+
+
+def test_a_damaged_page_is_named_and_the_others_are_there(tmp_path):
+    pages = scanned(tmp_path / "in.tif")
+    with tifffile.TiffFile(tmp_path / "in.tif") as file:
+        offset = file.pages[1].dataoffsets[0]
+    content = bytearray((tmp_path / "in.tif").read_bytes())
+    content[offset : offset + 40] = bytes(40)
+    (tmp_path / "in.tif").write_bytes(content)
+    picture = read_picture(tmp_path / "in.tif", BOTH)
+    with pytest.raises(
+        ImageError, match=r"page 2 of 3: its pixels .* The others are in .*out\.tif"
+    ):
+        write_picture(picture, tmp_path / "out.tif")
+    with tifffile.TiffFile(tmp_path / "out.tif") as file:
+        assert np.array_equal(file.pages[0].asarray(), pages[0])
+        assert np.array_equal(file.pages[1].asarray(), pages[2]) and len(file.pages) == 2
+
+
+def test_an_animation_may_become_pages_which_have_no_times(tmp_path):
+    frames = shown(saved(tmp_path / "in.gif", drawn(True), duration=TIMES))[0]
+    remark = write_picture(read_picture(tmp_path / "in.gif", BOTH), tmp_path / "out.tif")
+    assert remark == "without the times of its frames"
+    assert same(shown(tmp_path / "out.tif")[0], frames)
+
+
+# ------------------------------------------------------------------------------------------ damage
+
+
+def places(content, suffix):
+    """Where the last frame begins."""
+    return content.rindex({"gif": b"!\xf9", "png": b"fcTL", "webp": b"ANMF"}[suffix])
+
+
+@pytest.mark.parametrize("where", ["in the last frame", "before the last frame", "at the end"])
+@pytest.mark.parametrize("suffix", LOSSLESS)
+def test_of_an_animation_that_is_cut_short_all_that_is_there_comes_out(suffix, where, tmp_path):
+    frames = drawn(False)
+    rng = np.random.default_rng(0)
+    for frame in frames:  # so that the last one's pixels are long
+        frame[..., :3] = rng.integers(0, 2, (20, 30, 1)) * 255
+    path = saved(tmp_path / f"in.{suffix}", frames, duration=TIMES)
+    content = path.read_bytes()
+    begins = places(content, suffix) - (4 if suffix == "png" else 0)
+    cut = {
+        "in the last frame": (begins + len(content)) // 2,
+        "before the last frame": begins,
+        "at the end": len(content) - 1,
+    }[where]
+    path.write_bytes(content[:cut])
+    picture = read_picture(path, BOTH)
+    assert picture.sequence
+    there = 5 if where == "at the end" and suffix != "webp" else 4
+    if suffix == "png" and where == "at the end":  # where only its end is missing
+        write_picture(picture, tmp_path / "out.png")
+    else:
+        with pytest.raises(ImageError, match=r"cut short|frame 5 of 5") as told:
+            write_picture(picture, tmp_path / "out.png")
+        assert str(tmp_path / "out.png") in str(told.value)
+    result, times, _ = shown(tmp_path / "out.png")
+    assert same(result, frames[:there]) and times == TIMES[:there]
+    # Whoever wants only the first gets it.
+    assert np.array_equal(read_picture(path).rgb, frames[0][..., :3])
+
+
+def test_a_frame_of_which_whole_chunks_are_missing_is_not_there(tmp_path):
+    frames = drawn(False)
+    frames[-1][..., :3] = np.random.default_rng(0).integers(0, 256, (20, 30, 3))
+    content = saved(tmp_path / "in.png", frames, duration=TIMES).read_bytes()
+    at = content.rindex(b"fdAT")
+    half = content[at + 4 : at + 8 + 1200]  # its number, and the first of its pixels
+    chunk = struct.pack(">I", len(half)) + b"fdAT" + half
+    chunk += struct.pack(">I", zlib.crc32(chunk[4:])) + content[-12:]
+    (tmp_path / "in.png").write_bytes(content[: at - 4] + chunk)
+    picture = read_picture(tmp_path / "in.png", BOTH)
+    with pytest.raises(ImageError, match="cut short after frame 4"):
+        write_picture(picture, tmp_path / "out.png")
+    assert same(shown(tmp_path / "out.png")[0], frames[:4])
+
+
+def test_a_still_webp_that_is_cut_short_is_refused(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(drawn(False)[0]).save(buffer, "WEBP")
+    (tmp_path / "x.webp").write_bytes(buffer.getvalue()[:-20])
+    with pytest.raises(ImageError, match=r"x\.webp: it is .*damaged"):
+        read_picture(tmp_path / "x.webp", BOTH)
+
+
+# ------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def run(tmp_path, identity_weights, monkeypatch, capsys):
+    """The command, and what it prints."""
+    spec = importlib.util.spec_from_file_location(
+        "frames_command", Path(__file__).parents[1] / "test.py"
+    )
+    monkeypatch.setitem(sys.modules, spec.name, command := importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(command)
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+
+    def run(*flags):
+        words = ["test.py", "in", *flags, "--weights", identity_weights, "--precision", "fp32"]
+        monkeypatch.setattr(sys, "argv", [*map(str, words)])
+        return command.main(command.Ranks()), *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_upscales_all_of_it(run):
+    saved(Path("in/a.gif"), drawn(True), duration=TIMES, loop=0)
+    frames = shown("in/a.gif")[0]
+    saved(Path("in/b.webp"), frames, duration=TIMES, loop=0)
+    pages = scanned(Path("in/c.tif"))
+    status, printed, _ = run()
+    assert status == 0
+    assert sorted(path.name for path in Path("results").iterdir()) == ["a.png", "b.png", "c.tif"]
+    for name in ("a", "b"):
+        result, times, loop = shown(f"results/{name}.png")
+        assert same(result, frames) and times == TIMES and loop == 0
+    assert np.array_equal(tifffile.imread("results/c.tif", key=2), pages[2])
+    for line in ("in/a.gif: all 5 frames", "in/b.webp: all 5 frames", "in/c.tif: all 3 pages"):
+        assert line.replace("/", str(Path("/"))) in printed
+    assert "3 of 3 images upscaled" in printed
+    status, printed, _ = run("--skip-existing")
+    assert "3 images had a result already" in printed
+    assert run("--format", "same", "-o", "same")[0] == 0
+    assert sorted(path.name for path in Path("same").iterdir()) == ["a.gif", "b.webp", "c.tif"]
+    assert same(shown("same/a.gif")[0], frames) and same(shown("same/b.webp")[0], frames)
+
+
+def test_the_command_takes_the_first_frame_where_it_is_told_to_or_has_to(run):
+    saved(Path("in/a.gif"), drawn(False), duration=TIMES)
+    scanned(Path("in/c.tif"))
+    for flags in (["--first-frame"], ["--format", "jpg"]):
+        status, printed, _ = run(*flags, "-o", "out")
+        assert status == 0 and "a.gif: the first of 5 frames" in printed
+        assert "c.tif: the first of 3 frames" in printed
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        "a.jpg",
+        "a.png",
+        "c.jpg",
+        "c.png",
+    ]
+    with Image.open("out/a.png") as file:
+        assert not file.is_animated
+
+
+def test_the_command_says_what_is_missing_and_writes_the_rest(run):
+    frames = drawn(False)
+    saved(Path("in/a.png"), frames, duration=TIMES)
+    content = Path("in/a.png").read_bytes()
+    Path("in/a.png").write_bytes(content[: content.rindex(b"fcTL") - 4])
+    status, _, errors = run()
+    assert status == 1
+    assert "a.png: it is cut short after frame 4; get it again. The others are in results" in errors
+    assert same(shown("results/a.png")[0], frames[:4])
