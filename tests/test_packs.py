@@ -432,13 +432,13 @@ def test_no_room_in_the_folder_means_data_packs_and_none_there_is_said_before(
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_disk_that_gets_full_is_named_and_nothing_is_left(number, photos, monkeypatch):
-    class Full(io.BufferedWriter):
+    class Full(io.BufferedRandom):
         def write(self, data):
             raise OSError(number, os.strerror(number))
 
     def opening(path, mode="r", *args, **kwargs):
         file = open(path, mode, *args, **kwargs)  # noqa: SIM115
-        return Full(file.detach()) if mode == "xb" else file
+        return Full(file.detach()) if mode == "x+b" else file
 
     with monkeypatch.context() as patch, pytest.raises(DataError) as error:
         patch.setattr(utils, "open", opening, raising=False)

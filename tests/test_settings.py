@@ -46,7 +46,7 @@ VGG = {"vgg_weights", "vgg_layer", "vgg_before_activation"}
 JUDGED = {"relativistic", "discriminator", "init_discriminator"}
 UNET = ("--discriminator", "unet")
 OTHERS = {"patch", "lr", "milestones", "warmup", "clip_grad_norm"}
-OTHERS |= {"pixel", "perceptual", "adversarial"}
+OTHERS |= {"pixel", "perceptual", "adversarial", "feature_matching"}
 DEGRADATION = {f"degradation.{field.name}" for field in dataclasses.fields(Degradation)}
 DEGRADATION -= {"degradation.level"}
 
