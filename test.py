@@ -148,7 +148,10 @@ def computed_by_ncnn(net: Generator, weights: str | Path, gpu: int | None) -> Nc
 
 
 def build(
-    net: Generator | NcnnNetwork, weights: str | Path, arguments: argparse.Namespace, device: torch.device
+    net: Generator | NcnnNetwork,
+    weights: str | Path,
+    arguments: argparse.Namespace,
+    device: torch.device,
 ) -> Upscaler:
     check_channels(net, str(weights))
     return Upscaler(
