@@ -78,7 +78,7 @@ def in_ncnn(net, gpu=None):
     return NcnnNetwork(net, ncnn_program(net, half=False), gpu)
 
 
-# ----------------------------------------------------------------------------------- the same numbers
+# -------------------------------------------------------------------------------- the same numbers
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -108,7 +108,7 @@ def test_pictures_in_all_ways(flags, dtype, levels, ncnn, random_image):
     assert np.abs(here.astype(int) - there).max() <= levels
 
 
-# -------------------------------------------------------------------------------- the whole of test.py
+# ----------------------------------------------------------------------------- the whole of test.py
 
 
 def test_every_pixel_of_a_network_that_changes_nothing(ncnn, run, identity_weights, capsys):
@@ -138,13 +138,13 @@ def test_a_pair_of_files_and_its_scale(ncnn, run, random_image):
     assert results[0].shape == (60, 90, 3) and np.abs(results[0] - results[1]).max() <= 1
 
 
-# ---------------------------------------------------------------------------------- what does not work
+# ----------------------------------------------------------------------------- what does not work
 
 
 def test_without_ncnn(run, identity_weights, random_image, monkeypatch):
     write_image(random_image(8, 8), "a.png")
     monkeypatch.setitem(sys.modules, "ncnn", None)
-    with pytest.raises(UsageError, match="--engine ncnn needs .*: pip install ncnn$"):
+    with pytest.raises(UsageError, match=r"--engine ncnn needs .*: pip install ncnn$"):
         run("a.png", "-n", identity_weights, "--engine", "ncnn")
     assert run("a.png", "-n", identity_weights) == 0
 
@@ -152,7 +152,7 @@ def test_without_ncnn(run, identity_weights, random_image, monkeypatch):
 def test_without_a_gpu_ncnn_is_not_heard(ncnn, run, identity_weights, random_image, monkeypatch):
     write_image(random_image(8, 8), "a.png")
     monkeypatch.setattr(ncnn, "get_gpu_count", lambda: 0)
-    with pytest.raises(DeviceError, match="'vulkan': .* finds no GPU with Vulkan here; install"):
+    with pytest.raises(DeviceError, match=r"'vulkan': .* finds no GPU with Vulkan here; install"):
         run("a.png", "-n", identity_weights, "--engine", "ncnn", "--device", "vulkan")
 
 
@@ -178,7 +178,7 @@ def test_gray_networks_are_refused(channels, ncnn, run, random_image):
     net = RRDBNet(*channels, scale=1, **SMALL)
     save_generator(net, "net.safetensors")
     write_image(random_image(8, 8), "a.png")
-    with pytest.raises(UsageError, match="net.safetensors and --engine ncnn: .* RGB to RGB"):
+    with pytest.raises(UsageError, match=r"net\.safetensors and --engine ncnn: .* RGB to RGB"):
         run("a.png", "-n", "net.safetensors", "--engine", "ncnn")
 
 
@@ -231,6 +231,15 @@ def test_tiles_shrink_where_memory_is_short(ncnn, random_image):
         upscaler(image)
 
 
+def test_tiles_take_less_than_half_of_the_memory(ncnn, monkeypatch):
+    net = in_ncnn(NETWORKS["x8"]())
+    monkeypatch.setattr(NcnnNetwork, "free_memory", lambda net: 2**27)
+    # 12 maps of 8 features of 4 bytes, 8 times as wide and high: 102 pixels.
+    for ensemble in (False, True):
+        assert Upscaler(net, "cpu", "fp32", ensemble=ensemble).tile == 96
+    assert Upscaler(NETWORKS["x1"](), "cpu", "fp32").tile == 256
+
+
 def test_what_is_not_finite_is_not_written(ncnn, random_image):
     net = lively(NETWORKS["x1"]())
     net.conv_last.bias.data[1] = torch.inf
@@ -243,7 +252,12 @@ def test_it_takes_as_many_threads_as_torch(ncnn, monkeypatch):
     assert in_ncnn(NETWORKS["x1"]()).runtime.opt.num_threads == 3
 
 
-# --------------------------------------------------------------------------------------------- on a GPU
+# ---------------------------------------------------------------------------------------- on a GPU
+
+
+def test_a_gpu_tells_its_memory(gpu):
+    net = in_ncnn(NETWORKS["x2"](), gpu)
+    assert 2**26 < net.free_memory() < 2**40
 
 
 @pytest.mark.parametrize("name", ["x2", "x1 of squares of 4", "SRResNet x3"])

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class NcnnNetwork(nn.Module):
         self.scale = net.scale
         self.in_channels, self.out_channels = net.in_channels, net.out_channels
         self.unshuffle = getattr(net, "unshuffle", 1)
-        self.ncnn = import_ncnn()
+        self.ncnn, self.gpu = import_ncnn(), gpu
         self.name = "cpu" if gpu is None else self.ncnn.get_gpu_info(gpu).device_name()
         self.runtime = _loaded(self.ncnn, program, gpu)
 
@@ -63,6 +64,12 @@ class NcnnNetwork(nn.Module):
             low_res = F.pad(low_res, padding, "replicate")
         high_res = torch.stack([self._computed(tile) for tile in low_res.float()])
         return high_res[..., : height * self.scale, : width * self.scale]
+
+    def free_memory(self) -> int:
+        """Bytes where it computes."""
+        if self.gpu is None:
+            return psutil.virtual_memory().available
+        return self.ncnn.get_gpu_device(self.gpu).get_heap_budget() * 2**20
 
     def _computed(self, tile: Tensor) -> Tensor:
         channels, height, width = tile.shape
