@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
+import torchvision  # noqa: F401  where each child would import it again
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -112,6 +114,7 @@ def main() -> int:
     images = np.random.default_rng(0)
     train.VGGDiscriminator = SmallDiscriminator
     training.log.draw_curves = lambda rows, path: path.touch()
+    torch.optim.Adam([torch.zeros(1)])  # imports torch's compiler, as each child would
     os.chdir(tempfile.mkdtemp(prefix="kill-and-resume-"))
     Path("photos").mkdir()
     for i in range(4):
