@@ -49,9 +49,8 @@ def begin(request: gr.Request) -> tuple:
     return None, gr.DownloadButton(interactive=False), waits if AT_WORK.locked() else "At work."
 
 
-def cancel(request: gr.Request) -> str:
+def cancel(request: gr.Request) -> None:
     CANCELLED.add(request.session_hash)
-    return "Cancelled."
 
 
 def upscale(
@@ -117,7 +116,7 @@ def build_page(weights: str) -> gr.Blocks:
         outputs = [slider, save, said]
         start.click(begin, None, outputs, queue=False, show_progress="hidden")
         run = start.click(upscale, [file, net, size], outputs, show_progress_on=slider)
-        stop.click(cancel, None, said, queue=False, show_progress="hidden", cancels=run)
+        stop.click(cancel, queue=False, cancels=run).then(lambda: "Cancelled.", None, said)
         page.load(lambda: gr.Dropdown(choices=networks()), None, net)
         page.unload(cancel)
     return page
@@ -128,12 +127,12 @@ def main() -> None:
     silence_pillow()
     if arguments.weights:
         read_generator(arguments.weights)
-    page = build_page(arguments.weights or [*map(str, trained()), DEFAULT][0])
     options = {"share": False, "ssr_mode": False, "quiet": True, "prevent_thread_lock": True}
     with TemporaryDirectory(prefix="upscaled-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        _, address, _ = page.launch(server_name="127.0.0.1", server_port=arguments.port, **options)
-        print(f"The page is at {address} and ends with Ctrl-C.")
+        page = build_page(arguments.weights or [*map(str, trained()), DEFAULT][0])
+        _, url, _ = page.launch(server_name="127.0.0.1", server_port=arguments.port, **options)
+        print(f"The page is at {url} and ends with Ctrl-C.")
         page.block_thread()
 
 
