@@ -35,6 +35,7 @@ from weights import read_generator
 
 SIZES = {"x2": 2, "x4": 4, "the network's own": None}
 AT_WORK = threading.Lock()  # one picture at a time
+PROGRESS = gr.Progress()  # as a default, it is replaced by that of each call
 CANCELLED: set[str | None] = set()  # sessions, each of which is an open page
 
 
@@ -53,25 +54,12 @@ def cancel(request: gr.Request) -> None:
     CANCELLED.add(request.session_hash)
 
 
-def upscale(
-    file: str | None,
-    weights: str,
-    size: str,
-    request: gr.Request,
-    progress: gr.Progress = gr.Progress(),  # noqa: B008 (the default asks gradio for one)
-) -> tuple:
-    """The two pictures to compare, the button with the result, and words on it.
-
-    Raises:
-        gr.Error: there is no result; the message is for the page.
-    """
+def upscale(file: str | None, weights: str, size: str, request: gr.Request, progress=PROGRESS):
+    """What goes to `outputs`; where there is nothing, gr.Error tells the page why."""
 
     def check(*_) -> None:
         if request.session_hash in CANCELLED:
-            raise Cancelled
-
-    def tell(done: int, total: int) -> None:
-        progress((done, total), desc="Upscaling", unit="tiles")
+            raise Cancelled("cancelled")
 
     source = Path(file or "")
     try:
@@ -82,13 +70,10 @@ def upscale(
             check_channels(net, weights)
             for module in net.modules():  # since a single tile can take minutes
                 module.register_forward_pre_hook(check)
-            upscaler = Upscaler(net, scale=SIZES[size], progress=tell)
+            upscaler = Upscaler(net, scale=SIZES[size], progress=lambda *tiles: progress(tiles))
             result = upscale_file(source, Path(mkdtemp(dir=source.parent)), upscaler)
-        pictures = (result.bicubic, result.ours)
-        return pictures, gr.DownloadButton(value=result.file, interactive=True), result.words
-    except Cancelled:
-        return None, gr.DownloadButton(interactive=False), "Cancelled."
-    except (UsageError, WeightsError) as error:
+        return result.pictures, gr.DownloadButton(value=result.file, interactive=True), result.words
+    except (Cancelled, UsageError, WeightsError) as error:
         reason = str(error)
     except Exception as error:  # of any kind: decoders and encoders raise a dozen
         reason = explain(source, error)
@@ -97,7 +82,8 @@ def upscale(
 
 
 def networks() -> list[str]:
-    return [*map(str, trained()), *in_the_box()]
+    """To choose from; the page begins with the first."""
+    return [*dict.fromkeys([*map(str, trained()), DEFAULT, *in_the_box()])]
 
 
 def build_page(weights: str) -> gr.Blocks:
@@ -116,6 +102,7 @@ def build_page(weights: str) -> gr.Blocks:
         outputs = [slider, save, said]
         start.click(begin, None, outputs, queue=False, show_progress="hidden")
         run = start.click(upscale, [file, net, size], outputs, show_progress_on=slider)
+        run.failure(lambda: "There is no result.", None, said)
         stop.click(cancel, queue=False, cancels=run).then(lambda: "Cancelled.", None, said)
         page.load(lambda: gr.Dropdown(choices=networks()), None, net)
         page.unload(cancel)
@@ -130,7 +117,7 @@ def main() -> None:
     options = {"share": False, "ssr_mode": False, "quiet": True, "prevent_thread_lock": True}
     with TemporaryDirectory(prefix="upscaled-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        page = build_page(arguments.weights or [*map(str, trained()), DEFAULT][0])
+        page = build_page(arguments.weights or networks()[0])
         _, url, _ = page.launch(server_name="127.0.0.1", server_port=arguments.port, **options)
         print(f"The page is at {url} and ends with Ctrl-C.")
         page.block_thread()

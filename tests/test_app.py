@@ -1,5 +1,7 @@
 """app.py: its page in a real browser, headless Chromium, beside test.py."""
 
+import base64
+import json
 import os
 import re
 import shutil
@@ -9,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image, ImageCms
@@ -16,8 +19,10 @@ from PIL.PngImagePlugin import PngInfo
 from selenium import webdriver
 from selenium.webdriver.support.wait import WebDriverWait
 
-from images.files import Picture, write_picture
+from images.files import Picture, read_image, write_image, write_picture
+from images.resize import imresize
 from model import RRDBNet
+from upscaling.app_flags import parse_args
 from weights import save_generator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,3 +183,134 @@ def test_what_is_downloaded_is_what_test_py_writes(browser, place, name, make, s
     wanted, content = by_test_py(place, place / name, *flags)
     assert wanted in said(browser)
     assert download(browser, place, wanted) == content
+
+
+@marked
+def test_the_slider_compares_with_bicubic(browser, place):
+    """JPEG keeps the mean colour of each quarter to a few levels."""
+    image = imresize(np.random.default_rng(2).integers(0, 256, (3, 4, 3), np.uint8), 10)
+    write_image(image, place / "smooth.png")
+    give(browser, place / "smooth.png")
+    click(browser, "Upscale")
+    until(browser, lambda: len(sources(browser)) == 2)
+    script = """const done = arguments[1];
+        fetch(arguments[0]).then(answer => answer.blob()).then(blob => {
+            const reader = new FileReader();
+            reader.onload = () => done(reader.result.split(',')[1]);
+            reader.readAsDataURL(blob);
+        });"""
+    shown = []
+    for i, source in enumerate(sources(browser)):
+        (place / f"{i}.jpg").write_bytes(
+            base64.b64decode(browser.execute_async_script(script, source))
+        )
+        shown.append(read_image(place / f"{i}.jpg").astype(float))
+    bicubic = Image.fromarray(image).resize((160, 120), Image.Resampling.BICUBIC)
+    assert np.abs(shown[0] - np.asarray(bicubic)).mean() < 3
+    _, content = by_test_py(place, place / "smooth.png")
+    (place / "ours.png").write_bytes(content)
+    assert np.abs(shown[1] - read_image(place / "ours.png")).mean() < 3
+    assert np.abs(shown[1] - shown[0]).mean() > 10  # the network is random
+    handle = browser.find_element("css selector", "#compared [role=slider], #compared .handle")
+    assert handle.is_displayed()
+
+
+@marked
+def test_what_cannot_be_upscaled_is_told_in_a_sentence(browser, place):
+    (place / "text.png").write_text("no picture")
+    write_image(np.zeros((20, 20, 3), np.uint8), place / "fine.png")
+    give(browser, place / "fine.png")
+    click(browser, "Upscale")
+    until(browser, lambda: "pixels" in said(browser))
+    Image.new("1", (60000, 2900)).save(place / "huge.png")
+    for name, sentence in (
+        ("text.png", "text.png: "),
+        ("huge.png", "huge.png: "),
+    ):
+        give(browser, place / name)
+        click(browser, "Upscale")
+        until(browser, lambda: browser.find_elements("css selector", ".toast-text"))
+        (told,) = browser.find_elements("css selector", ".toast-text")
+        assert told.text.startswith(sentence) and str(place) not in told.text
+        assert "Traceback" not in told.text and "/" not in told.text
+        assert sources(browser) == []  # of the picture before
+        browser.find_element("css selector", ".toast-close").click()
+        until(browser, lambda: not browser.find_elements("css selector", ".toast-text"))
+
+
+@marked
+def test_a_second_user_waits_is_told_so_and_goes_on_when_the_first_cancels(browser, place, address):
+    write_image(np.zeros((2000, 3000, 3), np.uint8), place / "long.png")
+    photo(place / "short.png")
+    first = browser.current_window_handle
+    give(browser, place / "long.png")
+    click(browser, "Upscale")
+    progress = "#compared .progress-text, #compared .meta-text, #compared .progress-level-inner"
+    until(browser, lambda: browser.find_elements("css selector", progress))
+    until(browser, lambda: "tiles" in browser.find_element("css selector", "#compared").text)
+    browser.switch_to.new_window("tab")
+    try:
+        open_page(browser, address)
+        give(browser, place / "short.png")
+        click(browser, "Upscale")
+        until(browser, lambda: "waits in the queue" in said(browser))
+        click(browser, "Cancel")
+        until(browser, lambda: said(browser) == "Cancelled.")
+        click(browser, "Upscale")
+        until(browser, lambda: "waits in the queue" in said(browser))
+        second = browser.current_window_handle
+        browser.switch_to.window(first)
+        click(browser, "Cancel")
+        until(browser, lambda: said(browser) == "Cancelled.")
+        assert sources(browser) == []
+        browser.switch_to.window(second)
+        until(browser, lambda: "short.png: 112x80 pixels" in said(browser))
+        browser.close()
+    finally:
+        browser.switch_to.window(first)
+
+
+@marked
+def test_closing_the_page_frees_the_queue(browser, place, address):
+    write_image(np.zeros((2000, 3000, 3), np.uint8), place / "long.png")
+    give(browser, place / "long.png")
+    click(browser, "Upscale")
+    until(browser, lambda: "tiles" in browser.find_element("css selector", "#compared").text)
+    photo(place / "short.png")
+    open_page(browser, address)
+    give(browser, place / "short.png")
+    click(browser, "Upscale")
+    until(browser, lambda: "short.png: 112x80 pixels" in said(browser))
+
+
+@marked
+def test_the_page_asks_nobody_else_and_nobody_else_reaches_it(browser, address):
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+    assert len(asked) > 10
+    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+    port = int(address.rpartition(":")[2].strip("/"))
+    listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    assert {c.laddr.ip for c in listening if c.laddr.port == port} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("flags", [("--port", "65536"), ("--port", "-1"), ("--weights", "")])
+def test_wrong_flags(flags, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["app.py", *flags])
+    with pytest.raises(SystemExit) as exit:
+        parse_args()
+    assert exit.value.code == 2 and f"argument {flags[0]}" in capsys.readouterr().err
+
+
+def test_without_gradio_a_sentence_says_what_to_do(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["app.py"])
+    monkeypatch.setattr("upscaling.app_flags.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as exit:
+        parse_args()
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "pip install gradio" in error

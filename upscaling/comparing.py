@@ -19,13 +19,12 @@ class Compared:
 
     Attributes:
         file: what test.py would write.
-        bicubic, ours: pictures of one size, in sRGB.
+        pictures: bicubic's and ours, of one size, in sRGB.
         words: its name and size, and what was turned or left out.
     """
 
     file: Path
-    bicubic: Path
-    ours: Path
+    pictures: tuple[Path, Path]
     words: str
 
 
@@ -58,4 +57,4 @@ def upscale_file(source: Path, folder: Path, upscaler: Upscaler) -> Compared:
     paths = {label: folder / "compared" / f"{label}.jpg" for label in pictures}
     for label, pixels in pictures.items():
         write_image(to_srgb(pixels, enlarged.profile), paths[label])
-    return Compared(job.target, paths["bicubic"], paths["ours"], "; ".join(words))
+    return Compared(job.target, (paths["bicubic"], paths["ours"]), "; ".join(words))
