@@ -52,6 +52,7 @@ EXCEPTED = {  # part of a command -> why it is not run
     "benchmarks/growth.py": "takes minutes; test_benchmarks.py runs it small",
     "benchmarks/ablation.py": "takes minutes; test_benchmarks.py tests its parts",
     "tensorboard": "serves pages until it is stopped",
+    "python app.py": "serves a page until it is stopped; test_app.py opens it in Chromium",
     "--train-dir ...": "a sketch, with dots for folders; docs/training.md has the whole command",
 }
 
