@@ -70,7 +70,9 @@ def upscale(file: str | None, weights: str, size: str, request: gr.Request, prog
             check_channels(net, weights)
             for module in net.modules():  # since a single tile can take minutes
                 module.register_forward_pre_hook(check)
-            upscaler = Upscaler(net, scale=SIZES[size], progress=lambda *tiles: progress(tiles))
+            upscaler = Upscaler(
+                net, scale=SIZES[size], progress=lambda *tiles: progress(tiles, unit="tiles")
+            )
             result = upscale_file(source, Path(mkdtemp(dir=source.parent)), upscaler)
         return result.pictures, gr.DownloadButton(value=result.file, interactive=True), result.words
     except (Cancelled, UsageError, WeightsError) as error:
@@ -103,7 +105,7 @@ def build_page(weights: str) -> gr.Blocks:
         start.click(begin, None, outputs, queue=False, show_progress="hidden")
         run = start.click(upscale, [file, net, size], outputs, show_progress_on=slider)
         run.failure(lambda: "There is no result.", None, said)
-        stop.click(cancel, queue=False, cancels=run).then(lambda: "Cancelled.", None, said)
+        stop.click(cancel, queue=False, cancels=run)
         page.load(lambda: gr.Dropdown(choices=networks()), None, net)
         page.unload(cancel)
     return page
