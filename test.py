@@ -8,6 +8,7 @@
     python test.py PHOTOS --report                  also a page with a slider: results/index.html
     python test.py PHOTOS --format same --outscale 2 --skip-existing
     python test.py -i PHOTO.jpg -o out.png -n RealESRGAN_x4plus -s 4
+    python test.py PHOTOS --engine ncnn             computed by ncnn; with --device vulkan, by a GPU
     torchrun --nproc_per_node=4 test.py PHOTOS      shared among 4 GPUs
 
 Exit status: 0 all upscaled, 1 some failed (the rest is done), 2 wrong usage.
@@ -35,6 +36,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from formats.ncnn import ncnn_program
 from formats.published import BOX, DEFAULT, trained
 from images.colour import to_srgb
 from images.files import Picture, to_8_bits, write_image
@@ -46,6 +48,7 @@ from training.ranks import Ranks, end_process
 from upscaling.devices import DeviceError, choose_device
 from upscaling.inputs import UsageError, make_output, read_high_res
 from upscaling.jobs import Job, plan, refuse_long_name
+from upscaling.ncnn_engine import NcnnNetwork, choose_gpu, import_ncnn
 from upscaling.report import PageImage, write_page
 from upscaling.saving import Saving, refuse_quality, summary
 from upscaling.upscaler import CHANNELS, Upscaler, check_channels, enlarge, explain
@@ -101,14 +104,21 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
         arguments.first_frame,
     )
     refuse_quality(jobs, arguments.quality)
+    gpu = None
+    if by_ncnn := arguments.engine == "ncnn":
+        import_ncnn()  # before weights are downloaded in vain
+        gpu = choose_gpu(ranks.count) if arguments.device == "vulkan" else None
+        arguments.device, arguments.precision = "cpu", "fp32"  # of everything else
     device = choose_device(arguments.device, ranks.local)
     generator = read_generator(weights, arguments.scale)
-    upscaler = build(generator.net, weights, arguments, device)
+    net = computed_by_ncnn(generator.net, weights, gpu) if by_ncnn else generator.net
+    upscaler = build(net, weights, arguments, device)
     metrics = load_metrics(arguments.metrics, device, arguments.hr is not None)
     make_output(arguments.output)  # now that nothing is wrong with the command
     if ranks.first:
         precision = str(upscaler.dtype).removeprefix("torch.")
-        about = f"{weights}{generator.part} (x{upscaler.net.scale}) on {device} in {precision}"
+        place = f"{net.name} by ncnn" if isinstance(net, NcnnNetwork) else device
+        about = f"{weights}{generator.part} (x{upscaler.net.scale}) on {place} in {precision}"
         print(printable(about))
         if note := CHANNELS[upscaler.channels]:
             print(note)
@@ -129,8 +139,18 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
     return 1 if results.failures else 0
 
 
+def computed_by_ncnn(net: Generator, weights: str | Path, gpu: int | None) -> NcnnNetwork:
+    try:
+        return NcnnNetwork(net, ncnn_program(net, half=False), gpu)
+    except ValueError as error:
+        raise UsageError(f"{weights} and --engine ncnn: {error}") from error
+
+
 def build(
-    net: Generator, weights: str | Path, arguments: argparse.Namespace, device: torch.device
+    net: Generator | NcnnNetwork,
+    weights: str | Path,
+    arguments: argparse.Namespace,
+    device: torch.device,
 ) -> Upscaler:
     check_channels(net, str(weights))
     return Upscaler(

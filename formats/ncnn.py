@@ -206,10 +206,12 @@ def _number(text: str) -> int | float | str:
 # ------------------------------------------------------------------------------------------ writing
 
 
-def ncnn_program(net: Any) -> tuple[bytes, bytes]:
-    """The contents of a .param and a .bin for a generator: fp16 kernels, everything else in fp32.
+def ncnn_program(net: Any, half: bool = True) -> tuple[bytes, bytes]:
+    """The contents of a .param and a .bin for a generator.
 
-    fp16 is how these programs store the weights anyway.
+    Args:
+        net: the generator.
+        half: kernels in fp16, as these programs store them anyway; everything else is in fp32.
 
     Raises:
         ValueError: it does not compute RGB from RGB, or has weights that fp16 cannot hold.
@@ -222,7 +224,7 @@ def ncnn_program(net: Any) -> tuple[bytes, bytes]:
         graph = srresnet_graph(state, net.stages)
     else:
         graph = rrdbnet_graph(state, net.stages, net.unshuffle)
-    return _text(with_splits(graph.layers)).encode(), b"".join(_weights(graph))
+    return _text(with_splits(graph.layers)).encode(), b"".join(_weights(graph, half))
 
 
 def _text(layers: list[Layer]) -> str:
@@ -239,17 +241,18 @@ def _written(key: int, value: Any) -> str:
     return f"{key}={value:e}" if isinstance(value, float) else f"{key}={value}"
 
 
-def _weights(graph: Graph) -> Iterator[bytes]:
+def _weights(graph: Graph, half: bool) -> Iterator[bytes]:
     for name in graph.tensors:
         tensor = graph.state[name].contiguous()
-        if tensor.ndim == 4:
-            half = tensor.half()
-            if not half.isfinite().all():
+        if tensor.ndim == 4 and half:
+            rounded = tensor.half()
+            if not rounded.isfinite().all():
                 raise ValueError(f"{name} has weights that fp16, ncnn's format, cannot hold")
-            content = half.numpy().astype(DTYPES[FP16]).tobytes()
+            content = rounded.numpy().astype(DTYPES[FP16]).tobytes()
             yield FP16.to_bytes(4, "little") + content + bytes(-len(content) % 4)
         else:
-            yield tensor.numpy().astype(DTYPES[FP32]).tobytes()
+            flag = FP32.to_bytes(4, "little") if tensor.ndim == 4 else b""
+            yield flag + tensor.numpy().astype(DTYPES[FP32]).tobytes()
 
 
 def pair_named(path: Path, scale: int | None = None) -> Pair:

@@ -260,7 +260,7 @@ def test_a_flag_that_only_others_have_names_ours(flag, value, monkeypatch, capsy
     error = capsys.readouterr().err
     assert ended.value.code == 2 and f"error: argument {flag}: not a flag here; " in error
     named = re.findall(r"(?<![\w-])--?[a-z-]+(?= |$|,|;)", ELSEWHERE[flag])
-    values = {"--tile": "0", "--device": "cpu", "--format": "png", "-f": "png"}
+    values = {"--tile": "0", "--device": "cpu", "--engine": "ncnn", "--format": "png", "-f": "png"}
     values |= {"--precision": "fp32", "--scale": "3", "--width": "5", "--height": "5"}
     for ours in named:
         takes = [] if ours in ("--quiet", "--wrap") else [values.get(ours, "x")]

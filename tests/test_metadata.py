@@ -117,7 +117,7 @@ def facts(exif):
 
 
 @pytest.mark.parametrize("order", "<>")
-@pytest.mark.parametrize("source, target", itertools.product(KINDS, KINDS))
+@pytest.mark.parametrize("source, target", list(itertools.product(KINDS, KINDS)))
 def test_all_of_it_goes_from_every_type_into_every_type(source, target, order, tmp_path):
     block = camera(order)
     photograph(tmp_path / f"in.{source}", block)

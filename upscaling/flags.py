@@ -11,7 +11,8 @@ ELSEWHERE = {  # flags of the Real-ESRGAN programs that are none here -> what to
     "-t": "give --tile N, or leave it out: auto is the default, and 0 the whole image at once",
     "--tile_pad": "leave it out: tiles always overlap",
     "--pre_pad": "leave it out: borders need no padding; --wrap is for seamless textures",
-    "-g": "give --device; of several NVIDIA GPUs, the variable CUDA_VISIBLE_DEVICES chooses one",
+    "-g": "give --device cuda, of whose GPUs CUDA_VISIBLE_DEVICES chooses one; or, with --engine "
+    "ncnn, --device vulkan",
     "--gpu-id": "give --device; of several NVIDIA GPUs, CUDA_VISIBLE_DEVICES chooses one",
     "-j": "leave it out: images are read, upscaled and written at the same time anyway",
     "-m": "name the file itself: --weights FOLDER/FILE",
@@ -98,6 +99,19 @@ def contradiction(arguments: argparse.Namespace) -> str:
             return (
                 "scores are of one scale for all images: give --outscale, not --width or --height"
             )
+    return contradiction_of_engine(arguments)
+
+
+def contradiction_of_engine(arguments: argparse.Namespace) -> str:
+    device = arguments.device
+    if arguments.engine != "ncnn":
+        return "--device vulkan needs --engine ncnn" if device == "vulkan" else ""
+    if device in ("cuda", "mps"):
+        return f"--engine ncnn computes on the CPU, or with --device vulkan, not on {device}"
+    if arguments.precision == "bf16":
+        return "--engine ncnn computes in fp32; leave out --precision bf16"
+    if arguments.batch > 1:
+        return "--engine ncnn computes one tile at a time; leave out --batch"
     return ""
 
 
@@ -128,12 +142,23 @@ def add_network_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--batch", type=positive(int), default=1, metavar="N", help="tiles computed at once"
     )
-    group.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
+    group.add_argument(
+        "--engine",
+        choices=("torch", "ncnn"),
+        default="torch",
+        help="what computes; ncnn (pip install ncnn) is for CPUs, and GPUs of all makers",
+    )
+    group.add_argument(
+        "--device",
+        choices=("auto", "cuda", "mps", "cpu", "vulkan"),
+        default="auto",
+        help="vulkan, a GPU with Vulkan, is of --engine ncnn, whose auto is the CPU",
+    )
     group.add_argument(
         "--precision",
         choices=("auto", "bf16", "fp32"),
         default="auto",
-        help="default: auto, bf16 for 8-bit images where the hardware has it",
+        help="default: auto, bf16 for 8-bit images where the hardware has it; of ncnn, fp32",
     )
 
 

@@ -23,6 +23,7 @@ from images.resize import imresize, imresize_to
 from upscaling.arguments import SMALLEST_TILE
 from upscaling.devices import autocast, choose_device, choose_precision, is_out_of_memory, place
 from upscaling.inputs import UsageError
+from upscaling.ncnn_engine import NcnnNetwork
 from upscaling.tiles import Network, upscale
 from utils import printable
 
@@ -81,17 +82,17 @@ class Upscaler:
     ):
         check_channels(net, "the network")
         self.channels = channels_of(net)
+        self.device = choose_device(device) if isinstance(device, str) else device
+        self.tile = choose_tile(net, self.device) if tile is None else tile
         if self.channels == (1, 1):
             net = PerChannel(net)
         elif self.channels != (3, 3):
             net = Recoloured(net)
         if ensemble:
             net = Ensemble(net)
-        self.device = choose_device(device) if isinstance(device, str) else device
         self.net: Network = place(net, self.device)
         self.dtype = choose_precision(precision, self.device)
         self.automatic = precision == "auto"
-        self.tile = choose_tile(self.net, self.device) if tile is None else tile
         self.batch = batch
         self.scale = scale or self.net.scale
         self.width, self.height = width or 0, height or 0
@@ -288,13 +289,15 @@ def choose_tile(net: Network, device: torch.device) -> int:
     """A tile whose activations take less than half of the memory that is free.
 
     Counted are three maps of all features in fp32, after the last enlargement; on a CPU the
-    generator's end works in bands, and takes less.
+    generator's end works in bands, and takes less. ncnn holds more, for its Winograd convolutions.
     """
-    free = psutil.virtual_memory().available
-    if device.type == "cuda":
+    free, maps = psutil.virtual_memory().available, 3
+    if isinstance(net, NcnnNetwork):
+        free, maps = net.free_memory(), 12
+    elif device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
     features = max(weight.shape[0] for weight in net.parameters())
-    side = math.isqrt(free // 2 // (3 * 4 * features * net.scale**2))
+    side = math.isqrt(free // 2 // (maps * 4 * features * net.scale**2))
     largest = 512 if device.type == "cuda" else 256  # beyond that it gets no faster
     return max(SMALLEST_TILE, min(side // 32 * 32, largest))
 
