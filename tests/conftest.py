@@ -65,3 +65,8 @@ def malicious_pickle(tmp_path):
 
     torch.save({"conv_first.weight": Bomb()}, tmp_path / "bomb.pth")
     return tmp_path / "bomb.pth", marker
+
+
+@pytest.fixture
+def ncnn():
+    return pytest.importorskip("ncnn", reason="ncnn is not installed")

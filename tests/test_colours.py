@@ -1,6 +1,5 @@
 """Networks between gray and colour, through test.py: each result is what torch gives directly."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import spandrel
 import torch
 from PIL import Image, ImageCms
+from programs import load_program
 
 import weights
 from images.files import Picture, read_picture, write_picture
@@ -18,12 +18,7 @@ from model import RRDBNet, SRResNet
 from upscaling.upscaler import Upscaler, enlarge
 from weights import load_generator, save_generator
 
-SPEC = importlib.util.spec_from_file_location(
-    "colours_command", Path(__file__).parents[1] / "test.py"
-)
-command = importlib.util.module_from_spec(SPEC)
-sys.modules["colours_command"] = command
-SPEC.loader.exec_module(command)
+command = load_program("test")
 
 KINDS = [(1, 3), (3, 1), (1, 1), (3, 3)]
 

@@ -1,6 +1,5 @@
 """What people type: several inputs, patterns, other programs' flags, sizes in pixels, --quiet."""
 
-import importlib.util
 import io
 import itertools
 import os
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from programs import load_program
 
 import utils
 from formats.published import locate
@@ -26,11 +26,7 @@ from utils import Bar
 @pytest.fixture
 def run(tmp_path, monkeypatch, identity_weights):
     """test.py with a network that changes nothing, in this process: its exit status."""
-    path = Path(__file__).parents[1] / "test.py"
-    spec = importlib.util.spec_from_file_location("command_line_program", path)
-    command = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = command
-    spec.loader.exec_module(command)
+    command = load_program("test")
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments) -> int:

@@ -6,7 +6,6 @@ its reason. Without `-m "slow or not slow"` only some commands are run, but all 
 """
 
 import contextlib
-import importlib.util
 import io
 import os
 import re
@@ -15,7 +14,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import types
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from programs import load_program
 
 import config
 import weights
@@ -172,18 +171,9 @@ def split_at_ands(words: list[str]) -> list[list[str]]:
     return [command for command in commands if command]
 
 
-def program_of(name: str) -> types.ModuleType:
-    """By path: `import test` may find Python's own test package."""
-    spec = importlib.util.spec_from_file_location(f"the_program_{name}", ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look
-    spec.loader.exec_module(module)
-    return module
-
-
 PARSERS = {
     "train.py": config.parse_args,
-    "test.py": program_of("test").parse_args,
+    "test.py": load_program("test").parse_args,
     "weights.py": weights.parse_args,
 }
 

@@ -1,6 +1,5 @@
 """--engine ncnn gives what torch gives. On a GPU, only where there is one, or Mesa's lavapipe."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from programs import lively, load_program
 from torch import nn
 
 from formats.ncnn import ncnn_program
@@ -32,11 +32,6 @@ NETWORKS = {
 
 
 @pytest.fixture
-def ncnn():
-    return pytest.importorskip("ncnn", reason="ncnn, the engine, is not installed")
-
-
-@pytest.fixture
 def gpu(ncnn):
     if not ncnn.get_gpu_count():
         pytest.skip("no GPU with Vulkan is here, nor Mesa's lavapipe")
@@ -46,11 +41,7 @@ def gpu(ncnn):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """test.py in this process: its exit status."""
-    path = Path(__file__).parents[1] / "test.py"
-    spec = importlib.util.spec_from_file_location("engine_program", path)
-    command = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = command
-    spec.loader.exec_module(command)
+    command = load_program("test")
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments, ranks: Ranks | None = None) -> int:
@@ -60,18 +51,10 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-def lively(net):
+def bright(net):
     """Its results have about the range of colours."""
-    generator = torch.Generator().manual_seed(0)
-    for tensor in net.state_dict().values():
-        if tensor.is_floating_point():
-            size = tensor[0].numel() if tensor.ndim == 4 else 9
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) / size**0.5)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_var.abs_().add_(0.5)
-    nn.init.constant_(net.conv_last.bias, 0.5)
-    return net.eval()
+    nn.init.constant_(lively(net).conv_last.bias, 0.5)
+    return net
 
 
 def in_ncnn(net, gpu=None):
@@ -84,7 +67,7 @@ def in_ncnn(net, gpu=None):
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.inference_mode()
 def test_it_computes_what_torch_does(name, ncnn):
-    net = lively(NETWORKS[name]())
+    net = bright(NETWORKS[name]())
     other = in_ncnn(net)
     for size in ((37, 53), (16, 8), (3, 5), (1, 7), (2, 1), (1, 1)):
         low_res = torch.rand(2, 3, *size)
@@ -101,7 +84,7 @@ def test_it_computes_what_torch_does(name, ncnn):
 )
 @pytest.mark.parametrize(("dtype", "levels"), [(np.uint8, 1), (np.uint16, 4)])
 def test_pictures_in_all_ways(flags, dtype, levels, ncnn, random_image):
-    net, image = lively(NETWORKS["x2"]()), random_image(70, 90).astype(dtype)
+    net, image = bright(NETWORKS["x2"]()), random_image(70, 90).astype(dtype)
     image = image * (np.iinfo(dtype).max // 255)
     here, there = (Upscaler(n, "cpu", "fp32", **flags)(image) for n in (net, in_ncnn(net)))
     assert here.shape == there.shape and there.dtype == dtype
@@ -127,7 +110,7 @@ def test_every_pixel_of_a_network_that_changes_nothing(ncnn, run, identity_weigh
 
 
 def test_a_pair_of_files_and_its_scale(ncnn, run, random_image):
-    net = lively(NETWORKS["x3"]())
+    net = bright(NETWORKS["x3"]())
     save_generator(net, "net-x3.param", "ncnn")
     write_image(random_image(20, 30), "a.png")
     results = []
@@ -219,7 +202,7 @@ class Failing:
 
 
 def test_tiles_shrink_where_memory_is_short(ncnn, random_image):
-    net, image = in_ncnn(lively(NETWORKS["x1"]())), random_image(100, 120)
+    net, image = in_ncnn(bright(NETWORKS["x1"]())), random_image(100, 120)
     upscaler = Upscaler(net, "cpu", "fp32", tile=64)
     whole = upscaler(image)
     net.runtime = Failing(net.runtime, -100)
@@ -241,7 +224,7 @@ def test_tiles_take_less_than_half_of_the_memory(ncnn, monkeypatch):
 
 
 def test_what_is_not_finite_is_not_written(ncnn, random_image):
-    net = lively(NETWORKS["x1"]())
+    net = bright(NETWORKS["x1"]())
     net.conv_last.bias.data[1] = torch.inf
     with pytest.raises(FloatingPointError, match="not finite"):
         Upscaler(in_ncnn(net), "cpu", "fp32")(random_image(8, 8))
@@ -263,7 +246,7 @@ def test_a_gpu_tells_its_memory(gpu):
 @pytest.mark.parametrize("name", ["x2", "x1 of squares of 4", "SRResNet x3"])
 @torch.inference_mode()
 def test_a_gpu_computes_what_torch_does(name, gpu):
-    net = lively(NETWORKS[name]())
+    net = bright(NETWORKS[name]())
     other = in_ncnn(net, gpu)
     for size in ((37, 53), (1, 1)):
         low_res = torch.rand(1, 3, *size)

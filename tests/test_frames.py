@@ -1,6 +1,5 @@
 """Animations and files of several pages: all of it goes in and out, as Pillow sees it."""
 
-import importlib.util
 import io
 import struct
 import sys
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image, ImageSequence
+from programs import load_program
 
 from images.clock import Clock
 from images.files import Picture, Sequence, read_picture, write_picture
@@ -338,11 +338,7 @@ def test_a_still_webp_that_is_cut_short_is_refused(tmp_path):
 @pytest.fixture
 def run(tmp_path, identity_weights, monkeypatch, capsys):
     """The command, and what it prints."""
-    spec = importlib.util.spec_from_file_location(
-        "frames_command", Path(__file__).parents[1] / "test.py"
-    )
-    monkeypatch.setitem(sys.modules, spec.name, command := importlib.util.module_from_spec(spec))
-    spec.loader.exec_module(command)
+    command = load_program("test")
     monkeypatch.chdir(tmp_path)
     Path("in").mkdir()
 

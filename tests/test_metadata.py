@@ -1,6 +1,5 @@
 """Metadata in and out of every type of file, as Pillow and Exiv2 read it."""
 
-import importlib.util
 import io
 import itertools
 import os
@@ -8,12 +7,12 @@ import struct
 import sys
 import zlib
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import ExifTags, Image, ImageCms, IptcImagePlugin, PngImagePlugin
+from programs import load_program
 
 from images.exif import Entry, Exif, read_exif
 from images.files import Picture, not_held, read_picture, write_picture
@@ -521,11 +520,7 @@ def test_times_are_kept_when_asked_for(tmp_path):
 def test_the_command_keeps_it_strips_it_and_says_what_it_cannot_hold(
     identity_weights, tmp_path, monkeypatch, capsys
 ):
-    spec = importlib.util.spec_from_file_location(
-        "metadata_command", Path(__file__).parents[1] / "test.py"
-    )
-    monkeypatch.setitem(sys.modules, spec.name, command := importlib.util.module_from_spec(spec))
-    spec.loader.exec_module(command)
+    command = load_program("test")
     (tmp_path / "in").mkdir()
     for name in ("a.jpg", "b.jpg", "c.png"):
         photograph(tmp_path / "in" / name, camera())

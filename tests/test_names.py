@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from programs import load_program
 
 from formats.tensors import UnreadableError, load_tensors
 from images.files import Picture, read_image, write_image, write_picture
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def run(tmp_path, monkeypatch, identity_weights):
     """test.py with a network that changes nothing, in this process: its exit status."""
-    command = program("test")
+    command = load_program("test")
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments) -> int:
@@ -39,17 +40,6 @@ def run(tmp_path, monkeypatch, identity_weights):
 
     run.command = command
     return run
-
-
-def program(name):
-    """By path: `import test` may find Python's own test package."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location(f"names_{name}", ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def failures(errors: str) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from programs import lively
 
 import weights
 from formats.ncnn import scale_told
@@ -36,24 +36,6 @@ NETWORKS = {
 
 def rrdbnet(**arguments):
     return lively(RRDBNet(**{"features": 8, "growth": 4, "blocks": 2} | arguments))
-
-
-def lively(net):
-    """With weights that keep the range of colours through all layers, and use all of them."""
-    generator = torch.Generator().manual_seed(0)
-    for tensor in net.state_dict().values():
-        if tensor.is_floating_point():
-            size = tensor[0].numel() if tensor.ndim == 4 else 9
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) / size**0.5)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_var.abs_().add_(0.5)
-    return net.eval()
-
-
-@pytest.fixture
-def ncnn():
-    return pytest.importorskip("ncnn", reason="ncnn, which runs the files, is not installed")
 
 
 @pytest.fixture

@@ -551,15 +551,15 @@ def test_any_error_ends_a_run_with_workers_within_seconds(place, workplace):
     (workplace / "faulty.py").write_text(FAULTY)
     data = ["--train-dir", "photos", "--valid-dir", "photos", "--workers", "2"]
     command = [sys.executable, "faulty.py", place, *TINY, *data]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    for line in process.stderr:
-        if "FAULT" in line:
-            break
-    errors = process.communicate(timeout=15)[1]
-    assert process.returncode == 1
-    assert "Traceback" in errors and "LookupError: of no kind that train.py knows" in errors
+    with open("errors.txt", "w") as file:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
+    errors = Path("errors.txt")
+    while "FAULT" not in errors.read_text():
+        assert process.poll() is None, errors.read_text()
+        time.sleep(0.1)
+    assert process.wait(timeout=15) == 1
+    assert "Traceback" in errors.read_text()
+    assert "LookupError: of no kind that train.py knows" in errors.read_text()
 
 
 @pytest.mark.slow

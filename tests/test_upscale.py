@@ -1,7 +1,6 @@
 """test.py, the command: files and folders in, PNG files and scores out."""
 
 import csv
-import importlib.util
 import math
 import os
 import re
@@ -18,6 +17,7 @@ import pytest
 import tifffile
 import torch
 from PIL import Image, ImageCms
+from programs import load_program
 
 import upscaling.upscaler
 from images.files import Picture, read_image, read_picture, write_image, write_picture
@@ -29,12 +29,7 @@ from upscaling.inputs import UsageError, find_partner, partners_in
 from weights import load_generator, save_generator
 
 # By path: `import test` may find Python's own test package.
-SPEC = importlib.util.spec_from_file_location(
-    "upscale_command", Path(__file__).parents[1] / "test.py"
-)
-command = importlib.util.module_from_spec(SPEC)
-sys.modules["upscale_command"] = command
-SPEC.loader.exec_module(command)
+command = load_program("test")
 
 
 @pytest.fixture
@@ -449,7 +444,7 @@ def test_two_processes_share_a_folder(workplace, monkeypatch):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     arguments = ["photos", "--hr", "hr", "-o", "two", "--report", "--precision", "fp32"]
     # torchrun prints every process's end with status 1 as a fault; the status is what counts.
-    command_line = [*torchrun, str(SPEC.origin), *arguments]
+    command_line = [*torchrun, command.__file__, *arguments]
     shared = subprocess.run(command_line, capture_output=True, text=True, timeout=300)
     assert shared.returncode == 1
     assert shared.stdout.count("4 of 5 images upscaled") == 1
