@@ -26,21 +26,17 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # which gradio reads as it is 
 import gradio as gr
 
 from formats.layouts import WeightsError
-from formats.published import DEFAULT, PUBLISHED, in_the_box, trained
+from formats.published import known_names, networks
 from images.opening import silence_pillow
 from upscaling.comparing import upscale_file
 from upscaling.inputs import UsageError
-from upscaling.upscaler import Upscaler, check_channels, explain
+from upscaling.upscaler import Upscaler, check_channels
 from weights import read_generator
 
 SIZES = {"x2": 2, "x4": 4, "the network's own": None}
 AT_WORK = threading.Lock()  # one picture at a time
 PROGRESS = gr.Progress()  # as a default, it is replaced by that of each call
 CANCELLED: set[str | None] = set()  # sessions, each of which is an open page
-
-
-class Cancelled(Exception):
-    """Somebody wants the result no more."""
 
 
 def begin(request: gr.Request) -> tuple:
@@ -59,13 +55,12 @@ def upscale(file: str | None, weights: str, size: str, request: gr.Request, prog
 
     def check(*_) -> None:
         if request.session_hash in CANCELLED:
-            raise Cancelled("cancelled")
+            raise UsageError("cancelled")
 
-    source = Path(file or "")
     try:
+        if not file:
+            raise UsageError("drop a picture first")
         with AT_WORK:
-            if not file:
-                raise UsageError("drop a picture first")
             net = read_generator(weights).net
             check_channels(net, weights)
             for module in net.modules():  # since a single tile can take minutes
@@ -73,19 +68,11 @@ def upscale(file: str | None, weights: str, size: str, request: gr.Request, prog
             upscaler = Upscaler(
                 net, scale=SIZES[size], progress=lambda *tiles: progress(tiles, unit="tiles")
             )
-            result = upscale_file(source, Path(mkdtemp(dir=source.parent)), upscaler)
+            result = upscale_file(Path(file), Path(mkdtemp(dir=Path(file).parent)), upscaler)
         return result.pictures, gr.DownloadButton(value=result.file, interactive=True), result.words
-    except (Cancelled, UsageError, WeightsError) as error:
-        reason = str(error)
-    except Exception as error:  # of any kind: decoders and encoders raise a dozen
-        reason = explain(source, error)
-    sentence = html.escape(printable(reason.replace(str(source), source.name)), quote=False)
+    except (UsageError, WeightsError) as error:
+        sentence = html.escape(printable(str(error)), quote=False)
     raise gr.Error(sentence, duration=None, print_exception=False)
-
-
-def networks() -> list[str]:
-    """To choose from; the page begins with the first."""
-    return [*dict.fromkeys([*map(str, trained()), DEFAULT, *in_the_box()])]
 
 
 def build_page(weights: str) -> gr.Blocks:
@@ -93,8 +80,7 @@ def build_page(weights: str) -> gr.Blocks:
         with gr.Row():
             file = gr.File(label="Picture", elem_id="picture")
             with gr.Column():
-                others = f"Or a file, or a name that is downloaded: {', '.join(PUBLISHED)}."
-                choices = dict(label="Network", info=others, allow_custom_value=True)
+                choices = dict(label="Network", info=known_names(), allow_custom_value=True)
                 net = gr.Dropdown(networks(), value=weights, **choices)
                 size = gr.Radio([*SIZES], value=[*SIZES][-1], label="Size")
                 start, stop = gr.Button("Upscale", variant="primary"), gr.Button("Cancel")

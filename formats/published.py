@@ -58,6 +58,11 @@ def trained() -> list[Path]:
     return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
+def networks() -> list[str]:
+    """At hand without a download: what was trained here, then the box; the default comes first."""
+    return [*dict.fromkeys([*map(str, trained()), DEFAULT, *in_the_box()])]
+
+
 def known_names() -> str:
     """What can be named instead of a file, for messages."""
     return (

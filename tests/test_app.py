@@ -222,10 +222,11 @@ def test_what_cannot_be_upscaled_is_told_in_a_sentence(browser, place):
     until(browser, lambda: "pixels" in said(browser))
     give(browser, place / "text.png")
     click(browser, "Upscale")
-    until(browser, lambda: browser.find_elements("css selector", ".toast-body"))
-    (told,) = browser.find_elements("css selector", ".toast-body")
-    assert told.text.splitlines()[-1].startswith("text.png: ")
-    assert "Traceback" not in told.text and "/" not in told.text
+    toast = ".toast-body"
+    until(browser, lambda: any(t.text for t in browser.find_elements("css selector", toast)))
+    told = browser.find_element("css selector", toast).text
+    assert told.splitlines()[-1].startswith("text.png: ")
+    assert "Traceback" not in told and "/" not in told
     until(browser, lambda: said(browser) == "There is no result.")
     assert sources(browser) == []  # of the picture before
 

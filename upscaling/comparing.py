@@ -6,9 +6,11 @@ from pathlib import Path
 from images.colour import to_srgb
 from images.files import to_8_bits, write_image
 from images.strips import centre_window
+from upscaling.inputs import UsageError
 from upscaling.jobs import plan, refuse_long_name
 from upscaling.saving import Saving
-from upscaling.upscaler import Upscaler, enlarge
+from upscaling.upscaler import Upscaler, enlarge, explain
+from utils import printable
 
 COMPARED_SIDE = 4096  # pixels around the centre of larger results that a browser is given
 
@@ -37,10 +39,17 @@ def upscale_file(source: Path, folder: Path, upscaler: Upscaler) -> Compared:
         upscaler: that does it.
 
     Raises:
-        UsageError: there is no such file.
-        ImageError: it cannot be read, or its result not be written.
-        ValueError: the result has no pixels, or more than fit in memory.
+        UsageError: why there is no result, in a sentence that names the file without its folder,
+            which is the server's own.
     """
+    try:
+        return upscale_job(source, folder, upscaler)
+    except Exception as error:  # of any kind: decoders and encoders raise a dozen
+        reason = str(error) if isinstance(error, UsageError) else explain(source, error)
+        raise UsageError(printable(reason.replace(str(source), source.name))) from error
+
+
+def upscale_job(source: Path, folder: Path, upscaler: Upscaler) -> Compared:
     (job,), _, _ = plan([source], folder)
     refuse_long_name(job.target)
     picture = job.read()
