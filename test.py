@@ -37,7 +37,7 @@ import torch
 from tqdm import tqdm
 
 from formats.ncnn import ncnn_program
-from formats.published import BOX
+from formats.published import BOX, DEFAULT, trained
 from images.colour import to_srgb
 from images.files import Picture, to_8_bits, write_image
 from images.opening import silence_pillow
@@ -54,8 +54,7 @@ from upscaling.saving import Saving, refuse_quality, summary
 from upscaling.upscaler import CHANNELS, Upscaler, check_channels, enlarge, explain
 from weights import Generator, WeightsError, read_generator
 
-RUNS = Path("checkpoints")
-IN_THE_BOX = BOX / "compact_x4_real.safetensors"  # the default where nothing was trained yet
+IN_THE_BOX = BOX / f"{DEFAULT}.safetensors"
 COMPARED_SIDE = 1024  # --compare shows this many pixels around the centre of larger results
 STRIP = ("input", "bicubic", "ours", "HR")  # from left to right
 
@@ -94,7 +93,7 @@ def silence() -> Iterator[None]:
 
 def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
     """Returns the exit status."""
-    weights = arguments.weights or newest_generator() or IN_THE_BOX
+    weights = arguments.weights or next(iter(trained()), IN_THE_BOX)
     jobs, others, arguments.output = plan(
         arguments.input,
         arguments.output,
@@ -351,12 +350,6 @@ def sum_up(
         f"{sum(results.pixels) / 1e6 / seconds:.2f} megapixels/s; "
         f"results are in {printable(str(arguments.output))}"
     )
-
-
-def newest_generator() -> Path | None:
-    """The generator that train.py wrote last."""
-    found = [path for name in ("psnr", "gan") for path in RUNS.glob(f"*/{name}.safetensors")]
-    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 if __name__ == "__main__":

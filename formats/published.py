@@ -14,6 +14,8 @@ from formats.layouts import WeightsError
 
 BOX = Path(__file__).resolve().parents[1] / "checkpoints"  # of the repository
 DOWNLOADS = Path("checkpoints")
+RUNS = Path("checkpoints")  # train.py has a folder for each
+DEFAULT = "compact_x4_real"  # in the box, where nothing was trained yet
 RELEASES = "https://github.com/xinntao/Real-ESRGAN/releases/download"
 PUBLISHED = {  # name -> address, SHA-256 (or what is known of its beginning)
     "RealESRGAN_x4plus": (
@@ -48,6 +50,17 @@ PATIENCE = 60  # seconds without a byte after which a download is given up
 def in_the_box() -> dict[str, Path]:
     """Names and files of the generators that come with the repository."""
     return {path.stem: path for path in sorted(BOX.glob("compact_x4_*.safetensors"))}
+
+
+def trained() -> list[Path]:
+    """The generators that train.py wrote, the newest first."""
+    found = [path for name in ("psnr", "gan") for path in RUNS.glob(f"*/{name}.safetensors")]
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def networks() -> list[str]:
+    """At hand without a download: what was trained here, then the box; the default comes first."""
+    return [*dict.fromkeys([*map(str, trained()), DEFAULT, *in_the_box()])]
 
 
 def known_names() -> str:

@@ -52,6 +52,7 @@ EXCEPTED = {  # part of a command -> why it is not run
     "benchmarks/ablation.py": "takes minutes; test_benchmarks.py tests its parts",
     "--device vulkan": "needs a GPU with Vulkan; test_engine.py runs it where one is",
     "tensorboard": "serves pages until it is stopped",
+    "python app.py": "serves a page until it is stopped; test_app.py opens it in Chromium",
     "--train-dir ...": "a sketch, with dots for folders; docs/training.md has the whole command",
 }
 

@@ -63,6 +63,8 @@ def always():
         ("weights.py interpolate", 2, "WEIGHTS"),
         ("weights.py convert net.pth -o net.txt --to nothing", 2, "--to"),
         ("weights.py convert net.pth", 2, "-o OUT is missing"),
+        ("app.py --help", 0, "--port"),
+        ("app.py --port x", 2, "--port"),
         ("dataset.py --help", 0, "preview"),
         ("dataset.py preview --help", 0, "--degradation.blur"),
         ("dataset.py preview photos --samples 0", 2, "samples is 0"),
@@ -81,7 +83,7 @@ def test_help_and_refusals_import_nobody_elses_modules(command, status, answer, 
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
-@pytest.mark.parametrize("program", ["train.py", "test.py", "weights.py", "dataset.py"])
+@pytest.mark.parametrize("program", ["train.py", "test.py", "weights.py", "dataset.py", "app.py"])
 def test_help_ends_quietly_when_nobody_reads_it(program):
     reading, writing = os.pipe()
     os.close(reading)

@@ -73,3 +73,23 @@ def test_untiled_is_the_network_and_nothing_else(random_image):
         128,
         255,
     ]
+
+
+def test_progress_is_told_before_each_batch_of_tiles_and_can_stop_them(random_image):
+    net = torch.nn.Conv2d(3, 3, 1).eval()
+    net.scale = 1
+    told, image = [], random_image(64, 200)
+    upscale(net, image, 64, batch=2, progress=lambda *tiles: told.append(tiles))
+    # 200 pixels in tiles of 64 that share 32: 1 + ceil((200 - 64) / 32) = 6
+    assert told == [(0, 6), (2, 6), (4, 6)]
+    upscale(net, image, 0, progress=lambda *tiles: told.append(tiles))
+    assert told[3:] == [(0, 1)]
+
+    def stop(done, total):
+        if done:
+            raise InterruptedError
+
+    net.register_forward_hook(lambda *_: told.append("computed"))
+    with pytest.raises(InterruptedError):
+        upscale(net, image, 64, progress=stop)
+    assert told[4:] == ["computed"]

@@ -1,6 +1,7 @@
 """A network over an image of any size: whole, or in tiles that overlap and are blended."""
 
 import math
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,7 +17,12 @@ Network: TypeAlias = Any
 
 @torch.inference_mode()
 def upscale(
-    net: Network, image: np.ndarray, tile: int = 0, overlap: int = 32, batch: int = 1
+    net: Network,
+    image: np.ndarray,
+    tile: int = 0,
+    overlap: int = 32,
+    batch: int = 1,
+    progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Run a generator over an image, whole or in overlapping tiles that are blended.
 
@@ -28,6 +34,7 @@ def upscale(
         tile: largest side of the tiles in input pixels; 0, or one that the image fits in: none.
         overlap: input pixels that neighbours share at least, below `tile`.
         batch: tiles that the network is given at once.
+        progress: called before the network is, with how many tiles are done and how many there are.
 
     Returns:
         The same dtype, (scale * H, scale * W, 3).
@@ -38,7 +45,9 @@ def upscale(
     scale = net.scale
     height, width = image.shape[:2]
     rows, columns = _spans(height, tile, overlap), _spans(width, tile, overlap)
+    tell = progress or (lambda done, total: None)
     if len(rows) == len(columns) == 1:
+        tell(0, 1)
         return to_image(_run(net, [image])[0], image.dtype)
 
     row_weights = _blend_weights(rows, height, overlap, scale)
@@ -50,6 +59,7 @@ def upscale(
             band = torch.zeros(3, (bottom - top) * scale, width * scale)
             for first in range(0, len(columns), batch):
                 spans = columns[first : first + batch]
+                tell(row * len(columns) + first, len(rows) * len(columns))
                 results = _run(net, [image[top:bottom, left:right] for left, right in spans])
                 _add_tiles(band, results, spans, column_weights[first:], scale)
                 bar.update(len(spans))

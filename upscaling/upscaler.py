@@ -6,6 +6,7 @@ enlarged = upscaler(image)  # uint8 or uint16, (H, W, 3)
 
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ class Upscaler:
         width, height: of the result in pixels, in place of `scale`; one alone keeps the ratio.
         wrap: the image's opposite borders meet, as a seamless texture's, and so do the result's.
         keep_hidden: `enlarge` takes the colour under alpha 0 for a part of the picture.
+        progress: called before each batch of tiles, with how many tiles are done and how many
+            there are; what it raises ends the work.
 
     Attributes:
         channels: what the network takes and gives.
@@ -75,6 +78,7 @@ class Upscaler:
         height: int | None = None,
         wrap: bool = False,
         keep_hidden: bool = False,
+        progress: Callable[[int, int], None] | None = None,
     ):
         check_channels(net, "the network")
         self.channels = channels_of(net)
@@ -93,6 +97,7 @@ class Upscaler:
         self.scale = scale or self.net.scale
         self.width, self.height = width or 0, height or 0
         self.wrap, self.keep_hidden = wrap, keep_hidden
+        self.progress = progress
         sides = [f"{side} {way}" for side, way in ((width, "wide"), (height, "high")) if side]
         self.size = " and ".join(sides) or f"x{self.scale:g}"
         self.lock = threading.Lock()  # one image at a time, whichever thread it comes from
@@ -162,7 +167,7 @@ class Upscaler:
         """At the network's own scale; tiles shrink until they fit in memory."""
         try:
             with autocast(self.device, dtype):
-                return upscale(self.net, image, self.tile, batch=self.batch)
+                return upscale(self.net, image, self.tile, batch=self.batch, progress=self.progress)
         except FloatingPointError:
             if dtype == torch.float32:
                 raise

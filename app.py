@@ -1,0 +1,119 @@
+"""A page on this machine: drop a picture, compare the result with bicubic, download it.
+
+    python app.py                                   then open the address that it prints
+    python app.py --weights checkpoints/demo/gan.safetensors --port 8000
+
+Only this machine reaches the page, and it fetches nothing from the net but the published networks
+that are asked for by name. What is downloaded from it is the file that test.py would write.
+"""
+
+import html
+import os
+import sys
+import threading
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
+
+from upscaling.app_flags import parse_args
+from utils import prepare_output, printable
+
+if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds
+    prepare_output()
+    parse_args()
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # which gradio reads as it is imported
+
+import gradio as gr
+
+from formats.layouts import WeightsError
+from formats.published import known_names, networks
+from images.opening import silence_pillow
+from upscaling.comparing import upscale_file
+from upscaling.inputs import UsageError
+from upscaling.upscaler import Upscaler, check_channels
+from weights import read_generator
+
+SIZES = {"x2": 2, "x4": 4, "the network's own": None}
+AT_WORK = threading.Lock()  # one picture at a time
+PROGRESS = gr.Progress()  # as a default, it is replaced by that of each call
+CANCELLED: set[str | None] = set()  # sessions, each of which is an open page
+
+
+def begin(request: gr.Request) -> tuple:
+    """Clears the outputs at once, while `upscale` may have to wait."""
+    CANCELLED.discard(request.session_hash)
+    waits = "Another picture is being upscaled; yours waits in the queue for its turn."
+    return None, gr.DownloadButton(interactive=False), waits if AT_WORK.locked() else "At work."
+
+
+def cancel(request: gr.Request) -> None:
+    CANCELLED.add(request.session_hash)
+
+
+def upscale(file: str | None, weights: str, size: str, request: gr.Request, progress=PROGRESS):
+    """What goes to `outputs`; where there is nothing, gr.Error tells the page why."""
+
+    def check(*_) -> None:
+        if request.session_hash in CANCELLED:
+            raise UsageError("cancelled")
+
+    try:
+        if not file:
+            raise UsageError("drop a picture first")
+        with AT_WORK:
+            net = read_generator(weights).net
+            check_channels(net, weights)
+            for module in net.modules():  # since a single tile can take minutes
+                module.register_forward_pre_hook(check)
+            upscaler = Upscaler(
+                net, scale=SIZES[size], progress=lambda *tiles: progress(tiles, unit="tiles")
+            )
+            result = upscale_file(Path(file), Path(mkdtemp(dir=Path(file).parent)), upscaler)
+        return result.pictures, gr.DownloadButton(value=result.file, interactive=True), result.words
+    except (UsageError, WeightsError) as error:
+        sentence = html.escape(printable(str(error)), quote=False)
+    raise gr.Error(sentence, duration=None, print_exception=False)
+
+
+def build_page(weights: str) -> gr.Blocks:
+    with gr.Blocks(title="Upscaling") as page:
+        with gr.Row():
+            file = gr.File(label="Picture", elem_id="picture")
+            with gr.Column():
+                choices = dict(label="Network", info=known_names(), allow_custom_value=True)
+                net = gr.Dropdown(networks(), value=weights, **choices)
+                size = gr.Radio([*SIZES], value=[*SIZES][-1], label="Size")
+                start, stop = gr.Button("Upscale", variant="primary"), gr.Button("Cancel")
+        said = gr.Textbox(label="Result", interactive=False, elem_id="said")
+        slider = gr.ImageSlider(label="Left: bicubic; right: the network", elem_id="compared")
+        save = gr.DownloadButton("Download", interactive=False, elem_id="download")
+        outputs = [slider, save, said]
+        start.click(begin, None, outputs, queue=False, show_progress="hidden")
+        run = start.click(upscale, [file, net, size], outputs, show_progress_on=slider)
+        run.failure(lambda: "There is no result.", None, said)
+        stop.click(cancel, queue=False, cancels=run)
+        page.load(lambda: gr.Dropdown(choices=networks()), None, net)
+        page.unload(cancel)
+    return page
+
+
+def main() -> None:
+    arguments = parse_args()
+    silence_pillow()
+    if arguments.weights:
+        read_generator(arguments.weights)
+    options = {"share": False, "ssr_mode": False, "quiet": True, "prevent_thread_lock": True}
+    with TemporaryDirectory(prefix="upscaled-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        page = build_page(arguments.weights or networks()[0])
+        _, url, _ = page.launch(server_name="127.0.0.1", server_port=arguments.port, **options)
+        print(f"The page is at {url} and ends with Ctrl-C.")
+        page.block_thread()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, UsageError, WeightsError) as error:
+        print(printable(f"app.py: {error}"), file=sys.stderr)
+        sys.exit(2)
