@@ -80,7 +80,7 @@ def build_page(weights: str) -> gr.Blocks:
         with gr.Row():
             file = gr.File(label="Picture", elem_id="picture")
             with gr.Column():
-                choices = dict(label="Network", info=known_names(), allow_custom_value=True)
+                choices: dict = dict(label="Network", info=known_names(), allow_custom_value=True)
                 net = gr.Dropdown(networks(), value=weights, **choices)
                 size = gr.Radio([*SIZES], value=[*SIZES][-1], label="Size")
                 start, stop = gr.Button("Upscale", variant="primary"), gr.Button("Cancel")
@@ -102,7 +102,7 @@ def main() -> None:
     silence_pillow()
     if arguments.weights:
         read_generator(arguments.weights)
-    options = {"share": False, "ssr_mode": False, "quiet": True, "prevent_thread_lock": True}
+    options: dict = {"share": False, "ssr_mode": False, "quiet": True, "prevent_thread_lock": True}
     with TemporaryDirectory(prefix="upscaled-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build_page(arguments.weights or networks()[0])

@@ -8,7 +8,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import psutil
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 # Pillow's names of what it decodes by itself -> suffixes. Not of these: IM and SPIDER, for which
 # it takes files of many other kinds, and PSD, of which it shows a preview that may be missing.
@@ -281,7 +281,7 @@ def refuse_raw(path: str | Path) -> None:
     if _named_by(_start(path)) == RAW:
         raise ImageError(RAW)
     try:
-        with NoLimit(), Image.open(path, formats=["TIFF"]) as file:
+        with NoLimit(), closing(TiffImagePlugin.TiffImageFile(path)) as file:
             tags = file.tag_v2
     except Exception:  # another kind, or a damaged file, which decoding will tell
         return

@@ -34,7 +34,7 @@ in_a_browser = [
         not (shutil.which("chromium") and shutil.which("chromedriver")),
         reason="needs the programs chromium and chromedriver",
     ),
-    pytest.mark.skipif(find_spec("gradio") is None, reason="needs gradio"),
+    pytest.mark.skipif(find_spec("gradio") is None, reason="needs gradio: pip install gradio"),
 ]
 
 
