@@ -70,7 +70,7 @@ def upscale(file: str | None, weights: str, size: str, request: gr.Request, prog
             )
             result = upscale_file(Path(file), Path(mkdtemp(dir=Path(file).parent)), upscaler)
         return result.pictures, gr.DownloadButton(value=result.file, interactive=True), result.words
-    except (UsageError, WeightsError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         sentence = html.escape(printable(str(error)), quote=False)
     raise gr.Error(sentence, duration=None, print_exception=False)
 

@@ -28,7 +28,6 @@ from model import RRDBNet
 from upscaling.inputs import UsageError, find_partner, partners_in
 from weights import load_generator, save_generator
 
-# By path: `import test` may find Python's own test package.
 command = load_program("test")
 
 
