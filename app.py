@@ -15,11 +15,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
 from upscaling.app_flags import parse_args
-from utils import prepare_output, printable
+from utils import prepare_for_torch, prepare_output, printable
 
 if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds
     prepare_output()
     parse_args()
+    prepare_for_torch()
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # which gradio reads as it is imported
 

@@ -4,6 +4,7 @@ They give what torch's own layers give, but for rounding; how much faster they a
 benchmarks/README.md.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,6 +12,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 BAND = 96  # rows that `in_bands` takes at once
+
+WORTH_WINOGRAD = 16  # channels: with fewer, its sums cost more than they save
+
+
+def both_ways(rows: list[list[float]], divisor: int = 1) -> Tensor:
+    """What a matrix makes of the columns of a square and then of its rows, as one matrix."""
+    matrix = torch.tensor(rows, dtype=torch.float64) / divisor
+    return torch.kron(matrix, matrix).float()
+
+
+# Winograd's F(4x4, 3x3), which takes polynomials at 0, 1, -1, 2, -2 and infinity.
+SIDE, REACH = 4, 6  # of a square of results, and of the values that it depends on
+TO_SUMS = both_ways(  # of those values
+    [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ]
+)
+TO_FACTORS = both_ways(  # of a kernel
+    [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], divisor=24
+)
+TO_RESULTS = both_ways(  # of the products of both
+    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+)
 
 
 def wants_standard_layers(x: Tensor) -> bool:
@@ -63,6 +92,81 @@ def convolve_enlarged(conv: nn.Conv2d, x: Tensor, factor: int) -> Tensor:
     kernel = F.pad(conv.weight.flip(2, 3).transpose(0, 1), [factor - 1] * 4)
     kernel = F.avg_pool2d(kernel, factor, stride=1, divisor_override=1)  # sums, factor + 2 a side
     return F.conv_transpose2d(x, kernel, conv.bias, stride=factor, padding=1)
+
+
+class Concatenation:
+    """Maps of features that become more, and are convolved in between: those of a dense block.
+
+    Args:
+        x: the first, (N, C, H, W).
+    """
+
+    def __init__(self, x: Tensor):
+        self.maps = [x]
+
+    def append(self, x: Tensor) -> None:
+        self.maps.append(x)
+
+    def convolve(self, conv: nn.Conv2d) -> Tensor:
+        """`conv(torch.cat(self.maps, 1))`, with a 3x3 convolution of stride 1 and padding 1."""
+        return conv(torch.cat(self.maps, 1) if len(self.maps) > 1 else self.maps[0])
+
+
+class WinogradConcatenation(Concatenation):
+    """The same but for rounding, with a quarter of the products (Lavin and Gray, 2016).
+
+    A square of 4x4 results depends on 6x6 values and 3x3 weights. Both are turned into 36 numbers,
+    and the 36 products into 16 results (arXiv 1509.09308, section 4.3). In between they are added
+    up over the channels, so they are 36 products of matrices (section 4.1). A map is turned once,
+    and then serves every convolution of its dense block.
+    """
+
+    def __init__(self, x: Tensor):
+        self.height, self.width = x.shape[2:]
+        self.squares = len(x), math.ceil(self.height / SIDE), math.ceil(self.width / SIDE)
+        super().__init__(self._sums(x))
+
+    def append(self, x: Tensor) -> None:
+        super().append(self._sums(x))
+
+    def _sums(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N * squares, 36, C)."""
+        _, down, across = self.squares
+        below, right = SIDE * down + 1 - self.height, SIDE * across + 1 - self.width
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, right, 1, below))
+        values = padded.unfold(1, REACH, SIDE).unfold(2, REACH, SIDE).permute(0, 1, 2, 4, 5, 3)
+        return TO_SUMS @ values.reshape(-1, REACH**2, x.shape[1])
+
+    def convolve(self, conv: nn.Conv2d) -> Tensor:
+        weights = conv.weight.permute(2, 3, 0, 1).flatten(0, 1)  # (9, out, in)
+        factors = torch.tensordot(TO_FACTORS, weights, 1).mT
+        parts = factors.split([sums.shape[2] for sums in self.maps], 1)  # (36, channels, out)
+        products = self.maps[0].transpose(0, 1) @ parts[0]  # (36, N * squares, out)
+        for sums, part in zip(self.maps[1:], parts[1:], strict=True):
+            products.baddbmm_(sums.transpose(0, 1), part)
+        results = TO_RESULTS @ products.transpose(0, 1)
+        if conv.bias is not None:
+            results += conv.bias
+        images, down, across = self.squares
+        rows = results.view(*self.squares, SIDE, SIDE, -1).transpose(2, 3)  # of pixels, of squares
+        image = rows.reshape(images, SIDE * down, SIDE * across, -1)
+        return image[:, : self.height, : self.width].permute(0, 3, 1, 2)
+
+
+def concatenation(x: Tensor) -> Concatenation:
+    """In the form whose convolutions are fastest: Winograd's on a CPU, in fp32, without gradients.
+
+    In bf16 its sums would be too coarse.
+    """
+    if is_recorded() or torch.is_grad_enabled():
+        return Concatenation(x)
+    suits = x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[1] >= WORTH_WINOGRAD
+    return WinogradConcatenation(x) if suits else Concatenation(x)
+
+
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """`conv(x)` in that form; 3x3, with stride 1 and padding 1."""
+    return concatenation(x).convolve(conv)
 
 
 def in_bands(function: Callable[[Tensor], Tensor], x: Tensor, reach: int) -> Tensor:

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from layers import RowsConv2d, convolve_enlarged, exactly, in_bands, to_autocast_dtype
+from layers import (
+    RowsConv2d,
+    concatenation,
+    convolve,
+    convolve_enlarged,
+    exactly,
+    in_bands,
+    to_autocast_dtype,
+)
 
 SCALES = (1, 2, 3, 4, 8)
 RESIDUAL_SCALE = 0.2  # beta of figure 4: without it a network of this depth does not train
@@ -54,16 +62,20 @@ class ResidualDenseBlock(nn.Module):
             nn.init.zeros_(conv.get_parameter("bias"))
 
     def forward(self, x: Tensor) -> Tensor:
-        x1 = self.lrelu(self.conv1(x))  # (N, growth, H, W)
-        x2 = self.lrelu(self.conv2(torch.cat((x, x1), 1)))  # (N, growth, H, W)
+        seen = concatenation(x)
+        x1 = self.lrelu(seen.convolve(self.conv1))  # (N, growth, H, W)
+        seen.append(x1)
+        x2 = self.lrelu(seen.convolve(self.conv2))  # (N, growth, H, W)
         if self.conv1x1 is not None:
             x2 = x2 + self.conv1x1(x)
-        x3 = self.lrelu(self.conv3(torch.cat((x, x1, x2), 1)))  # (N, growth, H, W)
-        x4 = self.lrelu(self.conv4(torch.cat((x, x1, x2, x3), 1)))  # (N, growth, H, W)
+        seen.append(x2)
+        x3 = self.lrelu(seen.convolve(self.conv3))  # (N, growth, H, W)
+        seen.append(x3)
+        x4 = self.lrelu(seen.convolve(self.conv4))  # (N, growth, H, W)
         if self.conv1x1 is not None:
             x4 = x4 + x2
-        x5 = self.conv5(torch.cat((x, x1, x2, x3, x4), 1))  # (N, features, H, W)
-        return x + RESIDUAL_SCALE * x5
+        seen.append(x4)
+        return x + RESIDUAL_SCALE * seen.convolve(self.conv5)  # (N, features, H, W)
 
 
 class RRDB(nn.Module):
@@ -141,13 +153,13 @@ class RRDBNet(nn.Module):
         x = shallow = to_autocast_dtype(exactly(self.conv_first, low_res))  # (N, features, H, W)
         for block in self.body:
             x = checkpoint(block, x, use_reentrant=False) if self.recompute else block(x)
-        x = shallow + self.conv_body(x)  # (N, features, H, W)
+        x = shallow + convolve(self.conv_body, x)  # (N, features, H, W)
         for i, factor in enumerate(self.stages):
             x = self.lrelu(convolve_enlarged(getattr(self, f"conv_up{i + 1}"), x, factor))
         return in_bands(self._finish, x, reach=2)  # (N, out, scale * H, scale * W)
 
     def _finish(self, x: Tensor) -> Tensor:
-        x = self.lrelu(self.conv_hr(x))  # (N, features, scale * H, scale * W)
+        x = self.lrelu(convolve(self.conv_hr, x))  # (N, features, scale * H, scale * W)
         return exactly(self.conv_last, x)  # (N, out, scale * H, scale * W)
 
 
@@ -163,8 +175,8 @@ class ResidualBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(features) if batch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = self.prelu(self.bn1(self.conv1(x)))  # (N, features, H, W)
-        return x + self.bn2(self.conv2(residual))  # (N, features, H, W)
+        residual = self.prelu(self.bn1(convolve(self.conv1, x)))  # (N, features, H, W)
+        return x + self.bn2(convolve(self.conv2, residual))  # (N, features, H, W)
 
 
 class SRResNet(nn.Module):

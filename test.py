@@ -26,11 +26,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from upscaling.flags import parse_args
-from utils import Bar, prepare_output, printable
+from utils import Bar, prepare_for_torch, prepare_output, printable
 
 if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds
     prepare_output()
     parse_args()
+    prepare_for_torch()
 
 import numpy as np
 import torch

@@ -19,11 +19,12 @@ import sys
 from collections.abc import Iterable
 
 from config import Config, Phase, given_settings, layer_weights, parse_args
-from utils import StopRequest, listed, prepare_output
+from utils import StopRequest, listed, prepare_for_torch, prepare_output
 
 if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds
     prepare_output(needed=False)  # a run is worth more than the terminal it was started from
     parse_args()
+    prepare_for_torch()
 
 import torch
 from torch import Tensor

@@ -1,6 +1,7 @@
 """What every command needs, all without torch: stopping, words, output, files that are whole."""
 
 import atexit
+import ctypes
 import errno
 import functools
 import io
@@ -189,6 +190,53 @@ class Bar(tqdm):
         if not self.disable:
             self.spoken = -math.inf if self.leave else math.inf  # it is time for a line, or never
         super().close()
+
+
+# ------------------------------------------------------------------------------ threads and memory
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
+
+
+def prepare_for_torch() -> None:
+    """Threads that wait fall asleep soon, and freed memory stays; call it before torch's import.
+
+    GNU's OpenMP spins for milliseconds where a thread waits for the others. If another process has
+    the core of one of them, the rest burn theirs meanwhile, at each layer of a network. And glibc
+    gives a large array's pages back as soon as it is freed, so that the system has to clear others
+    for the next layer's. What both cost is in benchmarks/README.md.
+
+    A user's own OMP_WAIT_POLICY, GOMP_SPINCOUNT, GLIBC_TUNABLES and MALLOC_... win.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    chosen = any(name.startswith(("GLIBC_TUNABLES", "MALLOC_")) for name in os.environ)
+    if (glibc := _glibc()) and not chosen:
+        glibc.mallopt(M_MMAP_MAX, 0)
+        glibc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        glibc.mallopt(M_ARENA_MAX, 1)  # those of other threads cannot hold large arrays
+
+
+def free_memory(wanted: int) -> int:
+    """Bytes that are free; if those are too few, first this process releases what it keeps."""
+    import psutil  # which the answer to --help does not need
+
+    if psutil.virtual_memory().available < wanted:
+        release_memory()
+    return psutil.virtual_memory().available
+
+
+def release_memory() -> None:
+    """Give back to the system what is free, and stayed since `prepare_for_torch`."""
+    if glibc := _glibc():
+        glibc.malloc_trim(0)
+
+
+@functools.cache
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, where it is GNU's."""
+    library = ctypes.CDLL(None) if os.name == "posix" else None
+    return library if hasattr(library, "mallopt") else None
 
 
 # -------------------------------------------------------------------------------------------- files

@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from upscaling.weights_flags import ALPHAS, SUFFIXES, parse_args
-from utils import prepare_output, printable, replacing
+from utils import prepare_for_torch, prepare_output, printable, replacing
 
 if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds
     prepare_output()
     parse_args()
+    prepare_for_torch()
 
 import torch
 from torch import Tensor

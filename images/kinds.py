@@ -16,8 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
-import psutil
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+
+from utils import free_memory
 
 # Pillow's names of what it decodes by itself -> suffixes. Not of these: IM and SPIDER, for which
 # it takes files of many other kinds, and PSD, of which it shows a preview that may be missing.
@@ -363,11 +364,11 @@ def cut_short(rows: int, height: int) -> str:
 
 def refuse_too_large(width: int, height: int) -> None:
     """Raise an ImageError rather than be killed by the system while decoding."""
-    pixels = width * height
-    free = psutil.virtual_memory().available
-    if pixels * PIXEL_BYTES > free:
+    wanted = width * height * PIXEL_BYTES
+    free = free_memory(wanted)
+    if wanted > free:
         raise ImageError(
-            f"{width}x{height} pixels take {pixels * PIXEL_BYTES / 2**30:.1f} GiB of "
+            f"{width}x{height} pixels take {wanted / 2**30:.1f} GiB of "
             f"memory to read and {free / 2**30:.1f} are free; cut it into smaller images"
         )
 

@@ -15,6 +15,8 @@ from model import (
     SRResNet,
     UNetDiscriminator,
     VGGDiscriminator,
+    concatenation,
+    convolve,
     convolve_enlarged,
     in_bands,
 )
@@ -148,6 +150,55 @@ def test_kernels_in_rows_are_torchs_convolution(size, height, width):
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("height, width", [(1, 1), (3, 8), (4, 4), (5, 2), (9, 13)])
+def test_winograds_convolutions_are_torchs(height, width, bias):
+    """Of maps that become more, against torch in float64; fp32 itself is 1e-6 away from that."""
+    torch.manual_seed(0)
+    maps = [torch.rand(2, channels, height, width) for channels in (48, 32, 16)]
+    convs = [nn.Conv2d(channels, 24, 3, padding=1, bias=bias) for channels in (48, 80, 96)]
+    with torch.inference_mode():
+        seen = concatenation(maps[0])
+        assert type(seen).__name__ == "WinogradConcatenation"
+        for count, conv in enumerate(convs, start=1):
+            together = torch.cat(maps[:count], 1).double()
+            expected = copy.deepcopy(conv).double()(together).float()
+            actual = seen.convolve(conv)
+            torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+            assert (
+                actual.is_contiguous(memory_format=torch.channels_last) or height % 4 or width % 4
+            )
+            if count < len(maps):
+                seen.append(maps[count])
+
+
+def test_winograds_form_is_for_fp32_without_gradients_and_enough_channels():
+    conv = nn.Conv2d(16, 16, 3, padding=1)
+
+    def form(x):
+        return type(concatenation(x)).__name__
+
+    x = torch.rand(1, 16, 8, 8)
+    assert form(x) == "Concatenation"  # it would be trained
+    assert torch.autograd.grad(convolve(conv, x).sum(), conv.weight)[0].abs().sum() > 0
+    with torch.no_grad():
+        assert form(x) == "WinogradConcatenation"
+        assert form(x[:, :15]) == form(x.bfloat16()) == form(x.double()) == "Concatenation"
+        assert form(x.to("meta")) == "Concatenation"
+
+
+@pytest.mark.parametrize("plus", [False, True])
+@pytest.mark.parametrize("kind", [RRDBNet, SRResNet])
+def test_a_generator_gives_the_same_with_winograds_convolutions(kind, plus):
+    """Beside its own run in float64, where the convolutions are torch's."""
+    torch.manual_seed(0)
+    net = RRDBNet(features=32, blocks=2, plus=plus) if kind is RRDBNet else SRResNet(blocks=2)
+    x = torch.rand(1, 3, 19, 22)
+    with torch.no_grad():
+        expected = copy.deepcopy(net.eval()).double()(x.double()).float()
+        torch.testing.assert_close(net(x), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("height", [1, 95, 96, 97, 98, 192, 193, 289])
 def test_bands_are_the_whole(height):
     """Heights around multiples of the bands', against torch on the whole image, in float64."""
@@ -169,7 +220,7 @@ def test_bands_are_the_whole(height):
 
 
 def test_recorded_networks_fit_other_heights():
-    net = RRDBNet(scale=2, features=4, blocks=1).eval()
+    net = RRDBNet(scale=2, features=16, blocks=1).eval()
     small, large = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 60, 8)
     height = torch.export.Dim("height", min=2, max=100)
     with torch.no_grad():

@@ -89,3 +89,20 @@ def test_bf16_differs_more_on_the_published_networks(name, published, photograph
     with torch.autocast("cpu", torch.bfloat16):
         difference = np.abs(exact.astype(int) - upscale(net, low_res))
     assert (difference <= 1).mean() >= 0.97 and difference.max() <= 10
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "realesrgan-x4plus-anime",
+        pytest.param("realesrgan-x4plus", marks=pytest.mark.slow),
+    ],
+)
+def test_fp32_is_torchs_own_convolutions_to_a_level(name, published, photographs, monkeypatch):
+    """With Winograd's as test.py has them, and without, on networks of 6 and 23 blocks."""
+    net, (low_res, _) = load_generator(published / f"{name}.param"), photographs[0]
+    low_res = low_res[:40, :40]
+    ours = upscale(net, low_res)
+    monkeypatch.setattr("layers.WORTH_WINOGRAD", float("inf"))
+    difference = np.abs(ours.astype(int) - upscale(net, low_res))
+    assert difference.max() <= 1 and (difference > 0).mean() <= 1e-3

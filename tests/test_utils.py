@@ -4,6 +4,7 @@ import errno
 import io
 import multiprocessing
 import os
+import platform
 import re
 import signal
 import socket
@@ -533,3 +534,65 @@ def test_output_that_was_closed_before_the_program_began(monkeypatch):
     prepare_output()
     sys.stdout.write("x")
     sys.stdout.close()
+
+
+# -------------------------------------------------------------------------- threads and memory
+
+AROUND = """
+import os, resource
+from utils import prepare_for_torch, release_memory
+prepare_for_torch()
+import torch
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+before = faults()
+for size in range(1, 33):
+    torch.ones(size * 2**18)  # MiB
+print(os.environ.get("GOMP_SPINCOUNT"), faults() - before)
+resident = psutil.Process().memory_info().rss
+release_memory()
+print((resident - psutil.Process().memory_info().rss) // 2**20)
+"""
+
+
+def around_torch(**environment: str) -> list[str]:
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OMP_", "GOMP_", "MALLOC_", "GLIBC_", "LD_"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", f"import psutil{AROUND}"],
+        env=clean | {"PYTHONPATH": str(Path(utils.__file__).parent)} | environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows counts no page faults")
+def test_threads_wait_briefly_unless_a_user_says_otherwise():
+    assert around_torch()[0] == "10000"
+    assert around_torch(GOMP_SPINCOUNT="7")[0] == "7"
+    assert around_torch(OMP_WAIT_POLICY="active")[0] == "None"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about GNU's C library")
+def test_freed_memory_stays_until_it_is_released():
+    largest, total = (size * 2**20 // 4096 for size in (32, 32 * 33 // 2))  # pages
+    _, faults, released = map(int, around_torch())
+    assert faults < 4 * largest and released >= 30
+    _, faults, _ = map(int, around_torch(MALLOC_TRIM_THRESHOLD_="131072"))
+    assert faults > total / 2  # as the user says
+
+
+def test_free_memory_releases_where_too_little_is_free(monkeypatch):
+    free, released = [5, 9], []
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(
+        psutil, "virtual_memory", lambda: memory._replace(available=free[bool(released)])
+    )
+    monkeypatch.setattr(utils, "release_memory", lambda: released.append(True))
+    assert utils.free_memory(5) == 5 and not released
+    assert utils.free_memory(6) == 9 and released

@@ -25,7 +25,7 @@ from upscaling.devices import autocast, choose_device, choose_precision, is_out_
 from upscaling.inputs import UsageError
 from upscaling.ncnn_engine import NcnnNetwork
 from upscaling.tiles import Network, upscale
-from utils import printable
+from utils import free_memory, printable
 
 CHANNELS = {  # that a generator may take and give -> what its user should know of that
     (3, 3): "",
@@ -160,8 +160,8 @@ class Upscaler:
 
     def fits(self, image: np.ndarray) -> bool:
         """Whether there is that much memory now; where not, the system may kill the process."""
-        free = psutil.virtual_memory().available + psutil.swap_memory().free
-        return self.least_memory(image) <= free
+        wanted = self.least_memory(image) - psutil.swap_memory().free
+        return wanted <= free_memory(wanted)
 
     def _run(self, image: np.ndarray, dtype: torch.dtype) -> np.ndarray:
         """At the network's own scale; tiles shrink until they fit in memory."""
