@@ -19,9 +19,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -52,7 +52,14 @@ from upscaling.jobs import Job, plan, refuse_long_name
 from upscaling.ncnn_engine import NcnnNetwork, choose_gpu, import_ncnn
 from upscaling.report import PageImage, write_page
 from upscaling.saving import Saving, refuse_quality, summary
-from upscaling.upscaler import CHANNELS, Upscaler, check_channels, enlarge, explain
+from upscaling.upscaler import (
+    CHANNELS,
+    Upscaler,
+    check_channels,
+    enlarge,
+    enlarge_together,
+    explain,
+)
 from weights import Generator, WeightsError, read_generator
 
 IN_THE_BOX = BOX / f"{DEFAULT}.safetensors"
@@ -186,26 +193,62 @@ def work(
     with ThreadPoolExecutor(1) as writer:
         last: Future = Future()  # the result that is being written; at first there is none
         last.set_result(None)
-        for job, reading in bar:
-            bar.set_postfix_str(printable(job.source.name))
-            with failure_noted(job, results):
-                refuse_long_name(job.target)
-                picture = reading.result()
-                make_room(picture, upscaler, last)
-                enlarged = enlarge(picture, upscaler, bar)
-                check_tiles(job, picture, upscaler, arguments)
-                last.result()  # no more than one result waits in memory
-                last = writer.submit(
-                    finish, job, picture, enlarged, upscaler, metrics, arguments, results
-                )
+        for group in grouped(bar, upscaler, results):
+            bar.set_postfix_str(printable(group[0][0].source.name))
+            make_room(group, upscaler, last)
+            for job, picture, enlarged in enlarge_group(group, upscaler, results, bar):
+                with failure_noted(job, results):
+                    check_tiles(job, picture, upscaler, arguments)
+                    last.result()  # no more than one result waits in memory
+                    last = writer.submit(
+                        finish, job, picture, enlarged, upscaler, metrics, arguments, results
+                    )
                 del enlarged  # so that it goes once it is written
         last.result()
     return results
 
 
-def make_room(picture: Picture, upscaler: Upscaler, last: Future) -> None:
+def grouped(
+    jobs: Iterable[tuple[Job, Future]], upscaler: Upscaler, results: Results
+) -> Iterator[list[tuple[Job, Picture]]]:
+    """Small pictures of one size that follow each other, for the network at once; others alone."""
+    group: list[tuple[Job, Picture]] = []
+    for job, reading in jobs:
+        with failure_noted(job, results):
+            refuse_long_name(job.target)
+            picture = reading.result()
+            if group and kind_of(picture) != kind_of(group[0][1]):
+                yield group
+                group = []
+            group.append((job, picture))
+            if len(group) >= upscaler.at_once(picture.rgb):
+                yield group
+                group = []
+            del picture
+    if group:
+        yield group
+
+
+def kind_of(picture: Picture) -> tuple:
+    return picture.rgb.shape, picture.rgb.dtype
+
+
+def enlarge_group(
+    group: list[tuple[Job, Picture]], upscaler: Upscaler, results: Results, bar: Bar
+) -> Iterator[tuple[Job, Picture, Picture]]:
+    """Each with its result: at once or, where one of several fails, one by one."""
+    together: list[Picture] = []
+    if len(group) > 1:
+        with suppress(Exception):
+            together = enlarge_together([picture for _, picture in group], upscaler, bar)
+    for i, (job, picture) in enumerate(group):
+        with failure_noted(job, results):
+            yield job, picture, together[i] if together else enlarge(picture, upscaler, bar)
+
+
+def make_room(group: list[tuple[Job, Picture]], upscaler: Upscaler, last: Future) -> None:
     """Where memory is short, first let the result before be written, and go."""
-    if not upscaler.fits(picture.rgb):
+    if not upscaler.fits(group[0][1].rgb):
         last.result()
 
 

@@ -26,6 +26,7 @@ from images.scores import psnr, ssim
 from images.tensors import to_image, to_tensor
 from model import RRDBNet
 from upscaling.inputs import UsageError, find_partner, partners_in
+from upscaling.upscaler import Upscaler
 from weights import load_generator, save_generator
 
 command = load_program("test")
@@ -147,6 +148,66 @@ def test_reading_the_network_and_writing_overlap(workplace, monkeypatch):
     monkeypatch.setattr("upscaling.saving.write_picture", noting_write)
     monkeypatch.setattr(command, "enlarge", waiting)
     assert run(monkeypatch, "photos") == 0
+
+
+@pytest.fixture
+def textures(workplace, random_image):
+    """Small files of one size, one of which has alpha and one is broken, and others between."""
+    rng = np.random.default_rng(1)
+    for i in range(11):
+        write_image(rng.integers(0, 256, (24, 20, 3), np.uint8), workplace / f"in/{i:02}.png")
+    rgba = rng.integers(0, 256, (24, 20, 4), np.uint8)
+    Image.fromarray(rgba).save(workplace / "in/02.png")
+    (workplace / "in/05.png").write_bytes(b"no picture")
+    write_image(random_image(20, 24), workplace / "in/07.png")
+    tifffile.imwrite(workplace / "in/x.tif", np.full((24, 20, 3), 999, np.uint16))
+    return workplace / "in"
+
+
+def test_small_pictures_of_one_size_go_through_the_network_at_once(
+    textures, net, monkeypatch, capsys
+):
+    together, forward = [], RRDBNet.forward
+
+    def noting(net, low_res):
+        together.append(len(low_res))
+        return forward(net, low_res)
+
+    monkeypatch.setattr(RRDBNet, "forward", noting)
+    assert run(monkeypatch, "in", "--tile", "96") == 1
+    # (96 / 2)^2 pixels are four of them; that with alpha is two. No. 5 is none, no. 7 and the
+    # TIFF file of 16 bits are no others' like.
+    assert together == [4, 1, 2, 1, 3, 1]
+    assert "11 of 12 images upscaled" in capsys.readouterr().out
+    monkeypatch.setattr(RRDBNet, "forward", forward)
+    for path in sorted(textures.iterdir()):
+        if path.name != "05.png":
+            picture = read_picture(path)
+            alone = upscaling.upscaler.enlarge(picture, Upscaler(net, "cpu", "fp32"))
+            result = read_picture(Path("results") / f"{path.stem}.png")
+            for ours, expected in ((result.rgb, alone.rgb), (result.alpha, alone.alpha)):
+                assert (ours is None) == (expected is None)
+                if ours is not None:
+                    assert np.abs(ours.astype(int) - expected).max() <= ours.itemsize**2
+
+
+def test_one_of_several_small_pictures_may_fail(textures, monkeypatch, capsys):
+    forward = RRDBNet.forward
+
+    def failing(net, low_res):
+        if len(low_res) > 1 or low_res[0, 0, 0, 0] == bad:
+            raise RuntimeError("a fault of the device")
+        return forward(net, low_res)
+
+    bad = to_tensor(read_image(textures / "03.png"))[0, 0, 0, 0]
+    monkeypatch.setattr(RRDBNet, "forward", failing)
+    for name in ("02.png", "05.png"):  # with alpha, and broken
+        (textures / name).unlink()
+    assert run(monkeypatch, "in") == 1
+    captured = capsys.readouterr()
+    assert re.findall("Failed: (.*)", captured.err) == ["in/03.png: a fault of the device"]
+    assert "9 of 10 images upscaled" in captured.out
+    assert len(list(Path("results").iterdir())) == 9
 
 
 def test_one_file_goes_where_it_is_told(workplace, net, monkeypatch):

@@ -1,7 +1,7 @@
 """A network over an image of any size: whole, or in tiles that overlap and are blended."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -72,6 +72,12 @@ def upscale(
     return output
 
 
+@torch.inference_mode()
+def upscale_together(net: Network, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """`upscale` of each, all at once; they are of one size and dtype, and small."""
+    return [to_image(result, images[0].dtype) for result in _run(net, images)]
+
+
 def _add_tiles(
     band: Tensor, tiles: Tensor, spans: list[tuple[int, int]], weights: list[Tensor], scale: int
 ) -> None:
@@ -80,7 +86,7 @@ def _add_tiles(
         band[:, :, left * scale : right * scale] += tile * weight
 
 
-def _run(net: Network, tiles: list[np.ndarray]) -> Tensor:
+def _run(net: Network, tiles: Sequence[np.ndarray]) -> Tensor:
     """Tiles of one size through the network: (N, 3, scale * h, scale * w), fp32 on the CPU."""
     device = next(net.parameters()).device
     results = net(torch.cat([to_tensor(tile) for tile in tiles]).to(device)).float().cpu()

@@ -6,7 +6,7 @@ enlarged = upscaler(image)  # uint8 or uint16, (H, W, 3)
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from upscaling.arguments import SMALLEST_TILE
 from upscaling.devices import autocast, choose_device, choose_precision, is_out_of_memory, place
 from upscaling.inputs import UsageError
 from upscaling.ncnn_engine import NcnnNetwork
-from upscaling.tiles import Network, upscale
+from upscaling.tiles import Network, upscale, upscale_together
 from utils import free_memory, printable
 
 CHANNELS = {  # that a generator may take and give -> what its user should know of that
@@ -111,13 +111,29 @@ class Upscaler:
             FloatingPointError: the network's output is not finite, in fp32 either.
             RuntimeError, MemoryError: too little memory, even for the smallest tiles.
         """
+        return self.together([image])[0]
+
+    def together(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The same for images of one size and dtype, several at once where they are small."""
         margin = WRAPPED if self.wrap else 0
+        given = [wrapped(image, margin, margin) for image in images]
+        count, dtype = self.at_once(images[0]), self.dtype_for(images[0])
         with self.lock:
-            result = self._run(wrapped(image, margin, margin), self.dtype_for(image))
-        border = margin * self.net.scale
-        result = result[border : len(result) - border, border : result.shape[1] - border]
-        result = np.ascontiguousarray(result)  # so that the border goes
-        return self._resized(result, self.scale / self.net.scale, self.size_of(image))
+            parts = [given[i : i + count] for i in range(0, len(given), count)]
+            results = [result for part in parts for result in self._run(part, dtype)]
+        border, ratio = margin * self.net.scale, self.scale / self.net.scale
+        sized = []
+        for image, result in zip(images, results, strict=True):
+            inner = result[border : len(result) - border, border : result.shape[1] - border]
+            inner = np.ascontiguousarray(inner)  # so that the border goes
+            sized.append(self._resized(inner, ratio, self.size_of(image)))
+        return sized
+
+    def at_once(self, image: np.ndarray) -> int:
+        """How many of this size are computed together; they take less memory than a tile."""
+        margin = 2 * WRAPPED if self.wrap else 0
+        pixels = (image.shape[0] + margin) * (image.shape[1] + margin)
+        return max(1, (self.tile // 2) ** 2 // pixels)
 
     def dtype_for(self, image: np.ndarray) -> torch.dtype:
         """bf16 has 8 significant bits: in an image of 16, it would leave noise in the others."""
@@ -163,11 +179,14 @@ class Upscaler:
         wanted = self.least_memory(image) - psutil.swap_memory().free
         return wanted <= free_memory(wanted)
 
-    def _run(self, image: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    def _run(self, images: Sequence[np.ndarray], dtype: torch.dtype) -> list[np.ndarray]:
         """At the network's own scale; tiles shrink until they fit in memory."""
         try:
             with autocast(self.device, dtype):
-                return upscale(self.net, image, self.tile, batch=self.batch, progress=self.progress)
+                if len(images) > 1:
+                    return upscale_together(self.net, images)
+                options = dict(tile=self.tile, batch=self.batch)
+                return [upscale(self.net, images[0], progress=self.progress, **options)]
         except FloatingPointError:
             if dtype == torch.float32:
                 raise
@@ -175,11 +194,11 @@ class Upscaler:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or self.tile == SMALLEST_TILE:
                 raise
-            self.tile = max(SMALLEST_TILE, (self.tile or max(image.shape[:2])) // 2)
+            self.tile = max(SMALLEST_TILE, (self.tile or max(images[0].shape[:2])) // 2)
             self.batch = 1
             tqdm.write(f"not enough memory; going on with tiles of {self.tile} pixels")
-            return self._run(image, dtype)
-        return self._run(image, torch.float32)
+            return [self._run([image], dtype)[0] for image in images]
+        return self._run(images, torch.float32)
 
 
 def channels_of(net: Network) -> tuple[int, int]:
@@ -209,17 +228,43 @@ def enlarge(picture: Picture, upscaler: Upscaler, bar: tqdm | None = None) -> Pi
     Raises:
         ValueError: the result has no pixels, or more than fit in memory.
     """
+    return enlarge_together([picture], upscaler, bar)[0]
+
+
+def enlarge_together(
+    pictures: Sequence[Picture], upscaler: Upscaler, bar: tqdm | None = None
+) -> list[Picture]:
+    """`enlarge` of each of several that have one size and dtype: faster where they are small."""
+    given = [images_of(picture, upscaler) for picture in pictures]
+    results = iter(upscaler.together([image for images in given for image in images]))
+    return [
+        assembled(picture, [next(results) for _ in images], upscaler, bar)
+        for picture, images in zip(pictures, given, strict=True)
+    ]
+
+
+def images_of(picture: Picture, upscaler: Upscaler) -> list[np.ndarray]:
+    """What the network is given: its colour, and its alpha where that has an edge to sharpen."""
     check_size(picture.rgb, upscaler)
     if picture.alpha is None:
-        rgb, alpha = upscaler(picture.rgb), None
-    else:
-        rgb = upscaler(visible_colours(picture.rgb, picture.alpha, upscaler))
+        return [picture.rgb]
+    colours = visible_colours(picture.rgb, picture.alpha, upscaler)
+    if np.ptp(picture.alpha) and upscaler.channels != (1, 3):
+        return [colours, np.stack([picture.alpha] * 3, -1)]
+    return [colours]
+
+
+def assembled(
+    picture: Picture, results: list[np.ndarray], upscaler: Upscaler, bar: tqdm | None
+) -> Picture:
+    """The enlarged picture, of what the network made of its `images_of`."""
+    rgb, alpha = results[0], None
+    if picture.alpha is not None:
         # A network changes even a flat area a little; what was fully opaque or clear stays so.
         alpha = smooth = upscaler.bicubic(picture.alpha)
         top = np.iinfo(alpha.dtype).max
-        if np.ptp(picture.alpha) and upscaler.channels != (1, 3):
-            sharp = mean_colour(upscaler(np.stack([picture.alpha] * 3, -1)))
-            alpha = np.where((smooth == 0) | (smooth == top), smooth, sharp)
+        for sharp in results[1:]:
+            alpha = np.where((smooth == 0) | (smooth == top), smooth, mean_colour(sharp))
     gray = {(1, 3): False, (3, 1): True}.get(upscaler.channels, picture.gray)
     if gray:
         rgb = np.repeat(mean_colour(rgb)[..., None], 3, -1)
