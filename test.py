@@ -197,12 +197,11 @@ def work(
             bar.set_postfix_str(printable(group[0][0].source.name))
             make_room(group, upscaler, last)
             for job, picture, enlarged in enlarge_group(group, upscaler, results, bar):
-                with failure_noted(job, results):
-                    check_tiles(job, picture, upscaler, arguments)
-                    last.result()  # no more than one result waits in memory
-                    last = writer.submit(
-                        finish, job, picture, enlarged, upscaler, metrics, arguments, results
-                    )
+                check_tiles(job, picture, upscaler, arguments, results)
+                last.result()  # no more than one result waits in memory
+                last = writer.submit(
+                    finish, job, picture, enlarged, upscaler, metrics, arguments, results
+                )
                 del enlarged  # so that it goes once it is written
         last.result()
     return results
@@ -272,9 +271,15 @@ def failure_noted(job: Job, results: Results) -> Iterator[None]:
 
 
 def check_tiles(
-    job: Job, picture: Picture, upscaler: Upscaler, arguments: argparse.Namespace
+    job: Job,
+    picture: Picture,
+    upscaler: Upscaler,
+    arguments: argparse.Namespace,
+    results: Results,
 ) -> None:
-    if arguments.check_tiles:
+    if not arguments.check_tiles:
+        return
+    with failure_noted(job, results):
         worst, mean = upscaler.tile_difference(picture.rgb)
         tiles = f"tiles differ from the whole by at most {worst:.3g}/255"
         tqdm.write(printable(f"{job.source}: {tiles}, {mean:.2g}/255 on average"))

@@ -209,7 +209,7 @@ def prepare_for_torch() -> None:
     A user's own OMP_WAIT_POLICY, GOMP_SPINCOUNT, GLIBC_TUNABLES and MALLOC_... win.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     chosen = any(name.startswith(("GLIBC_TUNABLES", "MALLOC_")) for name in os.environ)
     if (glibc := _glibc()) and not chosen:
         glibc.mallopt(M_MMAP_MAX, 0)

@@ -18,6 +18,8 @@ from skimage.metrics import peak_signal_noise_ratio
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import ablation
+import busy
+import commands
 import compare_runs
 import crops
 import degraded
@@ -60,6 +62,43 @@ def test_speed_fills_every_row(monkeypatch, tmp_path):
     assert len(rows) == 3 * 2 + 2 * 2 + 1 + (not torch.cuda.is_available())
     assert len({row["row"] for row in rows}) == len(rows)
     assert all(row["ours"] > 0 and row["ratio"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_every_engine_runs_the_commands(monkeypatch, tmp_path, capsys):
+    """Of those that are installed, on one small picture; each writes about the same pixels."""
+    written, rmtree = [], shutil.rmtree
+
+    def keeping(folder, **options):  # what the command before wrote
+        if Path(folder, "000.png").exists():
+            written.append(read_image(Path(folder, "000.png")).astype(int))
+        rmtree(folder, **options)
+
+    row = commands.Row("small", [(30, 41)], tile=24)
+    monkeypatch.setattr(commands, "ROWS", {"small": row})
+    monkeypatch.setattr(shutil, "rmtree", keeping)
+    flags = ["--repeat", "2", "--rows", "small", "--json", "table.json"]
+    monkeypatch.setattr(sys, "argv", ["commands.py", *flags])
+    monkeypatch.chdir(tmp_path)
+    commands.main()
+    seconds = json.loads(Path("table.json").read_text())["small"]
+    assert {"import torch", "ours", "official"} <= {*seconds} and min(seconds.values()) > 0
+    table = capsys.readouterr().out
+    assert "ours  " in table and "official  " in table
+    # Real-ESRGAN's tiles show 10 pixels of their surroundings; ours are whole here.
+    assert len(written) >= len(seconds) - 1
+    assert all(np.abs(picture - written[0]).mean() < 1 for picture in written)
+
+
+@pytest.mark.slow
+def test_what_others_cost_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr(busy, "ROWS", [("upscale 16", "torch"), ("PSNR step", "ours")])
+    monkeypatch.setattr(busy, "BESIDE", {"alone": [], "one that spins": [busy.SPIN]})
+    monkeypatch.setattr(sys, "argv", ["busy.py", "--rounds", "1", "--seconds", "0.1"])
+    busy.main()
+    table = capsys.readouterr().out.splitlines()
+    assert table[0] == "| | | alone | one that spins |" and len(table) == 4
+    assert all("ms, " in cell for line in table[2:] for cell in line.split("|")[3:5])
 
 
 @pytest.mark.slow

@@ -49,6 +49,8 @@ EXCEPTED = {  # part of a command -> why it is not run
     "/usr/bin/time": "GNU time is not on every machine; `test.py PHOTO` is run without it",
     "benchmarks/speed.py": "takes 10 minutes; test_benchmarks.py runs it small",
     "benchmarks/growth.py": "takes minutes; test_benchmarks.py runs it small",
+    "benchmarks/commands.py": "takes 40 minutes; test_benchmarks.py runs it small",
+    "benchmarks/busy.py": "takes 10 minutes; test_benchmarks.py runs it small",
     "benchmarks/ablation.py": "takes minutes; test_benchmarks.py tests its parts",
     "--device vulkan": "needs a GPU with Vulkan; test_engine.py runs it where one is",
     "tensorboard": "serves pages until it is stopped",

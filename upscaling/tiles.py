@@ -73,8 +73,14 @@ def upscale(
 
 
 @torch.inference_mode()
-def upscale_together(net: Network, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+def upscale_together(
+    net: Network,
+    images: Sequence[np.ndarray],
+    progress: Callable[[int, int], None] | None = None,
+) -> list[np.ndarray]:
     """`upscale` of each, all at once; they are of one size and dtype, and small."""
+    if progress:
+        progress(0, 1)
     return [to_image(result, images[0].dtype) for result in _run(net, images)]
 
 

@@ -184,7 +184,7 @@ class Upscaler:
         try:
             with autocast(self.device, dtype):
                 if len(images) > 1:
-                    return upscale_together(self.net, images)
+                    return upscale_together(self.net, images, self.progress)
                 options = dict(tile=self.tile, batch=self.batch)
                 return [upscale(self.net, images[0], progress=self.progress, **options)]
         except FloatingPointError:
