@@ -220,7 +220,7 @@ def test_tiles_take_less_than_half_of_the_memory(ncnn, monkeypatch):
     # 12 maps of 8 features of 4 bytes, 8 times as wide and high: 104 pixels.
     for ensemble in (False, True):
         assert Upscaler(net, "cpu", "fp32", ensemble=ensemble).tile == 96
-    assert Upscaler(NETWORKS["x1"](), "cpu", "fp32").tile == 256
+    assert Upscaler(NETWORKS["x1"](), "cpu", "fp32").tile == 384
 
 
 def test_what_is_not_finite_is_not_written(ncnn, random_image):
