@@ -94,8 +94,8 @@ def describe_machine() -> list[str]:
 
 def measure(row: Row, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """Median seconds of each command."""
-    rng = np.random.default_rng(0)
-    for i, (height, width) in enumerate(row.sizes[: arguments.most]):
+    rng, sizes = np.random.default_rng(0), row.sizes[: arguments.most]
+    for i, (height, width) in enumerate(sizes):
         coarse = rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8)
         smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
         write_image(smooth, folder / "in" / f"{i:03}.png")
@@ -117,9 +117,7 @@ def measure(row: Row, folder: Path, arguments: argparse.Namespace) -> dict[str, 
             begin = time.perf_counter()
             subprocess.run([sys.executable, *command, *out], check=True, capture_output=True)
             times[name].append(time.perf_counter() - begin)
-            if out and len(list((folder / "out").glob("*.png"))) != len(
-                row.sizes[: arguments.most]
-            ):
+            if out and len([*(folder / "out").glob("*.png")]) != len(sizes):
                 sys.exit(f"{name} did not write all")
     return {name: statistics.median(values) for name, values in times.items()}
 

@@ -116,18 +116,21 @@ class Upscaler:
     def together(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The same for images of one size and dtype, several at once where they are small."""
         margin = WRAPPED if self.wrap else 0
-        given = [wrapped(image, margin, margin) for image in images]
-        count, dtype = self.at_once(images[0]), self.dtype_for(images[0])
-        with self.lock:
-            parts = [given[i : i + count] for i in range(0, len(given), count)]
-            results = [result for part in parts for result in self._run(part, dtype)]
-        border, ratio = margin * self.net.scale, self.scale / self.net.scale
-        sized = []
-        for image, result in zip(images, results, strict=True):
-            inner = result[border : len(result) - border, border : result.shape[1] - border]
-            inner = np.ascontiguousarray(inner)  # so that the border goes
-            sized.append(self._resized(inner, ratio, self.size_of(image)))
+        count, dtype, sized = self.at_once(images[0]), self.dtype_for(images[0]), []
+        for first in range(0, len(images), count):
+            part = images[first : first + count]
+            with self.lock:
+                results = self._run([wrapped(image, margin, margin) for image in part], dtype)
+            # Popped, so that a large one goes as soon as its other size is there.
+            sized += [self._sized(image, results.pop(0)) for image in part]
         return sized
+
+    def _sized(self, image: np.ndarray, result: np.ndarray) -> np.ndarray:
+        """What the network made of an image, without its margin and in the size that is wanted."""
+        border = WRAPPED * self.net.scale if self.wrap else 0
+        result = result[border : len(result) - border, border : result.shape[1] - border]
+        result = np.ascontiguousarray(result)  # so that the border goes
+        return self._resized(result, self.scale / self.net.scale, self.size_of(image))
 
     def at_once(self, image: np.ndarray) -> int:
         """How many of this size are computed together; they take less memory than a tile."""
