@@ -85,8 +85,9 @@ def describe_machine() -> list[str]:
     engines = [f"{name} {version(name)}" for name in packages if find_spec(name)]
     missing = [name for name in packages if not find_spec(name)]
     bf16 = "native" if has_native_bf16(torch.device("cpu")) else "none"
+    cores = len(os.sched_getaffinity(0))
     return [
-        f"machine: {platform.machine()}, {os.cpu_count()} cores, bf16: {bf16}",
+        f"machine: {platform.machine()}, {cores} of {os.cpu_count()} cores, bf16: {bf16}",
         f"versions: Python {platform.python_version()}, torch {torch.__version__}",
         f"peers: {', '.join(engines)}; not installed: {', '.join(missing) or 'none'}",
     ]

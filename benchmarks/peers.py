@@ -8,6 +8,7 @@ benchmarks/commands.py, and imports nothing of this project.
 """
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,12 @@ def in_tiles(
     return output
 
 
+def limited_threads() -> int:
+    """As many as taskset leaves, which not every engine notices by itself; 0: all."""
+    left = len(os.sched_getaffinity(0))
+    return left if left < (os.cpu_count() or left) else 0
+
+
 def official(model: Path) -> Callable[[np.ndarray], np.ndarray]:
     """The network of the paper written down plainly, with the weights of a .pth of BasicSR's."""
     import torch
@@ -92,7 +99,10 @@ def official(model: Path) -> Callable[[np.ndarray], np.ndarray]:
 def onnxruntime(model: Path) -> Callable[[np.ndarray], np.ndarray]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = limited_threads()
+    providers = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(str(model), options, providers=providers)
     name = session.get_inputs()[0].name
     return lambda low_res: session.run(None, {name: low_res})[0]
 
@@ -101,7 +111,8 @@ def openvino(model: Path) -> Callable[[np.ndarray], np.ndarray]:
     """In the precision that it takes by itself: bf16 where the hardware has it."""
     import openvino
 
-    compiled = openvino.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": limited_threads()}
+    compiled = openvino.compile_model(model, "CPU", options)
     return lambda low_res: compiled(low_res)[0]
 
 
@@ -110,6 +121,7 @@ def ncnn(model: Path) -> Callable[[np.ndarray], np.ndarray]:
 
     net = ncnn.Net()
     net.opt.use_vulkan_compute = False
+    net.opt.num_threads = limited_threads() or net.opt.num_threads
     net.load_param(str(model))
     net.load_model(str(model.with_suffix(".bin")))
 
