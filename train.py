@@ -133,6 +133,7 @@ def train_phase(
 ) -> None:
     """Train until the phase's last step, or until someone asks to stop."""
     config, phase = run.config, learner.phase
+    val_every = phase.val_every or config.val_every
     save_due = False
     for parts in monitor.watch(loader):
         lr = learning_rate(phase, learner.at.step + 1)
@@ -141,7 +142,7 @@ def train_phase(
         at = learner.at
         done = at.step == phase.steps
         stopped = run.ranks.largest(stop.signal or 0) > 0
-        validation_due = done or at.step % config.val_every == 0
+        validation_due = done or at.step % val_every == 0
         save_due = save_due or done or stopped or at.step % config.save_every == 0
         if validation_due or save_due or at.step % config.log_every == 0:
             monitor.read(at, lr)

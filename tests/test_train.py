@@ -142,6 +142,12 @@ def test_one_run_trains_both_phases_and_writes_everything(workplace, monkeypatch
     assert "python test.py" in capsys.readouterr().out
 
 
+def test_a_phase_can_be_validated_at_steps_of_its_own(workplace, small_discriminator, monkeypatch):
+    run(monkeypatch, "--gan.val-every", "1")
+    steps = {name: [r["step"] for r in rows() if r["phase"] == name] for name in ("psnr", "gan")}
+    assert steps == {"psnr": [2, 4, 5], "gan": [1, 2, 3, 4]}
+
+
 def test_the_gan_phase_starts_from_the_psnr_phases_average(
     workplace, small_discriminator, monkeypatch
 ):
