@@ -539,7 +539,7 @@ def test_output_that_was_closed_before_the_program_began(monkeypatch):
 # -------------------------------------------------------------------------- threads and memory
 
 AROUND = """
-import os, resource
+import os, psutil, resource
 from utils import prepare_for_torch, release_memory
 prepare_for_torch()
 import torch
@@ -555,14 +555,14 @@ print((resident - psutil.Process().memory_info().rss) // 2**20)
 """
 
 
-def around_torch(**environment: str) -> list[str]:
+def around_torch(program: str = AROUND, *args: str, **environment: str) -> list[str]:
     clean = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("OMP_", "GOMP_", "MALLOC_", "GLIBC_", "LD_"))
     }
     done = subprocess.run(
-        [sys.executable, "-c", f"import psutil{AROUND}"],
+        [sys.executable, "-c", program, *args],
         env=clean | {"PYTHONPATH": str(Path(utils.__file__).parent)} | environment,
         stdout=subprocess.PIPE,
         text=True,
@@ -585,6 +585,32 @@ def test_freed_memory_stays_until_it_is_released():
     assert faults < 4 * largest and released >= 30
     _, faults, _ = map(int, around_torch(MALLOC_TRIM_THRESHOLD_="131072"))
     assert faults > total / 2  # as the user says
+
+
+WAITS_FOR_THE_NEXT = """
+import os, sys
+from pathlib import Path
+from utils import prepare_for_torch
+prepare_for_torch()
+import numpy as np, psutil, resource
+from images.files import write_image
+from upscaling.comparing import upscale_file
+from upscaling.upscaler import Upscaler
+from weights import load_generator
+place, upscaler = Path(sys.argv[1]), Upscaler(load_generator("compact_x4_psnr"), "cpu")
+for side in (8, 160):
+    write_image(np.zeros((side, side, 3), np.uint8), place / f"{side}.png")
+    upscale_file(place / f"{side}.png", place / "out", upscaler)
+    resident = psutil.Process().memory_info().rss // 2**20
+    print(resident, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about GNU's C library")
+def test_a_page_that_waits_keeps_no_memory_of_its_last_picture(tmp_path):
+    printed = around_torch(WAITS_FOR_THE_NEXT, str(tmp_path))
+    before, _, after, most = map(int, printed)
+    assert most - before > 150 and after - before < (most - before) / 4  # MiB
 
 
 def test_free_memory_releases_where_too_little_is_free(monkeypatch):

@@ -10,7 +10,7 @@ from upscaling.inputs import UsageError
 from upscaling.jobs import plan, refuse_long_name
 from upscaling.saving import Saving
 from upscaling.upscaler import Upscaler, enlarge, explain
-from utils import printable
+from utils import printable, release_memory
 
 COMPARED_SIDE = 4096  # pixels around the centre of larger results that a browser is given
 
@@ -47,6 +47,8 @@ def upscale_file(source: Path, folder: Path, upscaler: Upscaler) -> Compared:
     except Exception as error:  # of any kind: decoders and encoders raise a dozen
         reason = str(error) if isinstance(error, UsageError) else explain(source, error)
         raise UsageError(printable(reason.replace(str(source), source.name))) from error
+    finally:
+        release_memory()  # the next picture may come in hours, or never
 
 
 def upscale_job(source: Path, folder: Path, upscaler: Upscaler) -> Compared:
