@@ -24,6 +24,7 @@ import compare_runs
 import crops
 import degraded
 import growth
+import recipe
 import speed
 
 from config import LEVELS, Degradation, parse_args
@@ -167,6 +168,70 @@ def test_the_ladder_ends_in_a_table_and_strips(tmp_path, photos):
     assert f"{count:,}" in table
     with Image.open(tmp_path / "sub_d.png") as strip:
         assert strip.width > 4 * 96 and strip.height == 64 + 22
+
+
+@pytest.mark.parametrize("name", recipe.VARIANTS)
+def test_each_variant_of_the_recipe_changes_what_it_says(name):
+    variant, ours = recipe.VARIANTS[name], parse_args(["--preset", "compact"])
+    stages = [variant.flags, *([variant.before.flags] if variant.before else [])]
+    configs = [parse_args(["--preset", "compact", *flags]) for flags in stages]
+    plain = variant.optimizer == "Adam" and variant.distance == "l1_loss" and not variant.halves
+    assert (name == "ours") == (plain and configs == [ours])
+
+
+@pytest.mark.slow
+def test_the_recipe_ends_in_a_table_and_curves_and_goes_on(tmp_path, photos, monkeypatch, capfd):
+    size = ["--features", "4", "--blocks", "1", "--growth", "4", "--batch-size", "1"]
+    command = ["recipe.py", "--train-dir", str(photos), "--valid-dir", str(photos)]
+    command += ["--minutes", "0.02", "--variants", "ours", "x2-first", "-o", str(tmp_path)]
+    command += ["--flags", *size, "--psnr.patch", "32", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", command)
+    recipe.main()
+    rows = (tmp_path / "recipe.md").read_text().splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        recipe.VARIANTS[name].what for name in ("ours", "x2-first")
+    ]
+    assert all(5 < float(row.split("|")[-3]) < 60 for row in rows)
+    with Image.open(tmp_path / "recipe.png") as picture:
+        assert picture.width > 500
+    start = (tmp_path / "checkpoints" / "x2-first_0_0.02_1" / "config.json").read_text()
+    assert json.loads(start)["init_from"].endswith("x2-first_0_0.02_0/psnr.safetensors")
+    capfd.readouterr()
+    recipe.main()
+    assert "step/s" not in capfd.readouterr().err  # all of it was done
+
+
+def test_the_recipe_puts_optimizer_and_distance_in_their_place(monkeypatch):
+    import train
+
+    monkeypatch.setattr(train, "F", train.F)  # both are put back
+    monkeypatch.setattr(train, "make_adam", train.make_adam)
+    monkeypatch.setattr(train, "run_as_program", lambda: None)
+    monkeypatch.setattr(sys, "argv", [])
+    recipe.train_here("NAdam", "charbonnier", ["--name", "x"])
+    made = train.make_adam(RRDBNet(features=4, blocks=1), (0.5, 0.6), torch.device("cpu"))
+    assert type(made) is torch.optim.NAdam and made.defaults["betas"] == (0.5, 0.6)
+    assert train.F.l1_loss is recipe.charbonnier and sys.argv == ["train.py", "--name", "x"]
+
+
+def test_the_recipes_distances():
+    result, target = torch.rand(2, 2, 3, 8, 8)
+    difference = (result - target).double().numpy()
+    charbonnier = np.sqrt(difference**2 + 1e-6).mean()
+    assert recipe.charbonnier(result, target).item() == pytest.approx(charbonnier, rel=1e-5)
+    spectrum = np.fft.rfft2(difference, norm="ortho")
+    parts = np.abs(np.stack([spectrum.real, spectrum.imag])).mean()
+    expected = np.abs(difference).mean() + 0.05 * parts
+    assert recipe.frequency(result, target).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_recipes_halves(tmp_path, photos):
+    write_image(np.full((300, 256, 3), 7, np.uint8), tmp_path / "in" / "a" / "b.png")
+    write_image(np.zeros((300, 255, 3), np.uint8), tmp_path / "in" / "small.png")
+    (folder,) = recipe.halve([tmp_path / "in"], tmp_path / "halves")
+    (file,) = (path for path in folder.rglob("*") if path.is_file())
+    assert file.relative_to(folder) == Path("a", "b.png")
+    assert (read_image(file) == 7).all() and read_image(file).shape == (150, 128, 3)
 
 
 def write_run(folder, *flags):

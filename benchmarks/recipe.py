@@ -1,0 +1,253 @@
+"""Which recipe makes the best small network of a given time? Variants of the PSNR phase, a table.
+
+    python benchmarks/recipe.py --train-dir A --valid-dir C [--minutes 20] [--seeds 0 1 2]
+                                [--variants ours batch-16] [-o FOLDER]
+
+A variant is the compact preset's PSNR phase but for what its name says. Each first trains for
+some steps to learn what a step takes on this machine, then as many as fit in the minutes. The same
+command goes on where it was stopped, and leaves alone what is done. It ends in FOLDER/recipe.md, a
+table of PSNR on the validation images, and FOLDER/recipe.png, its curves over minutes. Nothing else
+should run on the machine; with `--minutes 20`, all of one seed take 6 hours.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from images.files import read_image, write_image
+from images.kinds import find_images
+from images.resize import imresize
+
+SCALE, PATCH = 4, 128
+TIMED = (10, 30)  # steps between which a variant's speed is measured
+POINTS = 5  # of each curve
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A share of the time, and how it differs from the compact preset's PSNR phase."""
+
+    share: float
+    flags: list[str]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What train.py has no setting for, `optimizer` and `distance`, is put in its place."""
+
+    what: str
+    flags: list[str] = field(default_factory=list)
+    before: Stage | None = None  # what it starts with, at a rate that does not fall
+    optimizer: str = "Adam"
+    distance: str = "l1_loss"
+    halves: bool = False
+
+
+NIMBLE = ["--betas", "0.9", "0.99", "--psnr.clip-grad-norm", "0"]
+VARIANTS = {
+    "ours": Variant("the compact preset: batches of 8 crops of 128, rate 1.2e-3, clipped at 0.2"),
+    "betas": Variant("betas 0.9 0.99, unclipped", NIMBLE),
+    "rate-2e-3": Variant("the same, rate 2e-3", [*NIMBLE, "--psnr.lr", "2e-3"]),
+    "rate-6e-4": Variant("the same, rate 6e-4", [*NIMBLE, "--psnr.lr", "6e-4"]),
+    "batch-4": Variant("batches of 4", ["--batch-size", "4"]),
+    "batch-16": Variant("batches of 16", ["--batch-size", "16"]),
+    "crop-64": Variant("crops of 64", ["--psnr.patch", "64"]),
+    "crop-64-first": Variant(
+        "crops of 64, after half of the time of 128", [], Stage(0.5, ["--psnr.patch", "64"])
+    ),
+    "x2-first": Variant("x2 for a third of the time, then x4", [], Stage(1 / 3, ["--scale", "2"])),
+    "box": Variant("from the network in the box", ["--init-from", "compact_x4_psnr"]),
+    "charbonnier": Variant("Charbonnier's loss", distance="charbonnier"),
+    "frequency": Variant("L1, and 0.05 of L1 of the Fourier transform", distance="frequency"),
+    "squared": Variant("squared error", ["--squared-error", "true"]),
+    "ema-0.99": Variant("average over fewer steps", ["--ema-decay", "0.99"]),
+    "ema-0.9995": Variant("average over more steps", ["--ema-decay", "0.9995"]),
+    "wide": Variant("2 blocks of 48 features", ["--features", "48", "--blocks", "2"]),
+    "adamw": Variant("AdamW, decay 0.01", optimizer="AdamW"),
+    "nadam": Variant("NAdam", optimizer="NAdam"),
+    "halves": Variant("the photographs at half their size too", halves=True),
+}
+
+
+def main() -> None:
+    arguments = parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    curves = {}
+    for name in arguments.variants:
+        for seed in arguments.seeds:
+            print(f"\n{name}, seed {seed}: {VARIANTS[name].what}", flush=True)
+            curves[name, seed] = train_variant(name, seed, arguments)
+    table = tabulate(curves)
+    (arguments.output / "recipe.md").write_text(table)
+    draw(curves, arguments.output / "recipe.png")
+    print("", table, f"The table and its curves are in {arguments.output}", sep="\n")
+
+
+def train_variant(name: str, seed: int, arguments: argparse.Namespace) -> list[dict]:
+    """Run what is left of a variant; returns the rows of its log, `minutes` among their fields."""
+    variant, run = VARIANTS[name], f"{name}_{seed}_{arguments.minutes:g}"
+    folders = [*arguments.train_dir]
+    if variant.halves:
+        folders += halve(arguments.train_dir, arguments.output / "halves")
+    common = [
+        *("--preset", "compact", "--gan.steps", "0", "--seed", str(seed)),
+        *("--train-dir", *map(str, folders), "--workers", str(arguments.workers)),
+        *arguments.flags,
+    ]
+    stages = [Stage(1 - (variant.before.share if variant.before else 0), variant.flags)]
+    stages = [variant.before, *stages] if variant.before else stages
+    rows: list[dict] = []
+    start: list[str] = []
+    for number, stage in enumerate(stages):
+        flags = [*common, *stage.flags, *start]
+        step = seconds_of_step(f"{run}_{number}_timed", flags, variant, arguments)
+        steps = max(POINTS, int(60 * arguments.minutes * stage.share / step))
+        falls = [] if number == len(stages) - 1 else ["--psnr.milestones", str(steps)]
+        validated = ["--valid-dir", str(arguments.valid_dir), "--val-every", str(steps // POINTS)]
+        if "--scale" in stage.flags:
+            validated = ["--valid-dir", ""]
+        length = ["--psnr.steps", str(steps), "--save-every", "100"]
+        folder = train(f"{run}_{number}", [*flags, *length, *falls, *validated], variant, arguments)
+        begun = rows[-1]["minutes"] if rows else 0
+        rows += [row | {"minutes": begun + row["seconds"] / 60} for row in rows_of(folder)]
+        start = ["--init-from", str(folder / "psnr.safetensors")]
+    return rows
+
+
+def seconds_of_step(
+    run: str, flags: list[str], variant: Variant, arguments: argparse.Namespace
+) -> float:
+    """By a short run, which is kept: a variant that goes on keeps its number of steps."""
+    first, last = TIMED
+    length = ["--psnr.steps", str(last), "--val-every", str(first), "--valid-dir", ""]
+    folder = train(run, [*flags, *length], variant, arguments)
+    seconds = [row["seconds"] for row in rows_of(folder)]
+    return (seconds[-1] - seconds[0]) / (last - first)
+
+
+def train(run: str, flags: list[str], variant: Variant, arguments: argparse.Namespace) -> Path:
+    """The folder of a run of train.py, once it is done; Ctrl-C saves and ends it and this."""
+    folder = arguments.output / "checkpoints" / run
+    if not (folder / "psnr.safetensors").exists():
+        child = [sys.executable, __file__, "--child", variant.optimizer, variant.distance]
+        process = subprocess.Popen([*child, "--name", run, *flags], cwd=arguments.output)
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            status = process.wait()  # train.py was interrupted too: it saves first
+        if status:
+            sys.exit(f"recipe.py: train.py ended with status {status}; the same command goes on")
+    return folder
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def train_here(optimizer: str, distance: str, flags: list[str]) -> None:
+    """train.py in this process, with another optimizer and another distance of pixels."""
+    import train
+
+    losses = {"l1_loss": train.F.l1_loss, "charbonnier": charbonnier, "frequency": frequency}
+    train.F = types.SimpleNamespace(l1_loss=losses[distance], mse_loss=train.F.mse_loss)
+    if optimizer != "Adam":
+        kind = getattr(torch.optim, optimizer)
+        fused = {"fused": True} if optimizer == "AdamW" else {}
+        train.make_adam = lambda net, betas, device: kind(net.parameters(), betas=betas, **fused)
+    sys.argv = ["train.py", *flags]
+    train.run_as_program()
+
+
+def charbonnier(result: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Lai et al., 2017 (arXiv 1704.03915): L1, but smooth below 1e-3."""
+    return torch.sqrt((result - target) ** 2 + 1e-6).mean()
+
+
+def frequency(result: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """L1 of pixels, and of their Fourier transform, as MIMO-UNet has it (Cho et al., 2021, arXiv
+    2108.05054)."""
+    difference = (result - target).float()
+    spectrum = torch.fft.rfft2(difference, norm="ortho")
+    return difference.abs().mean() + 0.05 * torch.view_as_real(spectrum).abs().mean()
+
+
+def halve(folders: list[Path], target: Path) -> list[Path]:
+    """The images of folders at half their size, where a crop still fits in."""
+    halved = []
+    for i, folder in enumerate(folders):
+        halved.append(target / str(i))
+        for path in find_images(folder).images:
+            file = halved[-1] / f"{path.relative_to(folder).with_suffix('')}.png"
+            image = None if file.exists() else read_image(path)
+            if image is not None and min(image.shape[:2]) >= 2 * PATCH:
+                write_image(imresize(image, 1 / 2), file)
+    return halved
+
+
+def tabulate(curves: dict[tuple[str, int], list[dict]]) -> str:
+    """PSNR at the points of each variant's curve, the mean of its seeds; and each seed's last."""
+    shown = " | ".join(f"{point}/{POINTS} of the time" for point in range(1, POINTS))
+    rows = [f"| variant | {shown} | end, by seed | minutes |", f"|---|{'---|' * (POINTS + 1)}"]
+    for name in dict.fromkeys(name for name, _ in curves):
+        seeds = [scored(rows) for (variant, _), rows in curves.items() if variant == name]
+        most = max(points[-1][0] for points in seeds)
+        means = []
+        for point in range(1, POINTS):
+            near = [[p for m, p in points if m <= most * point / POINTS * 1.02] for points in seeds]
+            means.append(f"{sum(p[-1] for p in near) / len(near):.2f}" if all(near) else "")
+        ends = ", ".join(f"{points[-1][1]:.3f}" for points in seeds)
+        rows.append(f"| {VARIANTS[name].what} | {' | '.join(means)} | {ends} | {most:.1f} |")
+    return "\n".join(rows) + "\n"
+
+
+def scored(rows: list[dict]) -> list[tuple[float, float]]:
+    return [(row["minutes"], row["psnr"]) for row in rows if row.get("psnr") is not None]
+
+
+def draw(curves: dict[tuple[str, int], list[dict]], path: Path) -> None:
+    figure = Figure((9, 6), layout="constrained")
+    axes = figure.subplots()
+    colours: dict[str, str] = {}
+    for (name, _), rows in curves.items():
+        label = name if name not in colours else "_"  # one entry of the legend for all seeds
+        colour = colours.setdefault(name, f"C{len(colours) % 10}")
+        style = "-" if len(colours) <= 10 else "--"
+        axes.plot(*zip(*scored(rows), strict=True), style, marker=".", color=colour, label=label)
+    axes.set(xlabel="minutes", ylabel="PSNR, dB")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--train-dir", type=Path, nargs="+", required=True)
+    parser.add_argument("--valid-dir", type=Path, required=True, help="images of the table")
+    parser.add_argument("--minutes", type=float, default=20, help="of each variant and seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--workers", type=int, default=0, help="as of train.py")
+    parser.add_argument("-o", "--output", type=Path, default=Path("results/recipe"))
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="train.py's, for all")
+    arguments = parser.parse_args()
+    # train.py is run in another folder than this one.
+    arguments.output = arguments.output.resolve()
+    arguments.train_dir = [folder.resolve() for folder in arguments.train_dir]
+    arguments.valid_dir = arguments.valid_dir.resolve()
+    return arguments
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        train_here(sys.argv[2], sys.argv[3], sys.argv[4:])
+    else:
+        main()
