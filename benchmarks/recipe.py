@@ -58,6 +58,7 @@ VARIANTS = {
     "betas": Variant("betas 0.9 0.99, unclipped", NIMBLE),
     "rate-2e-3": Variant("the same, rate 2e-3", [*NIMBLE, "--psnr.lr", "2e-3"]),
     "rate-6e-4": Variant("the same, rate 6e-4", [*NIMBLE, "--psnr.lr", "6e-4"]),
+    "steady": Variant("a rate that stays", ["--psnr.milestones", "1000000000"]),
     "batch-4": Variant("batches of 4", ["--batch-size", "4"]),
     "batch-16": Variant("batches of 16", ["--batch-size", "16"]),
     "crop-64": Variant("crops of 64", ["--psnr.patch", "64"]),
