@@ -608,8 +608,8 @@ PRESETS: dict[str, dict] = {
         log_every=10,
         # At first, gradients of single layers grow a hundredfold within some steps. 0.999 forgets
         # too slowly for that: single steps moved a layer's weights by a tenth of their size.
-        betas=(0.9, 0.99),
-        psnr=dict(steps=1000, patch=96, lr=2e-3, milestones=(), warmup=50),
+        betas=(0.9, 0.95),
+        psnr=dict(steps=1000, patch=96, lr=2e-3, milestones=(600, 800, 900), warmup=50),
         gan=dict(steps=80, patch=96, lr=1e-4, milestones=(), val_every=20),
     ),
 }
