@@ -5,9 +5,10 @@
 
 A variant is the compact preset's PSNR phase but for what its name says. Each first trains for
 some steps to learn what a step takes on this machine, then as many as fit in the minutes. The same
-command goes on where it was stopped, and leaves alone what is done. It ends in FOLDER/recipe.md, a
-table of PSNR on the validation images, and FOLDER/recipe.png, its curves over minutes. Nothing else
-should run on the machine; with `--minutes 20`, all of one seed take 6 hours.
+command goes on where it was stopped, and leaves alone what is done; for other photographs or flags
+take another FOLDER. It ends in FOLDER/recipe.md, a table of PSNR on the validation images, and
+FOLDER/recipe.png, its curves over minutes. Nothing else should run on the machine; with 20 minutes
+each, all of one seed take 7 hours.
 """
 
 import argparse
@@ -73,6 +74,7 @@ VARIANTS = {
     "ema-0.99": Variant("average over fewer steps", ["--ema-decay", "0.99"]),
     "ema-0.9995": Variant("average over more steps", ["--ema-decay", "0.9995"]),
     "wide": Variant("2 blocks of 48 features", ["--features", "48", "--blocks", "2"]),
+    # torch's Muon takes matrices alone, and a convolution's weights are none.
     "adamw": Variant("AdamW, decay 0.01", optimizer="AdamW"),
     "nadam": Variant("NAdam", optimizer="NAdam"),
     "halves": Variant("the photographs at half their size too", halves=True),
