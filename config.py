@@ -57,7 +57,9 @@ class Phase:
     clip_grad_norm: float = setting(
         0.0, "largest norm of a network's gradient; 0: no clipping", low=0
     )
-    val_every: int = setting(0, "steps between two validations; 0: the run's val_every", low=0)
+    val_every: int = setting(
+        0, "steps between two validations; 0: the run's val_every", low=0, shapes_weights=False
+    )
     pixel: float = setting(1.0, "weight of the L1 loss on RGB in [0, 1]", low=0, term=True)
     perceptual: float = setting(0.0, "weight of the L1 loss on VGG19 features", low=0, term=True)
     adversarial: float = setting(
@@ -606,8 +608,7 @@ PRESETS: dict[str, dict] = {
         blocks=2,
         vgg_layer="conv5_4",
         log_every=10,
-        # At first, gradients of single layers grow a hundredfold within some steps. 0.999 forgets
-        # too slowly for that: single steps moved a layer's weights by a tenth of their size.
+        # At first, gradients of single layers grow a hundredfold in some steps: 0.999 lags behind.
         betas=(0.9, 0.95),
         psnr=dict(steps=1000, patch=96, lr=2e-3, milestones=(600, 800, 900), warmup=50),
         gan=dict(steps=80, patch=96, lr=1e-4, milestones=(), val_every=20),

@@ -56,6 +56,8 @@ def in_tiles(
 
 def limited_threads() -> int:
     """As many as taskset leaves, which not every engine notices by itself; 0: all."""
+    if not hasattr(os, "sched_getaffinity"):  # on Linux alone
+        return 0
     left = len(os.sched_getaffinity(0))
     return left if left < (os.cpu_count() or left) else 0
 

@@ -1,14 +1,14 @@
 """Which recipe makes the best small network of a given time? Variants of the PSNR phase, a table.
 
     python benchmarks/recipe.py --train-dir A --valid-dir C [--minutes 20] [--seeds 0 1 2]
-                                [--variants ours batch-16] [-o FOLDER]
+                                [--variants ours batch-16] [-o FOLDER] [--flags --features 24]
 
 A variant is the compact preset's PSNR phase but for what its name says. Each first trains for
 some steps to learn what a step takes on this machine, then as many as fit in the minutes. The same
 command goes on where it was stopped, and leaves alone what is done; for other photographs or flags
-take another FOLDER. It ends in FOLDER/recipe.md, a table of PSNR on the validation images, and
-FOLDER/recipe.png, its curves over minutes. Nothing else should run on the machine; with 20 minutes
-each, all of one seed take 7 hours.
+take another FOLDER. After each there is FOLDER/recipe.md, a table of PSNR on the validation images,
+and FOLDER/recipe.png, its curves over minutes. Nothing else should run on the machine; with 20
+minutes each, all of one seed take 7 hours.
 """
 
 import argparse
@@ -19,17 +19,25 @@ import types
 from dataclasses import dataclass, field
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils import prepare_for_torch
+
+if __name__ == "__main__":
+    prepare_for_torch()  # as train.py does it
+
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from images.files import read_image, write_image
-from images.kinds import find_images
+from images.kinds import ImageError, find_images
 from images.resize import imresize
 
-SCALE, PATCH = 4, 128
-TIMED = (10, 30)  # steps between which a variant's speed is measured
+LARGEST_PATCH = 128  # of the variants
+WARM = 10  # steps that are not timed
+TIMED = (20, 200, 2000)  # steps that are, as many as it takes
+LEAST_SECONDS = 10  # that they have to take
 POINTS = 5  # of each curve
 
 
@@ -57,14 +65,14 @@ NIMBLE = ["--betas", "0.9", "0.99", "--psnr.clip-grad-norm", "0"]
 VARIANTS = {
     "ours": Variant("the compact preset: batches of 8 crops of 128, rate 1.2e-3, clipped at 0.2"),
     "betas": Variant("betas 0.9 0.99, unclipped", NIMBLE),
-    "rate-2e-3": Variant("the same, rate 2e-3", [*NIMBLE, "--psnr.lr", "2e-3"]),
-    "rate-6e-4": Variant("the same, rate 6e-4", [*NIMBLE, "--psnr.lr", "6e-4"]),
+    "rate-2e-3": Variant("betas 0.9 0.99, unclipped, rate 2e-3", [*NIMBLE, "--psnr.lr", "2e-3"]),
+    "rate-6e-4": Variant("betas 0.9 0.99, unclipped, rate 6e-4", [*NIMBLE, "--psnr.lr", "6e-4"]),
     "steady": Variant("a rate that stays", ["--psnr.milestones", "1000000000"]),
     "batch-4": Variant("batches of 4", ["--batch-size", "4"]),
     "batch-16": Variant("batches of 16", ["--batch-size", "16"]),
     "crop-64": Variant("crops of 64", ["--psnr.patch", "64"]),
     "crop-64-first": Variant(
-        "crops of 64, after half of the time of 128", [], Stage(0.5, ["--psnr.patch", "64"])
+        "crops of 64 for half of the time, then of 128", [], Stage(0.5, ["--psnr.patch", "64"])
     ),
     "x2-first": Variant("x2 for a third of the time, then x4", [], Stage(1 / 3, ["--scale", "2"])),
     "box": Variant("from the network in the box", ["--init-from", "compact_x4_psnr"]),
@@ -89,9 +97,9 @@ def main() -> None:
         for seed in arguments.seeds:
             print(f"\n{name}, seed {seed}: {VARIANTS[name].what}", flush=True)
             curves[name, seed] = train_variant(name, seed, arguments)
-    table = tabulate(curves)
-    (arguments.output / "recipe.md").write_text(table)
-    draw(curves, arguments.output / "recipe.png")
+            table = tabulate(curves, arguments.minutes)
+            (arguments.output / "recipe.md").write_text(table)
+            draw(curves, arguments.output / "recipe.png")
     print("", table, f"The table and its curves are in {arguments.output}", sep="\n")
 
 
@@ -130,25 +138,31 @@ def seconds_of_step(
     run: str, flags: list[str], variant: Variant, arguments: argparse.Namespace
 ) -> float:
     """By a short run, which is kept: a variant that goes on keeps its number of steps."""
-    first, last = TIMED
-    length = ["--psnr.steps", str(last), "--val-every", str(first), "--valid-dir", ""]
-    folder = train(run, [*flags, *length], variant, arguments)
-    seconds = [row["seconds"] for row in rows_of(folder)]
-    return (seconds[-1] - seconds[0]) / (last - first)
+    for timed in TIMED:
+        length = ["--psnr.steps", str(WARM + timed), "--val-every", str(WARM), "--valid-dir", ""]
+        folder = train(f"{run}_{timed}", [*flags, *length], variant, arguments)
+        rows = rows_of(folder)
+        seconds = rows[-1]["seconds"] - rows[0]["seconds"]
+        if seconds >= LEAST_SECONDS:
+            break
+    return max(seconds, 0.1) / timed  # the log has tenths
 
 
 def train(run: str, flags: list[str], variant: Variant, arguments: argparse.Namespace) -> Path:
     """The folder of a run of train.py, once it is done; Ctrl-C saves and ends it and this."""
     folder = arguments.output / "checkpoints" / run
-    if not (folder / "psnr.safetensors").exists():
-        child = [sys.executable, __file__, "--child", variant.optimizer, variant.distance]
-        process = subprocess.Popen([*child, "--name", run, *flags], cwd=arguments.output)
+    if (folder / "psnr.safetensors").exists():
+        return folder
+    child = [sys.executable, __file__, "--child", variant.optimizer, variant.distance]
+    process = subprocess.Popen([*child, "--name", run, *flags], cwd=arguments.output)
+    status = None
+    while status is None:
         try:
             status = process.wait()
         except KeyboardInterrupt:
-            status = process.wait()  # train.py was interrupted too: it saves first
-        if status:
-            sys.exit(f"recipe.py: train.py ended with status {status}; the same command goes on")
+            continue  # train.py was interrupted too: it saves first
+    if status:
+        sys.exit(f"recipe.py: train.py ended with status {status}; the same command goes on")
     return folder
 
 
@@ -176,10 +190,10 @@ def charbonnier(result: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def frequency(result: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """L1 of pixels, and of their Fourier transform, as MIMO-UNet has it (Cho et al., 2021, arXiv
-    2108.05054)."""
+    """L1 of pixels, and a little of their Fourier transform, which is not normalized, as SAFMN has
+    it (Sun et al., 2023, arXiv 2302.13800)."""
     difference = (result - target).float()
-    spectrum = torch.fft.rfft2(difference, norm="ortho")
+    spectrum = torch.fft.rfft2(difference)
     return difference.abs().mean() + 0.05 * torch.view_as_real(spectrum).abs().mean()
 
 
@@ -188,27 +202,38 @@ def halve(folders: list[Path], target: Path) -> list[Path]:
     halved = []
     for i, folder in enumerate(folders):
         halved.append(target / str(i))
+        halved[-1].mkdir(parents=True, exist_ok=True)
         for path in find_images(folder).images:
-            file = halved[-1] / f"{path.relative_to(folder).with_suffix('')}.png"
-            image = None if file.exists() else read_image(path)
-            if image is not None and min(image.shape[:2]) >= 2 * PATCH:
-                write_image(imresize(image, 1 / 2), file)
-    return halved
+            file = halved[-1] / f"{path.relative_to(folder)}.png"
+            if not file.exists():
+                write_half(path, file)
+    return [folder for folder in halved if find_images(folder).images]
 
 
-def tabulate(curves: dict[tuple[str, int], list[dict]]) -> str:
-    """PSNR at the points of each variant's curve, the mean of its seeds; and each seed's last."""
-    shown = " | ".join(f"{point}/{POINTS} of the time" for point in range(1, POINTS))
-    rows = [f"| variant | {shown} | end, by seed | minutes |", f"|---|{'---|' * (POINTS + 1)}"]
+def write_half(path: Path, file: Path) -> None:
+    try:
+        image = read_image(path)
+    except ImageError as error:
+        print(f"No half of {path}: {error}")
+        return
+    if min(image.shape[:2]) >= 2 * LARGEST_PATCH:
+        write_image(imresize(image, 1 / 2), file)
+
+
+def tabulate(curves: dict[tuple[str, int], list[dict]], minutes: float) -> str:
+    """Of each variant, PSNR at fifths of the minutes (between a curve's points; the mean of its
+    seeds), the last PSNR of each seed, and the minutes it took."""
+    times = [minutes * point / POINTS for point in range(1, POINTS)]
+    shown = " | ".join(f"{time:g} min" for time in times)
+    rows = [f"| | variant | {shown} | end, by seed | minutes |", f"|---|{'---|' * (POINTS + 2)}"]
     for name in dict.fromkeys(name for name, _ in curves):
         seeds = [scored(rows) for (variant, _), rows in curves.items() if variant == name]
-        most = max(points[-1][0] for points in seeds)
-        means = []
-        for point in range(1, POINTS):
-            near = [[p for m, p in points if m <= most * point / POINTS * 1.02] for points in seeds]
-            means.append(f"{sum(p[-1] for p in near) / len(near):.2f}" if all(near) else "")
+        at = [np.interp(times, *zip(*points, strict=True), left=np.nan) for points in seeds]
+        means = ["" if np.isnan(mean) else f"{mean:.2f}" for mean in np.mean(at, 0)]
         ends = ", ".join(f"{points[-1][1]:.3f}" for points in seeds)
-        rows.append(f"| {VARIANTS[name].what} | {' | '.join(means)} | {ends} | {most:.1f} |")
+        took = ", ".join(f"{points[-1][0]:.1f}" for points in seeds)
+        what = VARIANTS[name].what
+        rows.append(f"| {name} | {what} | {' | '.join(means)} | {ends} | {took} |")
     return "\n".join(rows) + "\n"
 
 
@@ -240,7 +265,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--workers", type=int, default=0, help="as of train.py")
     parser.add_argument("-o", "--output", type=Path, default=Path("results/recipe"))
-    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="train.py's, for all")
+    parser.add_argument(
+        "--flags",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="train.py's, for all variants; the rest of the line",
+    )
     arguments = parser.parse_args()
     # train.py is run in another folder than this one.
     arguments.output = arguments.output.resolve()

@@ -40,6 +40,9 @@ def test_what_is_another_run_and_what_weights_do_not_depend_on():
         *("name", "train_dir", "valid_dir", "lr_dir", "valid_lr_dir", "workers"),
         *("log_every", "val_every", "val_images", "save_every", "keep_generators"),
     }
+    for name in ("psnr", "gan"):
+        left_out = flat(dataclasses.asdict(Config())).keys() - flat(settings_of_weights(Config()))
+        assert f"{name}.val_every" in left_out and f"{name}.lr" not in left_out
 
 
 VGG = {"vgg_weights", "vgg_layer", "vgg_before_activation"}
@@ -71,6 +74,8 @@ DEGRADATION -= {"degradation.level"}
         (["--psnr.steps", "800001"], set()),
         (["--psnr.warmup", "1000000"], {"psnr.warmup", "psnr.steps"}),
         (["--gan.warmup", "399999"], set()),
+        (["--gan.val-every", "7"], {"val_every"}),
+        (["--psnr.steps", "0", "--psnr.val-every", "7"], {f"psnr.{name}" for name in OTHERS}),
     ],
 )
 def test_settings_without_effect_are_known(args, idle):
@@ -96,6 +101,8 @@ def test_a_reason_is_given_for_each():
     assert idle["growth"] == "no effect, as only --generator rrdb has it"
     assert idle["discriminator_features"] == "no effect, as only --discriminator unet has it"
     assert idle["psnr.lr"] == "no effect, as psnr.steps is 0"
+    own = idle_settings(parse_args(["--gan.val-every", "7"]))["val_every"]
+    assert own == "no effect in the phase gan, as gan.val_every is 7"
     told = "the phase ends before 300000, so gan.lr does not halve there; --gan.milestones takes"
     assert idle["gan.milestones"].startswith(told) and idle["gan.steps"].startswith(told)
 

@@ -24,12 +24,12 @@ def identity(config: Config, phase: str) -> set[str]:
 
 def settings_of_weights(config: Config) -> dict:
     """What a file of weights records of the run that made it."""
-    left_out = {
-        field.name
-        for field in dataclasses.fields(Config)
-        if not field.metadata.get("shapes_weights", True)
-    }
-    return {k: v for k, v in dataclasses.asdict(config).items() if k not in left_out}
+    told = dataclasses.asdict(config)
+    for settings, kind in ((told, Config), *((told[name], Phase) for name in PHASES)):
+        for field in dataclasses.fields(kind):
+            if not field.metadata.get("shapes_weights", True):
+                del settings[field.name]
+    return told
 
 
 def phases_over(config: Config, phase: str, step: int) -> list[str]:
@@ -69,6 +69,9 @@ def idle_settings(config: Config, phase: str = PHASES[0], step: int = 0) -> dict
         idle["init_from"] = own
         if not any(values[f"{name}.adversarial"] for name in left if name != phase):
             idle.setdefault("init_discriminator", own)
+    if own_steps := {name: every for name in left if (every := values[f"{name}.val_every"])}:
+        steps = " and ".join(f"{name}.val_every is {every}" for name, every in own_steps.items())
+        idle["val_every"] = f"no effect in the phase {' or '.join(own_steps)}, as {steps}"
     if config.degradation.level == "none":
         others = [field.name for field in dataclasses.fields(Degradation) if field.name != "level"]
         why = "no effect, as degradation.level is 'none'"
