@@ -77,7 +77,13 @@ def train_rung(number: int, settings: dict[str, str], arguments: argparse.Namesp
     command = [sys.executable, str(ROOT / "train.py"), "--name", name]
     # train.py writes to checkpoints/ of the folder it runs in.
     arguments.output.mkdir(parents=True, exist_ok=True)
-    process = subprocess.Popen([*command, *flags(settings, arguments)], cwd=arguments.output)
+    run_to_its_end([*command, *flags(settings, arguments)], arguments.output)
+    return arguments.output / "checkpoints" / name / "gan.safetensors"
+
+
+def run_to_its_end(command: list[str], folder: Path) -> None:
+    """Run a command that is train.py in a folder; Ctrl-C lets it save, and then ends this, too."""
+    process = subprocess.Popen(command, cwd=folder)
     status = None
     while status is None:
         try:
@@ -85,8 +91,8 @@ def train_rung(number: int, settings: dict[str, str], arguments: argparse.Namesp
         except KeyboardInterrupt:
             continue  # train.py was interrupted too: it saves first
     if status:
-        sys.exit(f"ablation.py: train.py ended with status {status}; the same command goes on")
-    return arguments.output / "checkpoints" / name / "gan.safetensors"
+        program = Path(sys.argv[0]).name
+        sys.exit(f"{program}: train.py ended with status {status}; the same command goes on")
 
 
 def flags(settings: dict[str, str], arguments: argparse.Namespace) -> list[str]:

@@ -13,7 +13,6 @@ minutes each, all of one seed take 7 hours.
 
 import argparse
 import json
-import subprocess
 import sys
 import types
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
+from ablation import run_to_its_end
 from matplotlib.figure import Figure
 
 from images.files import read_image, write_image
@@ -114,8 +114,8 @@ def train_variant(name: str, seed: int, arguments: argparse.Namespace) -> list[d
         *("--train-dir", *map(str, folders), "--workers", str(arguments.workers)),
         *arguments.flags,
     ]
-    stages = [Stage(1 - (variant.before.share if variant.before else 0), variant.flags)]
-    stages = [variant.before, *stages] if variant.before else stages
+    before = [variant.before] if variant.before else []
+    stages = [*before, Stage(1 - sum(stage.share for stage in before), variant.flags)]
     rows: list[dict] = []
     start: list[str] = []
     for number, stage in enumerate(stages):
@@ -154,15 +154,7 @@ def train(run: str, flags: list[str], variant: Variant, arguments: argparse.Name
     if (folder / "psnr.safetensors").exists():
         return folder
     child = [sys.executable, __file__, "--child", variant.optimizer, variant.distance]
-    process = subprocess.Popen([*child, "--name", run, *flags], cwd=arguments.output)
-    status = None
-    while status is None:
-        try:
-            status = process.wait()
-        except KeyboardInterrupt:
-            continue  # train.py was interrupted too: it saves first
-    if status:
-        sys.exit(f"recipe.py: train.py ended with status {status}; the same command goes on")
+    run_to_its_end([*child, "--name", run, *flags], arguments.output)
     return folder
 
 
