@@ -90,6 +90,13 @@ def _follow_parent(ending: Any, worker: int) -> None:
     # When Python ends, multiprocessing ends what is left by SIGTERM, and waits for it.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.excepthook = _leave_out_lost_connections
+
+
+def _leave_out_lost_connections(kind: type[BaseException], error: BaseException, trace) -> None:
+    """The parent stopped while a thread of this worker handed it a batch: it says why itself."""
+    if not issubclass(kind, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_with_parent() -> None:

@@ -14,6 +14,8 @@ import threading
 import time
 import zipfile
 from contextlib import contextmanager
+from multiprocessing import resource_sharer
+from multiprocessing.connection import Client
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +191,29 @@ def test_workers_end_with_a_parent_that_is_killed():
     while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the worker outlives its parent"
         time.sleep(0.05)
+
+
+def offer_memory(init, parent):
+    init(0)
+    resource_sharer.DupFd(1)  # as torch offers the memory of a batch
+    parent.send((resource_sharer._resource_sharer._address, bytes(FORK.current_process().authkey)))
+    parent.recv()
+    time.sleep(0.2)  # the thread that offers it has seen how it went
+    sys.excepthook(ValueError, ValueError("a real fault"), None)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows hands memory over by name")
+def test_a_parent_that_stops_in_the_midst_of_a_batch_leaves_no_traceback(capfd):
+    """As it does when another worker dies: torch raises wherever the parent then is."""
+    here, there = FORK.Pipe()
+    worker = FORK.Process(target=offer_memory, args=(worker_init(), there), daemon=True)
+    worker.start()
+    assert here.poll(10)
+    address, key = here.recv()
+    Client(address, authkey=key).close()
+    here.send("stopped")
+    worker.join(10)
+    assert capfd.readouterr().err == "ValueError: a real fault\n"
 
 
 @pytest.mark.parametrize(
