@@ -156,17 +156,13 @@ class WinogradConcatenation(Concatenation):
 def concatenation(x: Tensor) -> Concatenation:
     """In the form whose convolutions are fastest: Winograd's on a CPU, in fp32, without gradients.
 
-    In bf16 its sums would be too coarse.
+    In bf16 its sums would be too coarse. A convolution by itself has no other to share its squares
+    with: up to 64 channels, torch's own is as fast or faster.
     """
     if is_recorded() or torch.is_grad_enabled():
         return Concatenation(x)
     suits = x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[1] >= WORTH_WINOGRAD
     return WinogradConcatenation(x) if suits else Concatenation(x)
-
-
-def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """`conv(x)` in that form; 3x3, with stride 1 and padding 1."""
-    return concatenation(x).convolve(conv)
 
 
 def in_bands(function: Callable[[Tensor], Tensor], x: Tensor, reach: int) -> Tensor:

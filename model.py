@@ -19,7 +19,6 @@ from torch.utils.checkpoint import checkpoint
 from layers import (
     RowsConv2d,
     concatenation,
-    convolve,
     convolve_enlarged,
     exactly,
     in_bands,
@@ -153,13 +152,13 @@ class RRDBNet(nn.Module):
         x = shallow = to_autocast_dtype(exactly(self.conv_first, low_res))  # (N, features, H, W)
         for block in self.body:
             x = checkpoint(block, x, use_reentrant=False) if self.recompute else block(x)
-        x = shallow + convolve(self.conv_body, x)  # (N, features, H, W)
+        x = shallow + self.conv_body(x)  # (N, features, H, W)
         for i, factor in enumerate(self.stages):
             x = self.lrelu(convolve_enlarged(getattr(self, f"conv_up{i + 1}"), x, factor))
         return in_bands(self._finish, x, reach=2)  # (N, out, scale * H, scale * W)
 
     def _finish(self, x: Tensor) -> Tensor:
-        x = self.lrelu(convolve(self.conv_hr, x))  # (N, features, scale * H, scale * W)
+        x = self.lrelu(self.conv_hr(x))  # (N, features, scale * H, scale * W)
         return exactly(self.conv_last, x)  # (N, out, scale * H, scale * W)
 
 
@@ -175,8 +174,8 @@ class ResidualBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(features) if batch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = self.prelu(self.bn1(convolve(self.conv1, x)))  # (N, features, H, W)
-        return x + self.bn2(convolve(self.conv2, residual))  # (N, features, H, W)
+        residual = self.prelu(self.bn1(self.conv1(x)))  # (N, features, H, W)
+        return x + self.bn2(self.conv2(residual))  # (N, features, H, W)
 
 
 class SRResNet(nn.Module):
