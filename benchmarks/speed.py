@@ -35,6 +35,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from peers import limited_threads
+
 from config import Config, Degradation, Phase
 from dataset import Crops, CropStream, batches
 from images.files import write_image
@@ -104,8 +106,9 @@ def main() -> None:
 
 def describe_machine(device: torch.device, dtype: torch.dtype, arguments) -> dict:
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    cores = limited_threads() or os.cpu_count()
     return {
-        "device": f"{device} ({name}), {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "device": f"{device} ({name}), {cores} cores, {torch.get_num_threads()} threads",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
         "precision": f"fastest is {dtype}",
         "network": f"RRDBNet x4, {arguments.features} features, {arguments.blocks} blocks",

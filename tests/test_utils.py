@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 import zipfile
 from contextlib import contextmanager
 from multiprocessing import resource_sharer
@@ -26,10 +27,14 @@ import torch
 import utils
 from formats.tensors import UnreadableError, load_tensors
 from images import locks
+from images.files import write_image
 from images.locks import locked
 from images.names import fitting, longest_name, shortened
-from upscaling import devices
+from model import RRDBNet
+from upscaling import comparing, devices
 from upscaling.devices import DeviceError, choose_device, choose_precision, is_out_of_memory
+from upscaling.inputs import UsageError
+from upscaling.upscaler import Upscaler
 from utils import (
     StopRequest,
     WriteError,
@@ -636,6 +641,23 @@ def test_a_page_that_waits_keeps_no_memory_of_its_last_picture(tmp_path):
     printed = around_torch(WAITS_FOR_THE_NEXT, str(tmp_path))
     before, _, after, most = map(int, printed)
     assert most - before > 50 and after - before < (most - before) / 4  # MiB
+
+
+def test_a_page_lets_go_of_a_picture_that_fails(monkeypatch, tmp_path):
+    """Before it gives memory back, although the error's traceback still has its variables."""
+    results = []
+
+    def fail(saving, enlarged, *_):
+        results.append(weakref.ref(enlarged.rgb))
+        raise OSError("no space left")
+
+    monkeypatch.setattr(comparing.Saving, "write", fail)
+    monkeypatch.setattr(comparing, "release_memory", lambda: results.append(results[0]()))
+    write_image(np.zeros((8, 8, 3), np.uint8), tmp_path / "a.png")
+    upscaler = Upscaler(RRDBNet(features=8, blocks=1), "cpu")
+    with pytest.raises(UsageError, match="no space left"):
+        comparing.upscale_file(tmp_path / "a.png", tmp_path / "out", upscaler)
+    assert results[1:] == [None]
 
 
 def test_free_memory_releases_where_too_little_is_free(monkeypatch):

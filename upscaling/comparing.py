@@ -1,5 +1,6 @@
 """One file, upscaled as test.py does it, and what there is to see and to say of the result."""
 
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def upscale_file(source: Path, folder: Path, upscaler: Upscaler) -> Compared:
     try:
         return upscale_job(source, folder, upscaler)
     except Exception as error:  # of any kind: decoders and encoders raise a dozen
+        traceback.clear_frames(error.__traceback__)  # whose variables hold what was computed
         reason = str(error) if isinstance(error, UsageError) else explain(source, error)
         raise UsageError(printable(reason.replace(str(source), source.name))) from error
     finally:
