@@ -27,7 +27,7 @@ def setting(default, help: str, **about):
         are allowed.
     choices: the values it can have.
     identity: another value is another run, so a resume with one is refused. Of a phase, or of what
-        needs a phase's setting: because the discriminator is built to it, so only where it has one.
+        needs a phase's setting: because a VGG discriminator is built to it, so only where one is.
     term: the weight of a term of the loss, which has the field's name.
     generator, discriminator: the kind that has it.
     needs: the setting, of the run or of a phase, without which it has no effect.
@@ -285,7 +285,7 @@ class Config:
     accumulate: int = setting(
         1,
         "parts a batch is computed in, one after the other: less memory, the same gradient "
-        "(in the GAN phase, batch norm and the relativistic means then see one part at a time)",
+        "(but batch norm and, in the GAN phase, the relativistic means see one part at a time)",
         low=1,
     )
     betas: tuple[float, float] = setting(
@@ -542,8 +542,8 @@ SMALL = dict(
 # scikit-image ships, which ends in pictures after some minutes on two CPU cores; srgan is the 2017
 # paper (Ledig et al., arXiv 1609.04802, section 3.2) with ESRGAN's discriminator; real is
 # Real-ESRGAN (Wang et al., arXiv 2107.10833, section 4.1, and its option files), which starts from
-# --init-from, a network that has had a PSNR phase; compact and compact-real made the weights in the
-# box, with --train-dir and --valid-dir, on 2 CPU cores.
+# --init-from, a network that has had a PSNR phase; compact made two networks in the box, and
+# compact-real is the end of what made the third (docs/training.md), on 2 CPU cores.
 PRESETS: dict[str, dict] = {
     "esrgan": {},
     "srgan": dict(

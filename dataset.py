@@ -200,7 +200,7 @@ def batches(
     rank: int = 0,
     ranks: int = 1,
 ) -> DataLoader:
-    """Batches number start to stop - 1 of a stream: pairs of uint8 (N, 3, h, w).
+    """Batches number start to stop - 1 of a stream: `Crops` of uint8 (N, 3, h, w).
 
     Each batch is cut into `parts` for gradient accumulation, and each part among the ranks: this
     gives the pieces of one of them, N = batch_size / parts / ranks, in order. All ranks and parts

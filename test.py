@@ -21,12 +21,12 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from upscaling.flags import parse_args
-from utils import Bar, prepare_for_torch, prepare_output, printable
+from utils import Bar, prepare_for_torch, prepare_output, printable, silence
 
 if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds
     prepare_output()
@@ -48,14 +48,15 @@ from images.strips import centre_window, labelled_strip
 from training.ranks import Ranks, end_process
 from upscaling.devices import DeviceError, choose_device
 from upscaling.inputs import UsageError, make_output, read_high_res
-from upscaling.jobs import Job, plan, refuse_long_name
+from upscaling.jobs import Job, plan, refuse_large_result, refuse_long_name
 from upscaling.ncnn_engine import NcnnNetwork, choose_gpu, import_ncnn
-from upscaling.report import PageImage, write_page
+from upscaling.report import TABLE, PageImage, refuse_foreign_files, write_page
 from upscaling.saving import Saving, refuse_quality, summary
 from upscaling.upscaler import (
     CHANNELS,
     Upscaler,
     check_channels,
+    ended_by_ctrl_c,
     enlarge,
     enlarge_together,
     explain,
@@ -88,17 +89,6 @@ def main(ranks: Ranks) -> int:
         return upscale_all(arguments, ranks)
 
 
-@contextmanager
-def silence() -> Iterator[None]:
-    """Without bars and standard output; what goes to standard error still comes."""
-    with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
-        Bar.silent = True
-        try:
-            yield
-        finally:
-            Bar.silent = False
-
-
 def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
     """Returns the exit status."""
     weights = arguments.weights or next(iter(trained()), IN_THE_BOX)
@@ -112,6 +102,8 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
         arguments.first_frame,
     )
     refuse_quality(jobs, arguments.quality)
+    scored = bool(arguments.hr or arguments.metrics)
+    refuse_foreign_files(arguments.output, arguments.report, scored)
     gpu = None
     if by_ncnn := arguments.engine == "ncnn":
         import_ncnn()  # before weights are downloaded in vain
@@ -190,7 +182,7 @@ def work(
         results.skipped = sorted(done)
         jobs = [job for job in jobs if job.target not in done]
     bar = Bar(read_ahead(jobs), total=len(jobs), unit="image", disable=not show_progress)
-    with ThreadPoolExecutor(1) as writer:
+    with ThreadPoolExecutor(1) as writer, ended_by_ctrl_c(upscaler):
         last: Future = Future()  # the result that is being written; at first there is none
         last.set_result(None)
         for group in grouped(bar, upscaler, results):
@@ -216,6 +208,7 @@ def grouped(
         with failure_noted(job, results):
             refuse_long_name(job.target)
             picture = reading.result()
+            refuse_large_result(job.target, upscaler.size_of(picture.rgb))
             if group and kind_of(picture) != kind_of(group[0][1]):
                 yield group
                 group = []
@@ -359,7 +352,7 @@ def show_scores(
 ) -> None:
     """The table of scores and the report page, where they were asked for."""
     if arguments.hr or arguments.metrics:
-        print_table(results.scores, arguments.output / "metrics.csv", upscaler.scale)
+        print_table(results.scores, arguments.output / TABLE, upscaler.scale)
     if arguments.report:
         summary = f"{Path(weights).name}, {upscaler.size}, {len(results.shown)} images"
         page = write_page(arguments.output, results.shown, summary)

@@ -153,10 +153,12 @@ def train_phase(
             run.keep(learner.ema, at, scores)
             run.record(at, monitor.row(scores))
             monitor.tell(at, describe(scores))
+            monitor.clock.restart()
         # While steps are skipped, the weights may be what is wrong: the older file is kept.
         if save_due and (done or stopped or monitor.faults.in_a_row == 0):
             run.save(learner, monitor.clock.seconds())
             save_due = False
+            monitor.clock.restart()
         if stopped:
             return
 

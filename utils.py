@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -199,10 +199,26 @@ class Bar(tqdm):
         super().close()
 
 
+@contextmanager
+def silence() -> Iterator[None]:
+    """Without bars and standard output; what goes to standard error still comes."""
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
+        Bar.silent = True
+        try:
+            yield
+        finally:
+            Bar.silent = False
+
+
 # ------------------------------------------------------------------------------ threads and memory
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
+
+# Files of a control group: its limit and what is taken of it; and in memory.stat, what of that are
+# copies of files, which give way.
+GROUPS_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+GROUPS_V2 = ("memory.max", "memory.current", "inactive_file")
 
 
 def prepare_for_torch() -> None:
@@ -226,11 +242,41 @@ def prepare_for_torch() -> None:
 
 def free_memory(wanted: int) -> int:
     """Bytes that are free; if those are too few, first this process releases what it keeps."""
+    if available_memory() < wanted:
+        release_memory()
+    return available_memory()
+
+
+def available_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process can still get: of the system, or of a container that has less.
+
+    Args:
+        groups: where Linux shows the control groups by which containers are limited.
+    """
     import psutil  # which the answer to --help does not need
 
-    if psutil.virtual_memory().available < wanted:
-        release_memory()
-    return psutil.virtual_memory().available
+    left = [psutil.virtual_memory().available]
+    for folder, (limit, taken, yielding) in _control_groups(groups):
+        with suppress(OSError, ValueError):  # no such file, or the word max: no limit
+            most, used = (int((folder / name).read_text()) for name in (limit, taken))
+            told = (folder / "memory.stat").read_text()
+            files = re.search(rf"^{yielding} (\d+)$", told, re.MULTILINE)
+            left.append(max(0, most - used + int(files[1] if files else 0)))
+    return min(left)
+
+
+def _control_groups(groups: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """Folders of those that may limit this process's memory, and what is called how in them."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:  # other systems have none
+        return
+    for line in lines:
+        _, kinds, name = line.split(":", 2)
+        if kinds in ("", "memory"):
+            own, top = groups / kinds / name.lstrip("/"), groups / kinds
+            folders = [folder for folder in (own, *own.parents) if folder.is_relative_to(top)]
+            yield from ((folder, GROUPS_V1 if kinds else GROUPS_V2) for folder in folders)
 
 
 def release_memory() -> None:
@@ -280,7 +326,8 @@ def remove_leftovers(folder: Path, start: str = "") -> None:
     leftover = re.compile(rf"\.{re.escape(start)}.*(~[0-9a-f]{{12}}|\.\d+)\.tmp", re.DOTALL)
     for path in folder.iterdir():
         if leftover.fullmatch(path.name) and path.is_file():
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # it may be another user's
+                path.unlink()
 
 
 class WriteError(OSError):

@@ -6,8 +6,9 @@
 LR is made of each HR image in three ways: clean, by MATLAB's bicubic, and by the mild and the
 strong level of images/degradation.py. The image's name and the seed decide what happens to it, so
 other machines and later networks are scored on the same LR, and so is train.py's validation (seed
-0). Means over all images are printed, in Markdown: PSNR in dB and SSIM on Y, and with pyiqa NIQE,
-which is lower where a picture looks more natural; all without `scale` pixels on each side.
+0, and no share of another level). Means over all images are printed, in Markdown: PSNR in dB and
+SSIM on Y, and with pyiqa NIQE, which is lower where a picture looks more natural; all without
+`scale` pixels on each side.
 """
 
 import argparse

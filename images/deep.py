@@ -30,7 +30,8 @@ def read_deep(file: ImageFile, content: Callable[[], bytes]) -> Pixels | None:
         return _netpbm(file, content)
     if file.format == "JPEG2000" and file.mode not in ("P", "PA"):
         return _jpeg_2000(file, content())
-    return _avif(content()) if file.format == "AVIF" else None
+    alone = getattr(file, "n_frames", 1) == 1  # of several, imagecodecs would decode all
+    return _avif(content()) if file.format == "AVIF" and alone else None
 
 
 def left_out(file: ImageFile, content: Callable[[], bytes]) -> list[str]:
@@ -44,6 +45,8 @@ def left_out(file: ImageFile, content: Callable[[], bytes]) -> list[str]:
         fourth = np.frombuffer(content(), np.uint8)[start : start + 4 * math.prod(file.size)][3::4]
         return ["3 of 4 channels"] if fourth.any() and (fourth != 255).any() else []
     bits = file.info.get("bit_depth", 8)  # pillow-heif says so
+    if file.format == "AVIF":
+        bits = _avif_bits(content())
     if file.format == "SGI" and "16" in str(file.tile[0]):
         bits = 16
     if file.format == "PPM" and file.mode == "RGB" and _white(file) > 255:
@@ -108,8 +111,12 @@ def _jpeg_2000(file: ImageFile, encoded: bytes) -> Pixels | None:
 
 
 def _avif(encoded: bytes) -> Pixels | None:
-    flags = encoded[encoded.index(b"av1C") + 6]  # AV1 in ISOBMFF, 2.3: above 8 bits, 12 bits
-    depth = (12 if flags & 0x20 else 10) if flags & 0x40 else 8
-    if depth == 8:
+    bits = _avif_bits(encoded)
+    if bits == 8:
         return None
-    return from_array(scaled(imagecodecs.avif_decode(encoded), 2**depth - 1))
+    return from_array(scaled(imagecodecs.avif_decode(encoded), 2**bits - 1))
+
+
+def _avif_bits(encoded: bytes) -> int:
+    flags = encoded[encoded.index(b"av1C") + 6]  # AV1 in ISOBMFF, 2.3: above 8 bits, 12 bits
+    return (12 if flags & 0x20 else 10) if flags & 0x40 else 8

@@ -306,7 +306,7 @@ def _as_file(picture: Picture, path: Path, quality: int | None) -> tuple[bytes, 
     held, remarks = _as_held(picture, kind)
     try:
         return _encode(held, kind, quality), remarks
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, OverflowError) as error:
         size = f"{held.rgb.shape[1]}x{held.rgb.shape[0]}"
         raise ImageError(f"{path}: {size} pixels cannot be written ({error})") from error
 

@@ -19,6 +19,7 @@ class FileType:
         holds: attributes of `Metadata`.
         largest: bytes of one of those.
         several: kinds of `Sequence` that it holds.
+        side: pixels that it is wide or high at most.
     """
 
     name: str
@@ -30,6 +31,7 @@ class FileType:
     holds: tuple[str, ...] = ()
     largest: float = math.inf
     several: tuple[str, ...] = ()
+    side: int = 2**31 - 1
 
     @property
     def lossy(self) -> bool:
@@ -54,6 +56,7 @@ JPEG = FileType(
     profile=255 * 65519,
     holds=(*MOST, "comments"),
     largest=SEGMENT,
+    side=65500,  # libjpeg's limit, which is below the format's
 )
 TIFF = FileType("TIFF", deep=True, alpha=True, holds=MOST, several=(FRAMES, PAGES))
 WEBP = FileType(
@@ -63,9 +66,16 @@ WEBP = FileType(
     gray=False,
     holds=("exif", "xmp"),
     several=(FRAMES,),
+    side=2**14 - 1,
 )
 GIF = FileType(
-    "GIF", alpha=True, gray=False, profile=0, holds=("xmp", "comments"), several=(FRAMES,)
+    "GIF",
+    alpha=True,
+    gray=False,
+    profile=0,
+    holds=("xmp", "comments"),
+    several=(FRAMES,),
+    side=2**16 - 1,
 )
 WRITTEN = {
     **dict.fromkeys((".png", ".apng"), PNG),
@@ -74,5 +84,5 @@ WRITTEN = {
     ".webp": WEBP,
     ".gif": GIF,
     ".bmp": FileType("BMP", profile=0, holds=("dpi",)),
-    ".tga": FileType("TGA", alpha=True, profile=0),
+    ".tga": FileType("TGA", alpha=True, profile=0, side=2**16 - 1),
 }

@@ -40,6 +40,9 @@ class Opened:
 
     def orientation(self) -> int:
         """How the camera was held, 1 to 8, which may stand behind the pixels."""
+        # A decoder of JPEG XL turns the pixels, but for those of a JPEG that it holds unchanged.
+        if self.file.format == "JXL" and not getattr(self.file, "jpeg", False):
+            return 1
         try:
             return self.file.getexif().get(ORIENTATION, 1)
         except Exception:  # Pillow raises a dozen types when it is damaged

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +90,13 @@ class Pack:
         """Equal for HR images of equal pixels, whatever their names and formats."""
         return self.index["images"][i]["digest"]
 
+    @property
+    def contents(self) -> str:
+        """Equal for packs of equal images, whatever their files; of LR files, of equal sizes."""
+        images = [[self.name(i), *self.size(i), self.digest(i)] for i in range(len(self))]
+        pairs = [entry[:2] for entry in self.index["low_res"]]
+        return hashlib.blake2b(json.dumps([images, pairs]).encode(), digest_size=8).hexdigest()
+
     def high_res(self, i: int) -> np.ndarray:
         """uint8 (H, W, 3), a view of the file."""
         height, width = self.size(i)
@@ -162,7 +169,7 @@ def pack_folder(
     folder: str | Path,
     scale: int,
     lr_folder: str | Path | None = None,
-    packed: Collection[str] | None = None,
+    packed: Mapping[str, str] | None = None,
 ) -> Pack:
     """Open the pack of a folder's images as they are now; build it first where there is none.
 
@@ -177,8 +184,9 @@ def pack_folder(
         scale: HR size over LR size.
         lr_folder: LR images with the same names (or 0001x4.png for 0001.png); without it, LR is
             MATLAB's bicubic.
-        packed: for a run that goes on, the ids of the packs that it knows. It must see the same
-            samples even if files were tidied away since, so its pack may hold what is gone.
+        packed: for a run that goes on, the packs that it knows: their ids and contents, "" where
+            those are not known. It must see the same samples even if files were tidied away since,
+            so its pack may hold what is gone.
 
     Raises:
         DataError: no folder, no images, no room, or LR partners that are missing, of a wrong size,
@@ -198,7 +206,7 @@ def _pack_found(
     scale: int,
     lr_folder: Path | None,
     lr_found: Found,
-    packed: Collection[str] | None,
+    packed: Mapping[str, str] | None,
 ) -> Pack:
     """The same, of what the folders hold."""
     paths, lr_paths = found.images, lr_found.images
@@ -225,7 +233,8 @@ def _pack_found(
         target = place(folder, source, paths)
         build_pack(target, folder, paths, partners, source)
         pack = Pack(target, folder)
-        if before and (lr_folder or not have_same_images(before, pack.index)):
+        known = packed and all(packed.values())  # and compared by `load_data`
+        if before and not known and (lr_folder or not have_same_images(before, pack.index)):
             print(f"{folder}: the run goes on with other images than it had until now")
         return pack
 

@@ -129,6 +129,20 @@ def test_results_may_go_beside_or_above_their_inputs(files):
     assert planned("in/?.png", output="in", suffix="_x4")["in/b.png"] == "b_x4.png"
 
 
+def test_what_may_be_another_pictures_result_is_refused_among_the_inputs(files):
+    """As of a second call: it would be upscaled once more, under a name of its own."""
+    files("p/a.jpg")
+    assert planned("p", output="p") == {"p/a.jpg": "a.png"}
+    files("p/a.png")
+    for sources in (["p"], ["p/a.*"], ["p/a.png", "p/a.jpg"]):
+        with pytest.raises(UsageError, match=r"a\.png is an input; choose another output folder"):
+            planned(*sources, output="p")
+    assert planned("p", output="out") == {"p/a.jpg": "a.jpg.png", "p/a.png": "a.png.png"}
+    files("q/a.jpg", "q/a_x4.png")
+    with pytest.raises(UsageError, match=r"a_x4\.png is an input"):
+        planned("q", output="q", suffix="_x4")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="links are for administrators")
 def test_a_link_is_a_picture_of_its_own_and_one_that_leads_nowhere_is_told(files):
     files("a.png")
@@ -270,6 +284,9 @@ def test_a_flag_that_only_others_have_names_ours(flag, value, monkeypatch, capsy
         ("-i", "expected at least one argument"),
         ("a.png --width 5 -s 2", "leave one out"),
         ("a.png --height 5 --outscale 2", "leave one out"),
+        ("a.png --skip-existing --report", "leave out --skip-existing"),
+        ("a.png --skip-existing --hr b", "leave out --skip-existing"),
+        ("a.png --skip-existing --metrics niqe", "leave out --skip-existing"),
         ("a.png --width 5 --hr hr", "give --outscale"),
         ("a.png --height 5 --metrics niqe", "give --outscale"),
         ("a.png --width 0", "invalid positive int value: '0'"),

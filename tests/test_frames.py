@@ -3,23 +3,28 @@
 import io
 import struct
 import sys
+import threading
+import time
 import weakref
 import zlib
 from dataclasses import replace
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageSequence
+from PIL import Image, ImageSequence, features
 from programs import load_program
 
+import upscaling.upscaler
 from images.clock import Clock
-from images.files import Picture, Sequence, read_picture, write_picture
+from images.files import Picture, Sequence, read_picture, write_image, write_picture
 from images.frames import FRAMES, PAGES
 from images.kinds import ImageError
 from upscaling.jobs import Job
 from upscaling.saving import Saving
+from upscaling.upscaler import Upscaler
 
 BOTH = (FRAMES, PAGES)
 TIMES = [40, 100, 70, 30, 250]
@@ -108,12 +113,26 @@ def test_times_do_not_drift_where_units_are_coarse(tmp_path):
     source = saved(tmp_path / "in.webp", drawn(False), duration=33)
     write_picture(read_picture(source, BOTH), tmp_path / "out.gif")
     assert shown(tmp_path / "out.gif")[1] == [30, 40, 30, 30, 30]  # up to 33, 66, 99, 132, 165
-    for time in (1000 / 30, 1500.123, 70_000.0):
-        saved(tmp_path / "in.png", drawn(False), duration=time)
+    for duration in (1000 / 30, 1500.123, 70_000.0):
+        saved(tmp_path / "in.png", drawn(False), duration=duration)
         write_picture(read_picture(tmp_path / "in.png", BOTH), tmp_path / "out.png")
         assert shown(tmp_path / "out.png")[1] == pytest.approx(
-            [min(time, 65_535_000)] * 5, rel=1e-4
+            [min(duration, 65_535_000)] * 5, rel=1e-4
         )
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow decodes no AVIF")
+def test_an_avif_of_more_than_8_bits_that_moves_is_read_frame_by_frame(tmp_path):
+    levels = (100, 500, 1000)  # of 1023
+    frames = np.stack([np.full((32, 48, 3), level, np.uint16) for level in levels])
+    encoded = imagecodecs.avif_encode(frames, bitspersample=10, level=100)
+    (tmp_path / "a.avif").write_bytes(encoded)
+    picture = read_picture(tmp_path / "a.avif", BOTH)
+    assert picture.remark == "8 of 10 bits"
+    assert [int(each.rgb.mean()) for each in (picture, *picture.sequence.rest())] == [25, 125, 249]
+    first = read_picture(tmp_path / "a.avif")
+    assert np.array_equal(first.rgb, picture.rgb)
+    assert first.remark == "the first of 3 frames; 8 of 10 bits"
 
 
 def test_a_lossless_webp_that_moves_stays_so_and_a_lossy_one_is_lossy(tmp_path):
@@ -370,6 +389,36 @@ def test_the_command_upscales_all_of_it(run):
     assert run("--format", "same", "-o", "same")[0] == 0
     assert sorted(path.name for path in Path("same").iterdir()) == ["a.gif", "b.webp", "c.tif"]
     assert same(shown("same/a.gif")[0], frames) and same(shown("same/b.webp")[0], frames)
+
+
+def test_ctrl_c_ends_an_animation_that_is_being_upscaled(run, monkeypatch):
+    """Its frames are, while it is written, by another thread than the one that hears Ctrl-C."""
+    frames = [np.full((8, 8, 3), i, np.uint8) for i in range(40)]
+    saved(Path("in/a.png"), frames, duration=10)
+    write_image(frames[0][:5], Path("in/b.png"))
+    done, writing = [], threading.Event()
+    upscale, fits = upscaling.upscaler.upscale, Upscaler.fits
+
+    def slowly(net, image, *args, progress, **options):
+        progress(0, 1)
+        done.append(image)
+        if threading.current_thread() is not threading.main_thread():
+            writing.set()
+            time.sleep(0.02)
+        return upscale(net, image, *args, progress=progress, **options)
+
+    def interrupted(upscaler, image):
+        if len(image) == 5:  # b.png's turn
+            assert writing.wait(10)
+            raise KeyboardInterrupt
+        return fits(upscaler, image)
+
+    monkeypatch.setattr(upscaling.upscaler, "upscale", slowly)
+    monkeypatch.setattr(Upscaler, "fits", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert 2 <= len(done) < 20
+    assert [*Path("results").iterdir()] == []
 
 
 def test_the_command_takes_the_first_frame_where_it_is_told_to_or_has_to(run):

@@ -10,6 +10,7 @@ import sys
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image, features
 from images import kinds
 from images.files import read_picture
 from images.kinds import HEIF, NOT_READ, RAW, READ, ImageError, find_images
+from images.opening import Opened
 from upscaling.jobs import plan
 
 TRUE = np.dstack([np.mgrid[0:32, 0:32][0] * 7, np.mgrid[0:32, 0:32][1] * 7, np.full((32, 32), 90)])
@@ -279,6 +281,13 @@ def test_kinds_of_jpeg_that_are_not_read_are_named(suffix, kind, tmp_path):
         ImageError, match=r"its kind of JPEG .* is not read, or it is damaged; save"
     ):
         read_picture(tmp_path / f"x{suffix}")
+
+
+@pytest.mark.parametrize("jpeg, turned", [(False, 1), (True, 6)])
+def test_jpeg_xl_is_turned_once(jpeg, turned):
+    """By its decoder (libjxl's format overview), but for a JPEG that it holds unchanged."""
+    file = SimpleNamespace(format="JXL", jpeg=jpeg, getexif=lambda: {0x112: 6})
+    assert Opened(file).orientation() == turned
 
 
 def test_other_files_and_unfinished_ones_are_passed_over(tmp_path):

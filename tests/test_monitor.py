@@ -4,15 +4,17 @@ import io
 import json
 import math
 import os
+import time
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.log import RunLog
-from training.monitor import Balance, IntervalMeans
+from training.log import RunLog, draw_curves
+from training.monitor import Balance, Clock, IntervalMeans
 
 
 def alone(tensor):
@@ -69,6 +71,33 @@ def test_the_curves_are_drawn(tmp_path):
         colours = {colour for _, colour in picture.convert("RGB").getcolors(10**6)}
         # matplotlib's first three: both phases' curves, and the second phase's loss
         assert {(31, 119, 180), (255, 127, 14), (128, 128, 128)} <= colours
+
+
+def test_a_term_that_came_later_has_its_curve(tmp_path, monkeypatch):
+    drawn = {}
+
+    def plot(axes, steps, values, *_, label):
+        drawn[label] = steps, values
+        return plotted(axes, steps, values, label=label)
+
+    plotted = Axes.plot
+    monkeypatch.setattr(Axes, "plot", plot)
+    rows = [
+        {"phase": "gan", "run_step": 1, "losses": {"pixel": 0.5}},
+        {"phase": "gan", "run_step": 2, "losses": {"pixel": 0.4, "feature matching": 0.3}},
+    ]
+    draw_curves(rows, tmp_path / "curves.png")
+    steps, values = drawn["gan: feature matching"]
+    assert steps == [1, 2] and math.isnan(values[0]) and values[1] == 0.3
+
+
+def test_speed_is_of_the_steps_and_not_of_a_validation_between_them():
+    clock = Clock(batch_size=2, device=torch.device("cpu"), seconds=0)
+    time.sleep(0.3)
+    clock.restart()
+    time.sleep(0.1)
+    assert 2 * 3 / 0.3 < clock.read(3)["images/s"] <= 2 * 3 / 0.1
+    assert clock.seconds() >= 0.4
 
 
 def test_a_run_without_validation_has_curves_too(tmp_path):

@@ -70,14 +70,14 @@ def test_a_pack_is_made_once_and_again_when_files_come_or_change(photos, random_
 def test_a_run_that_goes_on_keeps_images_that_vanish_and_they_are_named(photos, capsys):
     pack = pack_folder(photos, 4)
     (photos / "b.png").unlink()
-    assert len(pack_folder(photos, 4, packed=[pack.id])) == 4
+    assert len(pack_folder(photos, 4, packed={pack.id: ""})) == 4
     assert "1 images are gone since they were packed (b.png)" in capsys.readouterr().out
     for path in (*photos.glob("**/*.*g"), photos / "c.bmp"):
         path.unlink()
-    assert len(pack_folder(photos, 4, packed=[pack.id])) == 4
+    assert len(pack_folder(photos, 4, packed={pack.id: ""})) == 4
     pack.path.unlink()
     with pytest.raises(DataError, match="holds no PNG"):
-        pack_folder(photos, 4, packed=[pack.id])
+        pack_folder(photos, 4, packed={pack.id: ""})
 
 
 def test_a_damaged_pack_is_made_again(photos):
@@ -227,9 +227,9 @@ def test_a_new_run_takes_what_is_there_and_one_that_goes_on_what_it_had(photos, 
     assert f"Older packs stay, because runs read them or may go on with them: {first.path}" in (
         capsys.readouterr().out
     )
-    assert names(pack_folder(photos, 4, packed=[first.id])) == names(first)
-    assert names(pack_folder(photos, 4, packed=[second.id])) == names(second)
-    assert names(pack_folder(photos, 4, packed=["of another folder"])) == names(second)
+    assert names(pack_folder(photos, 4, packed={first.id: ""})) == names(first)
+    assert names(pack_folder(photos, 4, packed={second.id: ""})) == names(second)
+    assert names(pack_folder(photos, 4, packed={"of another folder": ""})) == names(second)
     assert pack_folder(photos, 4).id == second.id
 
 
@@ -238,10 +238,10 @@ def test_a_run_that_goes_on_says_when_its_images_are_others_and_only_then(
 ):
     first = pack_folder(photos, 4)
     (photos / "a.png").touch()  # a new date, the same picture
-    second = pack_folder(photos, 4, packed=[first.id])
+    second = pack_folder(photos, 4, packed={first.id: ""})
     assert second.id != first.id and "other images" not in capsys.readouterr().out
     write_image(random_image(32, 32), photos / "new.png")
-    assert len(pack_folder(photos, 4, packed=[second.id])) == 5
+    assert len(pack_folder(photos, 4, packed={second.id: ""})) == 5
     assert "the run goes on with other images than it had until now" in capsys.readouterr().out
 
 
@@ -264,10 +264,10 @@ def test_a_run_of_version_1_goes_on_with_the_same_images_or_not_at_all(photos, c
     old, moved = pack_of_version_1(photos), (photos / "b.png").read_bytes()
     (photos / "b.png").unlink()
     with pytest.raises(DataError, match=r"1 images are gone since version 1.0 packed .*\(b.png\)"):
-        pack_folder(photos, 4, packed=[])
+        pack_folder(photos, 4, packed={})
     assert old.exists()
     (photos / "b.png").write_bytes(moved)
-    assert len(pack_folder(photos, 4, packed=[])) == 4
+    assert len(pack_folder(photos, 4, packed={})) == 4
     assert not old.exists() and "other images" not in capsys.readouterr().out
 
 

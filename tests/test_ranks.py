@@ -128,7 +128,7 @@ train.run_as_program()
     )
     (tmp_path / "dying.py").write_text(dying)
     output = launch(2, script="dying.py", status=1)
-    assert "another process of this run ended" in output
+    assert "another process of this run ended or cannot be reached (" in output
     assert "Signal 9 (SIGKILL)" in output  # torchrun's word on the one that died
     launch(2)  # and the same command goes on
     assert Path("checkpoints/tiny/gan.safetensors").exists()

@@ -32,6 +32,8 @@ def test_what_is_another_run_and_what_weights_do_not_depend_on():
     discriminator = {"discriminator", "discriminator_features", "gan.patch"}
     assert identity(Config(), "psnr") == network | {"betas", "seed"}
     assert identity(Config(), "gan") == network | {"betas", "seed"} | discriminator
+    unet = parse_args(["--discriminator", "unet", "--gan.patch", "64"])
+    assert "gan.patch" not in identity(unet, "gan")  # it judges crops of any size
     without_d = parse_args(["--gan.adversarial", "0"])
     assert identity(without_d, "gan") == network | {"betas", "seed"}
     told = settings_of_weights(Config()).keys()

@@ -56,6 +56,26 @@ def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_returned():
     assert (net.weight - before).norm().item() == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_adam_goes_on_from_the_state_of_another_device(fused):
+    """Which says what that device computes; on MPS it is not fused. Beside torch's own Adam."""
+    nets = [nn.Linear(3, 1) for _ in range(3)]
+    for net in nets:
+        net.load_state_dict(nets[0].state_dict())
+    before = torch.optim.Adam(nets[0].parameters(), betas=(0.9, 0.99), fused=fused)
+    plain = torch.optim.Adam(nets[1].parameters(), betas=(0.9, 0.99))
+    take_step(nets[0], before, SafeStep(CPU, torch.float32, clip=0))
+    take_step(nets[1], plain, SafeStep(torch.device("mps"), torch.float32, clip=0))
+    nets[2].load_state_dict(nets[0].state_dict())
+    adam = make_adam(nets[2], (0.9, 0.99), CPU)
+    adam.load_state_dict(before.state_dict())
+    assert adam.param_groups[0]["fused"] is True
+    assert before.state_dict()["param_groups"][0]["fused"] is fused  # the state is as it was
+    take_step(nets[2], adam, SafeStep(CPU, torch.float32, clip=0))
+    take_step(nets[1], plain, SafeStep(torch.device("mps"), torch.float32, clip=0))
+    torch.testing.assert_close(nets[2].state_dict(), nets[1].state_dict())
+
+
 def test_the_loss_scale_of_fp16_comes_back():
     first, second = (SafeStep(CPU, torch.float16, 0) for _ in range(2))
     net = nn.Linear(3, 1)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from config import PHASES, Config
 from images.files import write_image
+from images.packs import pack_folder
 from images.pairs import DataError
 from training.data import load_data, remarks_on
 
@@ -49,6 +50,35 @@ def test_many_small_images_are_one_line_with_the_remedy(write, tmp_path, capsys)
         "train/tile002.png (60x48), train/tile003.png (60x48) and 196 others. "
         "--psnr.patch 48 would use 201 of them\n"
     )
+
+
+def test_a_run_that_goes_on_says_whatever_way_its_images_became_others(write, tmp_path, capsys):
+    told = "train: the run goes on with other images than it had until now"
+    config = dataclasses.replace(CONFIG, valid_dir="valid")
+    write("train/a.png", 64, 64)
+    write("valid/v.png", 64, 64, seed=9)
+    *_, packed = load(config)
+    write("train/b.png", 64, 64, seed=1)
+    pack_folder("train", 4)  # as another run, or a preview, does before this one goes on
+    names = ["psnr", "gan"]
+    *_, now = load_data(config, names, packed)
+    assert told in (said := capsys.readouterr().out) and "valid: the run" not in said
+    assert load_data(config, names, now)[2] == now and "other" not in capsys.readouterr().out
+    (tmp_path / "train/b.png").touch()  # a new date, the same picture
+    *_, later = load_data(config, names, now)
+    assert later != now and set(later.values()) == set(now.values())
+    assert "other images" not in capsys.readouterr().out
+    for pack in tmp_path.glob("train/esrgan-packed*"):
+        pack.unlink()
+    write("train/b.png", 64, 64, seed=2)
+    load_data(config, names, later)
+    assert told in capsys.readouterr().out
+    write("valid2/v.png", 64, 64, seed=3)  # one more folder: the settings tell of it
+    added = dataclasses.replace(CONFIG, valid_dir="valid2")
+    alone = load(CONFIG)[2]
+    capsys.readouterr()
+    load_data(added, names, alone)
+    assert "other images" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import types
+import weakref
 from pathlib import Path
 
 import imagecodecs
@@ -21,6 +22,8 @@ from programs import load_program
 
 import upscaling.upscaler
 from images.files import Picture, read_image, read_picture, write_image, write_picture
+from images.filetypes import WRITTEN
+from images.kinds import ImageError
 from images.resize import imresize
 from images.scores import psnr, ssim
 from images.tensors import to_image, to_tensor
@@ -251,6 +254,31 @@ def test_tiles_shrink_until_they_fit_in_memory(workplace, monkeypatch, capsys, r
     assert np.abs(difference).max() <= 1
 
 
+class Hungry(torch.nn.Module):
+    """There is too little memory for its first tile, after which it asks what is still held."""
+
+    scale, in_channels = 1, 3
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.maps = []
+
+    def forward(self, x):
+        features = x + 1
+        self.maps.append(weakref.ref(features))
+        if len(self.maps) == 1:
+            raise MemoryError
+        assert self.maps[0]() is None
+        return x
+
+
+def test_a_second_try_with_less_memory_begins_when_what_the_first_held_is_gone(random_image):
+    net, image = Hungry(), random_image(100, 70)
+    result = Upscaler(net, "cpu", tile=0)(image)
+    assert len(net.maps) > 2 and np.array_equal(result, image)
+
+
 def test_too_little_memory_and_a_full_disk_stop_no_other(workplace, monkeypatch, capsys):
     upscale = upscaling.upscaler.upscale
 
@@ -429,6 +457,43 @@ def test_skip_existing_goes_on_where_it_stopped(workplace, monkeypatch, capsys):
     assert run(monkeypatch, "photos", "--skip-existing") == 0  # nothing is left to do
     output = capsys.readouterr().out
     assert "4 images had a result already" in output and "0 of 0 images upscaled" in output
+
+
+@pytest.mark.parametrize("flag, name", [("--report", "index.html"), ("--hr=hr", "metrics.csv")])
+def test_somebody_elses_page_or_table_is_not_replaced(flag, name, workplace, monkeypatch, capsys):
+    Path("site").mkdir()
+    write_image(imresize(read_image("photos/a.png"), 2), workplace / "hr" / "a.png")
+    foreign = Path("site", name)
+    foreign.write_text("<title>My photographs</title>\nname,price\n")
+    with pytest.raises(UsageError, match=rf"{name} is no .*choose another"):
+        run(monkeypatch, "photos", "-o", "site", flag)
+    assert [path.name for path in Path("site").iterdir()] == [name]
+    foreign.unlink()
+    for _ in range(2):  # its own it replaces
+        assert run(monkeypatch, "photos", "-o", "site", flag) == 0
+        assert foreign.exists()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".gif", ".tga"])
+def test_no_type_of_file_is_wider_than_is_said(suffix, tmp_path):
+    side = WRITTEN[suffix].side
+    write_picture(Picture(np.zeros((1, side, 3), np.uint8)), tmp_path / f"a{suffix}")
+    with Image.open(tmp_path / f"a{suffix}") as file:
+        assert file.width == side
+    with pytest.raises(ImageError, match="cannot be written"):
+        write_picture(Picture(np.zeros((1, side + 1, 3), np.uint8)), tmp_path / f"b{suffix}")
+
+
+def test_a_result_that_is_too_large_for_its_type_is_refused_before_the_work(
+    workplace, monkeypatch, capsys
+):
+    write_image(np.zeros((4, 8192, 3), np.uint8), workplace / "long" / "a.png")
+    with monkeypatch.context() as patched:
+        patched.setattr(upscaling.upscaler, "upscale", None)
+        assert run(monkeypatch, "long", "--format", "webp") == 1
+    told = "a.png: its result would be 16384x8 pixels, and WEBP holds at most 16383 a side"
+    assert told in capsys.readouterr().err
+    assert run(monkeypatch, "long", "--format", "webp", "--outscale", "1.9") == 0
 
 
 def test_a_process_without_an_image_waits_for_the_others(workplace, monkeypatch):

@@ -221,6 +221,21 @@ def test_a_parent_that_stops_in_the_midst_of_a_batch_leaves_no_traceback(capfd):
     assert capfd.readouterr().err == "ValueError: a real fault\n"
 
 
+def test_what_another_user_left_unfinished_stays(tmp_path, monkeypatch):
+    left = tmp_path / ".pack~0123456789ab.tmp"
+    left.touch()
+
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refuse)
+        remove_leftovers(tmp_path)
+    assert left.exists()
+    remove_leftovers(tmp_path)
+    assert not left.exists()
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -229,6 +244,10 @@ def test_a_parent_that_stops_in_the_midst_of_a_batch_leaves_no_traceback(capfd):
         RuntimeError(
             "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: "
             "can't allocate memory: you tried to allocate 4398046511104 bytes."
+        ),
+        RuntimeError(  # on Windows
+            "[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: "
+            "you tried to allocate 4398046511104 bytes."
         ),
         RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GiB)"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
@@ -641,6 +660,39 @@ def test_a_page_that_waits_keeps_no_memory_of_its_last_picture(tmp_path):
     printed = around_torch(WAITS_FOR_THE_NEXT, str(tmp_path))
     before, _, after, most = map(int, printed)
     assert most - before > 50 and after - before < (most - before) / 4  # MiB
+
+
+def own_group(groups: Path, version: int) -> Path:
+    """The folder of this process's control group, in place of the system's."""
+    kind = {1: "memory", 2: ""}[version]
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, kinds, name = line.split(":", 2)
+        if kinds == kind:
+            folder = groups / kind / name.lstrip("/")
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder
+    pytest.skip(f"this system has no control groups of version {version}")
+
+
+@pytest.mark.skipif(not Path("/proc/self/cgroup").exists(), reason="Linux's")
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("above", [False, True])
+def test_a_containers_limit_of_memory_counts(version, above, tmp_path):
+    """What is left of it, and what only holds copies of files; the same of a group around it."""
+    folder = own_group(tmp_path, version)
+    if above:
+        folder = tmp_path / ("memory" if version == 1 else "")
+    whole = utils.available_memory(tmp_path)
+    assert whole > 10**6
+    limit, used, yielding = utils.GROUPS_V1 if version == 1 else utils.GROUPS_V2
+    (folder / limit).write_text("900000\n")
+    (folder / used).write_text("700000\n")
+    (folder / "memory.stat").write_text(f"anon 5\n{yielding} 300000\nslab 7\n")
+    assert utils.available_memory(tmp_path) == 500000
+    (folder / used).write_text("1300000\n")
+    assert utils.available_memory(tmp_path) == 0
+    (folder / limit).write_text("max\n")
+    assert utils.available_memory(tmp_path) > 10**6
 
 
 def test_a_page_lets_go_of_a_picture_that_fails(monkeypatch, tmp_path):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,16 +37,16 @@ def prepare_folders(config: Config) -> None:
 
 
 def load_data(
-    config: Config, phases: list[str], packed: Collection[str] | None = None
-) -> tuple[dict[str, CropStream], Pack | None, list[str]]:
-    """The crops of each phase, the validation images, the ids of the packs that all of them are in.
+    config: Config, phases: list[str], packed: Mapping[str, str] | None = None
+) -> tuple[dict[str, CropStream], Pack | None, dict[str, str]]:
+    """The crops of each phase, the validation images, and ids and contents of the packs of both.
 
     Every file is read, or known, by now.
 
     Args:
         config: of the run.
         phases: that it has yet to do.
-        packed: for a run that goes on, the ids of its packs, as far as they are known: it keeps
+        packed: for a run that goes on, its packs until now, as far as they are known: it keeps
             their copies of images that are gone. A new run (None) takes what is there.
 
     Raises:
@@ -64,8 +64,10 @@ def load_data(
         print(f"No validation: no images in {config.valid_dir}; --valid-dir names another folder.")
     elif config.valid_dir:
         valid = pack_folder(config.valid_dir, config.scale, config.valid_lr_dir or None, packed)
-    others = [line for pack in (*packs, valid) if pack is not None for line in pack.others]
+    all_packs = [pack for pack in (*packs, valid) if pack is not None]
+    others = [line for pack in all_packs for line in pack.others]
     remarks = [f"Left out: {line}" for line in (*others, *unused)]
+    remarks += other_images(all_packs, packed or {})
     remarks += [remark for pack in packs for remark in remarks_on(pack)]
     remarks += [remark for name in phases if (remark := below_crop(config, name, packs))]
     scored = []
@@ -82,10 +84,25 @@ def load_data(
         n: CropStream(packs, getattr(config, n).patch, config.seed, config.degradation)
         for n in phases
     }
-    return streams, valid, [pack.id for pack in (*packs, valid) if pack is not None]
+    return streams, valid, {pack.id: pack.contents for pack in all_packs}
 
 
 # ------------------------------------------------------------------- what is left out, or doubtful
+
+
+def other_images(packs: list[Pack], before: Mapping[str, str]) -> list[str]:
+    """Where a run has not the images any more that it had: it is not the same from there on.
+
+    Args:
+        packs: of the run that goes on.
+        before: those it had, as `load_data` gave them.
+    """
+    had, now = set(before.values()) - {""}, {pack.contents for pack in packs}
+    return [
+        f"{pack.folder}: the run goes on with other images than it had until now"
+        for pack in packs
+        if had - now and pack.contents not in had
+    ]
 
 
 def remarks_on(pack: Pack) -> list[str]:

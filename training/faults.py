@@ -9,8 +9,9 @@ def remedy_for(error: Exception) -> str | None:
     reason = str(error).partition("\n")[0] or type(error).__name__
     if is_out_of_memory(error):
         return (
-            f"memory ran out ({reason}). Less memory: --recompute true, a larger --accumulate, "
-            "fewer --workers, a smaller --psnr.patch or, before its first step, --gan.patch."
+            f"memory ran out ({reason}). Less memory: --recompute true (of RRDBs), a larger "
+            "--accumulate, fewer --workers, a smaller --psnr.patch or --gan.patch (with a VGG "
+            "discriminator, before its first step)."
         )
     if "DataLoader worker (pid" in reason:
         return (
@@ -19,6 +20,7 @@ def remedy_for(error: Exception) -> str | None:
         )
     if Ranks.of_torchrun().count > 1 and is_lost_connection(error):
         return (
-            "another process of this run ended; what ended it is in its own message or torchrun's."
+            f"another process of this run ended or cannot be reached ({reason}); what ended it is "
+            "in its own message or torchrun's."
         )
     return None

@@ -150,7 +150,7 @@ def draw_curves(rows: list[dict], path: Path) -> None:
         steps = [row["run_step"] for row in scored]
         if scored:
             quality.plot(steps, [row["psnr"] for row in scored], ".-", label=f"{phase} phase")
-        for term in own[0]["losses"]:
+        for term in dict.fromkeys(term for row in own for term in row["losses"]):
             steps = [row["run_step"] for row in own]
             values = [math.nan if (v := row["losses"].get(term)) is None else v for row in own]
             losses.plot(steps, values, ".-", label=f"{phase}: {term}")

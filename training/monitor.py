@@ -184,17 +184,21 @@ class Clock:
     def __init__(self, batch_size: int, device: torch.device, seconds: float):
         self.batch_size, self.device = batch_size, device
         self.begin = time.perf_counter() - seconds
-        self.since, self.waited = time.perf_counter(), 0.0
+        self.restart()
 
     def seconds(self) -> float:
         return round(time.perf_counter() - self.begin, 1)
+
+    def restart(self) -> None:
+        """After a validation, say, which is no step."""
+        self.since, self.waited = time.perf_counter(), 0.0
 
     def read(self, steps: int) -> dict[str, float]:
         """Of the steps since the last reading: images a second, share of the time without data."""
         elapsed = time.perf_counter() - self.since
         speed = {"images/s": steps * self.batch_size / elapsed, "data wait": self.waited / elapsed}
         memory = peak_memory(self.device)
-        self.since, self.waited = time.perf_counter(), 0.0
+        self.restart()
         return speed | ({} if memory is None else {"peak GiB": memory})
 
 

@@ -43,7 +43,8 @@ class Ranks(AbstractContextManager):
         if self.count > 1:
             # CPU tensors, the control messages, go over gloo even where the networks are on GPUs.
             # An hour: while the first process validates or writes, the others wait.
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            gpus = torch.cuda.is_available() and dist.is_nccl_available()  # Windows has no NCCL
+            backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
             dist.init_process_group(backend, timeout=timedelta(hours=1))
         return self
 

@@ -113,7 +113,7 @@ class RunFolder(AbstractContextManager):
         self.folder = RUNS / config.name
         self.last = self.folder / "last.pt"
         self.checkpoint: dict | None = None
-        self.packs: list[str] = []  # ids of those that it trains and validates on
+        self.packs: dict[str, str] = {}  # that it trains and validates on: ids, and their contents
         self.log: RunLog  # once it is open, on the first rank
         self.open_files = ExitStack()
 
@@ -159,7 +159,9 @@ class RunFolder(AbstractContextManager):
             raise CheckpointError(f"{self.last} was not written by train.py; choose another --name")
         # A setting that a checkpoint does not know came later; its default is how things were.
         before = flat(dataclasses.asdict(Config())) | flat(checkpoint["config"])
-        self.checkpoint, self.packs = checkpoint, checkpoint.get("packs", [])
+        self.checkpoint, packs = checkpoint, checkpoint.get("packs", [])
+        # Until version 1.1 there were ids alone.
+        self.packs = packs if isinstance(packs, dict) else dict.fromkeys(packs, "")
         try:
             changes = list_changes(self.config, before, self.at.phase, self.at.step)
             self.config = with_what_is_over(self.config, before, self.at.phase, self.at.step)

@@ -16,7 +16,7 @@ def identity(config: Config, phase: str) -> set[str]:
         for field in dataclasses.fields(Config)
         if field.metadata.get("identity") and values.get(field.metadata.get("needs", ""), True)
     }
-    if getattr(config, phase).adversarial > 0:
+    if getattr(config, phase).adversarial > 0 and config.discriminator == "vgg":
         own = {field.name for field in dataclasses.fields(Phase) if field.metadata.get("identity")}
         names |= {f"{phase}.{name}" for name in own}
     return names

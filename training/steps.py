@@ -7,7 +7,15 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 def make_adam(net: nn.Module, betas: tuple[float, float], device: torch.device) -> torch.optim.Adam:
     # A fused Adam can skip a step on the device (found_inf) without waiting for a GPU.
-    return torch.optim.Adam(net.parameters(), betas=betas, fused=device.type != "mps")
+    adam = torch.optim.Adam(net.parameters(), betas=betas, fused=device.type != "mps")
+    adam.register_load_state_dict_pre_hook(keep_fused)
+    return adam
+
+
+def keep_fused(adam: torch.optim.Optimizer, state: dict) -> dict:
+    """A saved state without its own word on that, which was for the device of then."""
+    fused = adam.param_groups[0]["fused"]
+    return state | {"param_groups": [group | {"fused": fused} for group in state["param_groups"]]}
 
 
 class SafeStep:

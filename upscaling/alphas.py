@@ -19,6 +19,7 @@ from upscaling.inputs import (
     partners_in,
     read_high_res,
 )
+from upscaling.jobs import distinct_names
 from upscaling.upscaler import Upscaler, check_size, explain
 from utils import Bar, printable
 
@@ -76,23 +77,18 @@ def write_strips(
 
 
 def strip_names(photographs: list[Input], output: Path) -> dict[Path, Path]:
-    """The strip in `output` that each photograph's file becomes.
-
-    Of a.jpg and a.png, which would both become a.png, the second becomes a.png.png.
+    """The strip in `output` that each photograph's file becomes; no two are alike.
 
     Raises:
         UsageError: a strip would overwrite a photograph.
     """
     sources = {photograph.path.resolve() for photograph in photographs}
-    strips: dict[Path, Path] = {}  # strip -> photograph
-    for photograph in photographs:
-        strip = fitting(output / photograph.name.with_suffix(".png"))
-        if strip in strips:
-            strip = fitting(strip.with_name(f"{photograph.path.name}.png"))
+    names = distinct_names(photographs, [".png"] * len(photographs))
+    strips = [fitting(output / name) for name in names]
+    for strip in strips:
         if strip.resolve() in sources:
             raise UsageError(f"{strip} is an input; choose another folder with -o")
-        strips[strip] = photograph.path
-    return {path: strip for strip, path in strips.items()}
+    return {image.path: strip for image, strip in zip(photographs, strips, strict=True)}
 
 
 def draw_strip(

@@ -8,7 +8,7 @@ from images.colour import to_srgb
 from images.files import to_8_bits, write_image
 from images.strips import centre_window
 from upscaling.inputs import UsageError
-from upscaling.jobs import plan, refuse_long_name
+from upscaling.jobs import plan, refuse_large_result, refuse_long_name
 from upscaling.saving import Saving
 from upscaling.upscaler import Upscaler, enlarge, explain
 from utils import printable, release_memory
@@ -57,6 +57,7 @@ def upscale_job(source: Path, folder: Path, upscaler: Upscaler) -> Compared:
     (job,), _, _ = plan([source], folder)
     refuse_long_name(job.target)
     picture = job.read()
+    refuse_large_result(job.target, upscaler.size_of(picture.rgb))
     enlarged = enlarge(picture, upscaler)
     lost: list[str] = []
     remarks = Saving().write(enlarged, job, lost)

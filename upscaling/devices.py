@@ -78,7 +78,8 @@ def place(thing: Placed, device: torch.device) -> Placed:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is what Python, NumPy, a CPU's or a GPU's allocator raise when it is full."""
-    signs = ("allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc", "bad allocation")
+    signs = ["allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED"]
+    signs += ["bad_alloc", "bad allocation"]
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

@@ -99,6 +99,11 @@ def contradiction(arguments: argparse.Namespace) -> str:
             return (
                 "scores are of one scale for all images: give --outscale, not --width or --height"
             )
+    if arguments.skip_existing and (arguments.report or arguments.hr or arguments.metrics):
+        return (
+            "--report, --hr and --metrics tell of what is upscaled in the same call: leave out "
+            "--skip-existing, or the three"
+        )
     return contradiction_of_engine(arguments)
 
 

@@ -63,6 +63,7 @@ def plan(
         targets, strips = [named], [Path(f"{named.stem}.png")]
     else:
         endings = [suffix + ending(image.path, kind, first_frame) for image in images]
+        refuse_results_among(images, endings, folder)
         targets = [folder / name for name in distinct_names(images, endings)]
         strips = distinct_names(images, [f"{suffix}.png"] * len(images))
     jobs = []
@@ -150,6 +151,19 @@ def check_result_file(
         raise UsageError(f"{output} is the whole name; leave out --suffix")
 
 
+def refuse_results_among(images: list[Input], endings: list[str], folder: Path) -> None:
+    """Where an input may be another one's result, of an earlier call with the same command.
+
+    Raises:
+        UsageError: so it is; it would get another name, and be upscaled once more.
+    """
+    read = {image.path.resolve() for image in images}
+    for image, end in zip(images, endings, strict=True):
+        result = folder / f"{next(_names(image))}{end}"
+        if result.resolve() in read:
+            raise UsageError(f"{result} is an input; choose another output folder with -o")
+
+
 def refuse_overwriting(jobs: list[Job]) -> None:
     written: dict[Path, Path] = {}
     read = {path.resolve() for job in jobs for path in (job.source, job.high_res) if path}
@@ -162,6 +176,24 @@ def refuse_overwriting(jobs: list[Job]) -> None:
                     f"{written[target]} and {job.source} would both become {target}; rename one"
                 )
             written[target] = job.source
+
+
+def refuse_large_result(target: Path, size: tuple[int, int]) -> None:
+    """Before the work on a result that its type of file cannot hold.
+
+    Args:
+        target: its file.
+        size: its height and width.
+
+    Raises:
+        UsageError: so it is.
+    """
+    kind = WRITTEN[target.suffix.lower()]
+    if max(size) > kind.side:
+        raise UsageError(
+            f"its result would be {size[1]}x{size[0]} pixels, and {kind.name} holds at most "
+            f"{kind.side} a side; choose another --format, or a smaller size"
+        )
 
 
 def refuse_long_name(target: Path) -> None:

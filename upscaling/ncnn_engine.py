@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from upscaling.devices import DeviceError
 from upscaling.inputs import UsageError
 from upscaling.tiles import Network
+from utils import available_memory
 
 MISSING = "--engine ncnn needs the package ncnn: pip install ncnn"
 INPUT, OUTPUT = "data", "output"  # the blobs of a program
@@ -68,7 +68,7 @@ class NcnnNetwork(nn.Module):
     def free_memory(self) -> int:
         """Bytes where it computes."""
         if self.gpu is None:
-            return psutil.virtual_memory().available
+            return available_memory()
         return self.ncnn.get_gpu_device(self.gpu).get_heap_budget() * 2**20
 
     def _computed(self, tile: Tensor) -> Tensor:

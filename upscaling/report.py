@@ -14,9 +14,11 @@ from PIL import Image
 
 from images.files import write_image
 from images.names import fitting
+from upscaling.inputs import UsageError
 from utils import printable
 
 TEMPLATE = Path(__file__).with_name("report.html")
+PAGE, TABLE = "index.html", "metrics.csv"
 THUMBNAIL = 360  # pixels of its longer side
 LABELS = ("bicubic", "ours", "HR")  # of an image's pictures, in the order of the page
 
@@ -59,6 +61,21 @@ class PageImage:
         return entry | dict(files=files, score=_plain(score))
 
 
+def refuse_foreign_files(folder: Path, report: bool, scored: bool) -> None:
+    """Before the work, where the page or the table would replace somebody else's file.
+
+    Raises:
+        UsageError: so it is.
+    """
+    page, table = folder / PAGE, folder / TABLE
+    template = TEMPLATE.read_text("utf-8")
+    title = template[template.index("<title>") : template.index("</title>")]
+    if report and page.is_file() and title not in page.read_text("utf-8", errors="replace"):
+        raise UsageError(f"{page} is no page of --report, and stays; choose another folder with -o")
+    if scored and table.is_file() and not table.read_bytes().startswith(b"image,"):
+        raise UsageError(f"{table} is no table of scores, and stays; choose another folder with -o")
+
+
 def write_page(folder: Path, images: list[dict], summary: str) -> Path:
     """Write index.html; `summary` stands at its top, the images in the order of their names."""
     images = sorted(images, key=lambda image: image["name"])
@@ -69,7 +86,7 @@ def write_page(folder: Path, images: list[dict], summary: str) -> Path:
     data = dict(summary=printable(summary), images=images, columns=columns, mean=_plain(mean))
     # A name could end the script element early.
     text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-    path = folder / "index.html"
+    path = folder / PAGE
     path.write_text(TEMPLATE.read_text("utf-8").replace("__DATA__", text), "utf-8")
     return path
 

@@ -6,7 +6,8 @@ enlarged = upscaler(image)  # uint8 or uint16, (H, W, 3)
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from upscaling.devices import autocast, choose_device, choose_precision, is_out_
 from upscaling.inputs import UsageError
 from upscaling.ncnn_engine import NcnnNetwork
 from upscaling.tiles import Network, upscale, upscale_together
-from utils import free_memory, printable
+from utils import available_memory, free_memory, printable
 
 CHANNELS = {  # that a generator may take and give -> what its user should know of that
     (3, 3): "",
@@ -194,14 +195,32 @@ class Upscaler:
             if dtype == torch.float32:
                 raise
             tqdm.write("not finite in half precision; once more in fp32")
+            dtype = torch.float32
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or self.tile == SMALLEST_TILE:
                 raise
             self.tile = max(SMALLEST_TILE, (self.tile or max(images[0].shape[:2])) // 2)
             self.batch = 1
             tqdm.write(f"not enough memory; going on with tiles of {self.tile} pixels")
-            return [self._run([image], dtype)[0] for image in images]
-        return self._run(images, torch.float32)
+        # Only now, as the error's traceback holds all that the failed attempt had computed.
+        return [self._run([image], dtype)[0] for image in images]
+
+
+@contextmanager
+def ended_by_ctrl_c(upscaler: Upscaler) -> Iterator[None]:
+    """Ctrl-C ends what another thread enlarges, too: an animation's frames, while it is written."""
+    interrupted = threading.Event()
+
+    def check(*_) -> None:
+        if interrupted.is_set():
+            raise InterruptedError
+
+    upscaler.progress = check
+    try:
+        yield
+    except KeyboardInterrupt:
+        interrupted.set()
+        raise
 
 
 def channels_of(net: Network) -> tuple[int, int]:
@@ -339,7 +358,7 @@ def choose_tile(net: Network, device: torch.device) -> int:
     Counted are three maps of all features in fp32, after the last enlargement; on a CPU the
     generator's end works in bands, and takes less. ncnn holds more, for its Winograd convolutions.
     """
-    free, maps = psutil.virtual_memory().available, 3
+    free, maps = available_memory(), 3
     if isinstance(net, NcnnNetwork):
         free, maps = net.free_memory(), 12
     elif device.type == "cuda":
