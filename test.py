@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from upscaling.flags import parse_args
-from utils import Bar, prepare_for_torch, prepare_output, printable, silence
+from utils import Bar, prepare_for_torch, prepare_output, printable, result_of, silence
 
 if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds
     prepare_output()
@@ -190,12 +190,12 @@ def work(
             make_room(group, upscaler, last)
             for job, picture, enlarged in enlarge_group(group, upscaler, results, bar):
                 check_tiles(job, picture, upscaler, arguments, results)
-                last.result()  # no more than one result waits in memory
+                result_of(last)  # no more than one result waits in memory
                 last = writer.submit(
                     finish, job, picture, enlarged, upscaler, metrics, arguments, results
                 )
                 del enlarged  # so that it goes once it is written
-        last.result()
+        result_of(last)
     return results
 
 
@@ -207,7 +207,7 @@ def grouped(
     for job, reading in jobs:
         with failure_noted(job, results):
             refuse_long_name(job.target)
-            picture = reading.result()
+            picture = result_of(reading)
             refuse_large_result(job.target, upscaler.size_of(picture.rgb))
             if group and kind_of(picture) != kind_of(group[0][1]):
                 yield group
@@ -241,7 +241,7 @@ def enlarge_group(
 def make_room(group: list[tuple[Job, Picture]], upscaler: Upscaler, last: Future) -> None:
     """Where memory is short, first let the result before be written, and go."""
     if not upscaler.fits(group[0][1].rgb):
-        last.result()
+        result_of(last)
 
 
 def read_ahead(jobs: list[Job]) -> Iterator[tuple[Job, Future]]:

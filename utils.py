@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -74,6 +75,23 @@ class StopRequest(AbstractContextManager):
             # others as soon as one process has died.
             if number == signal.SIGINT or not isinstance(error, Exception):
                 signal.signal(number, handler)
+
+
+def result_of(future: Future) -> Any:
+    """Its result, once it is there; Ctrl-C is heard meanwhile.
+
+    On Windows, Python before 3.14 does not hear it while it waits without an end.
+    """
+    while not future.done():
+        wait([future], timeout=0.5)
+    return future.result()
+
+
+def usable_cores() -> int:
+    """Of this process: fewer than the machine has under taskset, or in a batch system."""
+    if hasattr(os, "sched_getaffinity"):  # on Linux alone
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def worker_init() -> Callable[[int], None]:
@@ -215,10 +233,14 @@ def silence() -> Iterator[None]:
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
-# Files of a control group: its limit and what is taken of it; and in memory.stat, what of that are
-# copies of files, which give way.
-GROUPS_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-GROUPS_V2 = ("memory.max", "memory.current", "inactive_file")
+GROUPS = Path("/sys/fs/cgroup")  # where Linux shows the control groups that limit containers
+# The files of one: its limit and what is taken of it; and in memory.stat, what of that are copies
+# of files, which give way.
+GROUPS_V1 = (
+    *("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    *("total_inactive_file", "total_active_file"),
+)
+GROUPS_V2 = ("memory.max", "memory.current", "inactive_file", "active_file")
 
 
 def prepare_for_torch() -> None:
@@ -247,25 +269,35 @@ def free_memory(wanted: int) -> int:
     return available_memory()
 
 
-def available_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this process can still get: of the system, or of a container that has less.
-
-    Args:
-        groups: where Linux shows the control groups by which containers are limited.
-    """
+def available_memory() -> int:
+    """Bytes that this process can still get: of the system, or of a container that has less."""
     import psutil  # which the answer to --help does not need
 
-    left = [psutil.virtual_memory().available]
-    for folder, (limit, taken, yielding) in _control_groups(groups):
+    return min([psutil.virtual_memory().available, *_left_in_groups()])
+
+
+def available_swap() -> int:
+    """Bytes of swap space; none in a container with a limit, which may not be allowed any."""
+    import psutil
+
+    return 0 if _left_in_groups() else psutil.swap_memory().free
+
+
+def _left_in_groups() -> list[int]:
+    """Bytes that each control group with a limit leaves to this process."""
+    import psutil
+
+    left, whole = [], psutil.virtual_memory().total
+    for folder, (limit, taken, *yielding) in _control_groups(GROUPS):
         with suppress(OSError, ValueError):  # no such file, or the word max: no limit
             most, used = (int((folder / name).read_text()) for name in (limit, taken))
             told = (folder / "memory.stat").read_text()
-            files = re.search(rf"^{yielding} (\d+)$", told, re.MULTILINE)
-            left.append(max(0, most - used + int(files[1] if files else 0)))
-    return min(left)
+            files = re.findall(rf"^(?:{'|'.join(yielding)}) (\d+)$", told, re.MULTILINE)
+            left += [max(0, most - used + sum(map(int, files)))] if most < whole else []
+    return left
 
 
-def _control_groups(groups: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
+def _control_groups(groups: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
     """Folders of those that may limit this process's memory, and what is called how in them."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()

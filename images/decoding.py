@@ -1,7 +1,6 @@
 """The images of a folder decoded, each with its LR image, and what is wrong with which of them."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from images.files import read_image
 from images.kinds import ImageError
 from images.pairs import LOWEST_FIT, DataError, Fit, fit
 from images.resize import imresize, whole_multiple
-from utils import Bar, listed
+from utils import Bar, listed, usable_cores
 
 
 class MismatchError(ImageError):
@@ -90,6 +89,7 @@ class Decoded:
     high_res: np.ndarray
     low_res: np.ndarray
     digest: str
+    low_res_digest: str = ""  # of LR that is not made from HR
     fit: Fit | None = None
 
 
@@ -106,7 +106,7 @@ def decode_all(
 
     # Threads are enough: Pillow and NumPy let go of the interpreter lock while they work.
     # Chunks bound how many decoded images wait in memory.
-    workers = os.cpu_count() or 1
+    workers = usable_cores()
     with (
         ThreadPoolExecutor(workers) as pool,
         Bar(total=len(paths), desc="packing images", unit="image") as bar,
@@ -130,7 +130,9 @@ def decode_pair(path: Path, lr_path: Path | None, scale: int) -> Decoded:
     low_res = np.ascontiguousarray(read_image(lr_path))
     size, given = (width // scale, height // scale), low_res.shape[1::-1]
     if given == size:
-        return Decoded(high_res, low_res, digest.hexdigest(), fit(low_res, high_res, scale))
+        own = hashlib.blake2b(low_res.data, digest_size=16).hexdigest()
+        found = fit(low_res, high_res, scale)
+        return Decoded(high_res, low_res, digest.hexdigest(), own, found)
     found = fit(low_res, high_res, scale) if given == size[::-1] else None
     raise MismatchError(
         f"{lr_path} is {given[0]}x{given[1]} instead of {size[0]}x{size[1]}, 1/{scale} of {path} "

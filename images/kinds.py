@@ -362,12 +362,16 @@ def cut_short(rows: int, height: int) -> str:
     return f"it is cut short: {there}; get it again, or crop it to those"
 
 
+class TooLargeError(ImageError, MemoryError):
+    """An image that does not fit in the memory that is free."""
+
+
 def refuse_too_large(width: int, height: int) -> None:
-    """Raise an ImageError rather than be killed by the system while decoding."""
+    """Raise a TooLargeError rather than be killed by the system while decoding."""
     wanted = width * height * PIXEL_BYTES
     free = free_memory(wanted)
     if wanted > free:
-        raise ImageError(
+        raise TooLargeError(
             f"{width}x{height} pixels take {wanted / 2**30:.1f} GiB of "
             f"memory to read and {free / 2**30:.1f} are free; cut it into smaller images"
         )

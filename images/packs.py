@@ -92,10 +92,12 @@ class Pack:
 
     @property
     def contents(self) -> str:
-        """Equal for packs of equal images, whatever their files; of LR files, of equal sizes."""
-        images = [[self.name(i), *self.size(i), self.digest(i)] for i in range(len(self))]
-        pairs = [entry[:2] for entry in self.index["low_res"]]
-        return hashlib.blake2b(json.dumps([images, pairs]).encode(), digest_size=8).hexdigest()
+        """Equal for packs of equal images, whatever their files."""
+        images = [
+            [self.name(i), *self.size(i), self.digest(i), image.get("low_res_digest", "")]
+            for i, image in enumerate(self.index["images"])
+        ]
+        return hashlib.blake2b(json.dumps(images).encode(), digest_size=8).hexdigest()
 
     def high_res(self, i: int) -> np.ndarray:
         """uint8 (H, W, 3), a view of the file."""
@@ -458,6 +460,7 @@ def write_images(
         findings.add_fit(path, partners.get(path), result.fit)
         height, width = result.high_res.shape[:2]
         about = dict(height=height, width=width, digest=result.digest)
+        about |= {"low_res_digest": result.low_res_digest} if partners else {}
         images.append(dict(name=findings.name(path), offset=offset) | about)
         offset += file.write(result.high_res.data)
         offset += file.write(result.low_res.data)

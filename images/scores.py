@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import io
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from images.bands import bands
 from images.resize import imresize
 from images.tensors import to_tensor
-from utils import printable
+from utils import printable, replacing
 
 Metric = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -228,10 +229,12 @@ def save_table(scores: list[dict], path: Path) -> list[dict]:
     mean = {column: float(np.mean([row[column] for row in scores])) for column in columns[1:]}
     table = [*scores, {"image": "mean"} | mean]
     # A name's bytes may be no UTF-8: those are escaped.
-    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(table)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(table)
+    with replacing(path) as file:
+        file.write(text.getvalue().encode("utf-8", "backslashreplace"))
     return table
 
 

@@ -139,6 +139,10 @@ def test_a_bad_file_stops_no_other_and_no_photograph_is_overwritten(nets, monkey
     before = Path("photos/a.png").read_bytes()
     with pytest.raises(weights.UsageError, match="is an input"):
         run(monkeypatch, "--pictures", "photos", "-o", "photos")
+    write_image(read_image("photos/a.png"), Path("mine/a.bmp"))
+    assert run(monkeypatch, "--pictures", "mine", "-o", "mine") == 0
+    with pytest.raises(weights.UsageError, match=r"a\.png is an input"):
+        run(monkeypatch, "--pictures", "mine", "-o", "mine")  # its strip is no photograph
     assert Path("photos/a.png").read_bytes() == before
 
 

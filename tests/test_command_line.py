@@ -138,6 +138,9 @@ def test_what_may_be_another_pictures_result_is_refused_among_the_inputs(files):
         with pytest.raises(UsageError, match=r"a\.png is an input; choose another output folder"):
             planned(*sources, output="p")
     assert planned("p", output="out") == {"p/a.jpg": "a.jpg.png", "p/a.png": "a.png.png"}
+    files("r/a.jpg", "s/a.jpg", "r/a.png", "s/a.png")  # these are what a first call wrote
+    with pytest.raises(UsageError, match=r"a\.png is an input"):
+        planned("r", "s", output=".")
     files("q/a.jpg", "q/a_x4.png")
     with pytest.raises(UsageError, match=r"a_x4\.png is an input"):
         planned("q", output="q", suffix="_x4")

@@ -312,6 +312,14 @@ def test_an_lr_folder_in_the_place_of_another_is_noticed(bmp_pairs):
         assert np.array_equal(pack.low_res(i), read_image(low / f"{i}.bmp"))
 
 
+def test_an_image_for_which_memory_is_too_short_now_is_not_left_out(photos, monkeypatch):
+    monkeypatch.setattr("images.kinds.free_memory", lambda wanted: 10**4)
+    with pytest.raises(DataError, match=r"cannot be read now: .*GiB of memory to read"):
+        pack_folder(photos, 4)
+    monkeypatch.undo()
+    assert len(pack_folder(photos, 4)) == 4
+
+
 def test_a_folder_that_moves_keeps_its_pack_and_is_named_anew(photos, tmp_path):
     before = pack_folder(photos, 4)
     photos.rename(tmp_path / "moved")

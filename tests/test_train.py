@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -26,6 +27,7 @@ from config import Config, Phase, parse_args
 from dataset import Crops
 from images.files import read_image, write_image
 from model import RRDBNet, SRResNet
+from training.monitor import Clock
 from training.ranks import Ranks
 from training.runs import At, RunFolder, load_checkpoint
 from weights import init_generator, load_generator, save_generator
@@ -146,6 +148,25 @@ def test_a_phase_can_be_validated_at_steps_of_its_own(workplace, small_discrimin
     run(monkeypatch, "--gan.val-every", "1")
     steps = {name: [r["step"] for r in rows() if r["phase"] == name] for name in ("psnr", "gan")}
     assert steps == {"psnr": [2, 4, 5], "gan": [1, 2, 3, 4]}
+
+
+def test_validations_and_saving_do_not_count_as_time_of_steps(
+    workplace, small_discriminator, monkeypatch
+):
+    restarts, events = Clock.restart, []
+    validate, save = train.Validation.__call__, train.RunFolder.save
+    named = ((Clock, "restart", restarts), (train.Validation, "__call__", validate))
+    for kind, name, method in (*named, (train.RunFolder, "save", save)):
+
+        def noting(self, *args, name=name, method=method):
+            events.append(name)
+            return method(self, *args)
+
+        monkeypatch.setattr(kind, name, noting)
+    run(monkeypatch, "--val-every", "2", "--save-every", "1", "--gan.steps", "0")
+    assert events.count("save") == 5 and events.count("__call__") == 3
+    followed = {before: after for before, after in pairwise(events) if before != "restart"}
+    assert followed == {"save": "restart", "__call__": "restart"}
 
 
 def test_the_gan_phase_starts_from_the_psnr_phases_average(

@@ -73,6 +73,13 @@ def test_a_run_that_goes_on_says_whatever_way_its_images_became_others(write, tm
     write("train/b.png", 64, 64, seed=2)
     load_data(config, names, later)
     assert told in capsys.readouterr().out
+    write("low/a.bmp", 16, 16, seed=4)
+    write("high/a.bmp", 64, 64, seed=4)
+    paired = dataclasses.replace(CONFIG, train_dir=("high",), lr_dir=("low",))
+    *_, packed = load(paired)
+    write("low/a.bmp", 16, 16, seed=5)  # LR of the same size
+    load_data(paired, names, packed)
+    assert told.replace("train", "high") in capsys.readouterr().out
     write("valid2/v.png", 64, 64, seed=3)  # one more folder: the settings tell of it
     added = dataclasses.replace(CONFIG, valid_dir="valid2")
     alone = load(CONFIG)[2]

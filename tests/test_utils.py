@@ -18,12 +18,14 @@ from contextlib import contextmanager
 from multiprocessing import resource_sharer
 from multiprocessing.connection import Client
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 import torch
 
+import images.files
 import utils
 from formats.tensors import UnreadableError, load_tensors
 from images import locks
@@ -32,6 +34,7 @@ from images.locks import locked
 from images.names import fitting, longest_name, shortened
 from model import RRDBNet
 from upscaling import comparing, devices
+from upscaling.arguments import SMALLEST_TILE
 from upscaling.devices import DeviceError, choose_device, choose_precision, is_out_of_memory
 from upscaling.inputs import UsageError
 from upscaling.upscaler import Upscaler
@@ -677,35 +680,42 @@ def own_group(groups: Path, version: int) -> Path:
 @pytest.mark.skipif(not Path("/proc/self/cgroup").exists(), reason="Linux's")
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("above", [False, True])
-def test_a_containers_limit_of_memory_counts(version, above, tmp_path):
+def test_a_containers_limit_of_memory_counts(version, above, tmp_path, monkeypatch):
     """What is left of it, and what only holds copies of files; the same of a group around it."""
+    monkeypatch.setattr(utils, "GROUPS", tmp_path)
+    monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(free=7 * 2**30))
     folder = own_group(tmp_path, version)
     if above:
         folder = tmp_path / ("memory" if version == 1 else "")
-    whole = utils.available_memory(tmp_path)
-    assert whole > 10**6
-    limit, used, yielding = utils.GROUPS_V1 if version == 1 else utils.GROUPS_V2
-    (folder / limit).write_text("900000\n")
-    (folder / used).write_text("700000\n")
-    (folder / "memory.stat").write_text(f"anon 5\n{yielding} 300000\nslab 7\n")
-    assert utils.available_memory(tmp_path) == 500000
-    (folder / used).write_text("1300000\n")
-    assert utils.available_memory(tmp_path) == 0
-    (folder / limit).write_text("max\n")
-    assert utils.available_memory(tmp_path) > 10**6
+    assert utils.available_memory() > 10**7 and utils.available_swap() == 7 * 2**30
+    limit, used, *yielding = utils.GROUPS_V1 if version == 1 else utils.GROUPS_V2
+    (folder / limit).write_text("9000000\n")
+    (folder / used).write_text("7000000\n")
+    told = "".join(f"{name} 1500000\n" for name in yielding)
+    (folder / "memory.stat").write_text(f"anon 5\n{told}slab 7\n")
+    assert utils.available_memory() == 5000000 and utils.available_swap() == 0
+    upscaler = Upscaler(RRDBNet(features=8, blocks=1), "cpu")
+    assert upscaler.tile == SMALLEST_TILE
+    assert upscaler.fits(np.zeros((200, 200, 3), np.uint8))  # 3.8 million bytes
+    assert not upscaler.fits(np.zeros((240, 240, 3), np.uint8))
+    (folder / used).write_text("13000000\n")
+    assert utils.available_memory() == 0
+    for unlimited in ("max", str(2**63 - 4096)):
+        (folder / limit).write_text(f"{unlimited}\n")
+        assert utils.available_memory() > 10**7 and utils.available_swap() == 7 * 2**30
 
 
 def test_a_page_lets_go_of_a_picture_that_fails(monkeypatch, tmp_path):
     """Before it gives memory back, although the error's traceback still has its variables."""
     results = []
 
-    def fail(saving, enlarged, *_):
-        results.append(weakref.ref(enlarged.rgb))
+    def fail(held, *_):
+        results.append(weakref.ref(held.rgb))
         raise OSError("no space left")
 
-    monkeypatch.setattr(comparing.Saving, "write", fail)
-    monkeypatch.setattr(comparing, "release_memory", lambda: results.append(results[0]()))
     write_image(np.zeros((8, 8, 3), np.uint8), tmp_path / "a.png")
+    monkeypatch.setattr(images.files, "_encode", fail)  # its error becomes another's cause
+    monkeypatch.setattr(comparing, "release_memory", lambda: results.append(results[0]()))
     upscaler = Upscaler(RRDBNet(features=8, blocks=1), "cpu")
     with pytest.raises(UsageError, match="no space left"):
         comparing.upscale_file(tmp_path / "a.png", tmp_path / "out", upscaler)

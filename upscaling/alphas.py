@@ -19,7 +19,7 @@ from upscaling.inputs import (
     partners_in,
     read_high_res,
 )
-from upscaling.jobs import distinct_names
+from upscaling.jobs import distinct_names, refuse_results_among
 from upscaling.upscaler import Upscaler, check_size, explain
 from utils import Bar, printable
 
@@ -83,7 +83,9 @@ def strip_names(photographs: list[Input], output: Path) -> dict[Path, Path]:
         UsageError: a strip would overwrite a photograph.
     """
     sources = {photograph.path.resolve() for photograph in photographs}
-    names = distinct_names(photographs, [".png"] * len(photographs))
+    endings = [".png"] * len(photographs)
+    refuse_results_among(photographs, endings, output)
+    names = distinct_names(photographs, endings)
     strips = [fitting(output / name) for name in names]
     for strip in strips:
         if strip.resolve() in sources:

@@ -1,6 +1,5 @@
 """One file, upscaled as test.py does it, and what there is to see and to say of the result."""
 
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from images.colour import to_srgb
 from images.files import to_8_bits, write_image
 from images.strips import centre_window
 from upscaling.inputs import UsageError
-from upscaling.jobs import plan, refuse_large_result, refuse_long_name
+from upscaling.jobs import plan, refuse_long_name
 from upscaling.saving import Saving
 from upscaling.upscaler import Upscaler, enlarge, explain
 from utils import printable, release_memory
@@ -43,21 +42,22 @@ def upscale_file(source: Path, folder: Path, upscaler: Upscaler) -> Compared:
         UsageError: why there is no result, in a sentence that names the file without its folder,
             which is the server's own.
     """
+    result, reason = None, ""
     try:
-        return upscale_job(source, folder, upscaler)
+        result = upscale_job(source, folder, upscaler)
     except Exception as error:  # of any kind: decoders and encoders raise a dozen
-        traceback.clear_frames(error.__traceback__)  # whose variables hold what was computed
         reason = str(error) if isinstance(error, UsageError) else explain(source, error)
-        raise UsageError(printable(reason.replace(str(source), source.name))) from error
-    finally:
-        release_memory()  # the next picture may come in hours, or never
+    # Not while there is an error, whose traceback holds what was computed.
+    release_memory()  # the next picture may come in hours, or never
+    if result is None:
+        raise UsageError(printable(reason.replace(str(source), source.name)))
+    return result
 
 
 def upscale_job(source: Path, folder: Path, upscaler: Upscaler) -> Compared:
     (job,), _, _ = plan([source], folder)
     refuse_long_name(job.target)
     picture = job.read()
-    refuse_large_result(job.target, upscaler.size_of(picture.rgb))
     enlarged = enlarge(picture, upscaler)
     lost: list[str] = []
     remarks = Saving().write(enlarged, job, lost)

@@ -4,6 +4,7 @@ import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from images.files import WRITTEN, Picture, read_picture
@@ -157,11 +158,14 @@ def refuse_results_among(images: list[Input], endings: list[str], folder: Path) 
     Raises:
         UsageError: so it is; it would get another name, and be upscaled once more.
     """
-    read = {image.path.resolve() for image in images}
+    read, whole = {image.path.resolve(): image.path for image in images}, folder.resolve()
+    # Names with a folder's are given where several folders have a picture of one name.
+    likely = 4 if len({image.root for image in images}) > 1 else 2
     for image, end in zip(images, endings, strict=True):
-        result = folder / f"{next(_names(image))}{end}"
-        if result.resolve() in read:
-            raise UsageError(f"{result} is an input; choose another output folder with -o")
+        for name in islice(_names(image), likely):
+            result = read.get(whole / f"{name}{end}", image.path)
+            if result != image.path:
+                raise UsageError(f"{result} is an input; choose another output folder with -o")
 
 
 def refuse_overwriting(jobs: list[Job]) -> None:

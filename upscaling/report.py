@@ -15,7 +15,7 @@ from PIL import Image
 from images.files import write_image
 from images.names import fitting
 from upscaling.inputs import UsageError
-from utils import printable
+from utils import printable, replacing
 
 TEMPLATE = Path(__file__).with_name("report.html")
 PAGE, TABLE = "index.html", "metrics.csv"
@@ -70,10 +70,18 @@ def refuse_foreign_files(folder: Path, report: bool, scored: bool) -> None:
     page, table = folder / PAGE, folder / TABLE
     template = TEMPLATE.read_text("utf-8")
     title = template[template.index("<title>") : template.index("</title>")]
-    if report and page.is_file() and title not in page.read_text("utf-8", errors="replace"):
+    if report and title not in _content_of(page, title):
         raise UsageError(f"{page} is no page of --report, and stays; choose another folder with -o")
-    if scored and table.is_file() and not table.read_bytes().startswith(b"image,"):
+    columns = _content_of(table, "image,bicubic_").partition("\n")[0]
+    if scored and not (columns.startswith("image,") and "bicubic_" in columns):
         raise UsageError(f"{table} is no table of scores, and stays; choose another folder with -o")
+
+
+def _content_of(path: Path, where_none: str) -> str:
+    try:
+        return path.read_text("utf-8", errors="replace") if path.is_file() else where_none
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def write_page(folder: Path, images: list[dict], summary: str) -> Path:
@@ -87,7 +95,8 @@ def write_page(folder: Path, images: list[dict], summary: str) -> Path:
     # A name could end the script element early.
     text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
     path = folder / PAGE
-    path.write_text(TEMPLATE.read_text("utf-8").replace("__DATA__", text), "utf-8")
+    with replacing(path) as file:
+        file.write(TEMPLATE.read_text("utf-8").replace("__DATA__", text).encode())
     return path
 
 

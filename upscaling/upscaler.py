@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -26,7 +25,7 @@ from upscaling.devices import autocast, choose_device, choose_precision, is_out_
 from upscaling.inputs import UsageError
 from upscaling.ncnn_engine import NcnnNetwork
 from upscaling.tiles import Network, upscale, upscale_together
-from utils import available_memory, free_memory, printable
+from utils import available_memory, available_swap, free_memory, printable
 
 CHANNELS = {  # that a generator may take and give -> what its user should know of that
     (3, 3): "",
@@ -180,7 +179,7 @@ class Upscaler:
 
     def fits(self, image: np.ndarray) -> bool:
         """Whether there is that much memory now; where not, the system may kill the process."""
-        wanted = self.least_memory(image) - psutil.swap_memory().free
+        wanted = self.least_memory(image) - available_swap()
         return wanted <= free_memory(wanted)
 
     def _run(self, images: Sequence[np.ndarray], dtype: torch.dtype) -> list[np.ndarray]:
