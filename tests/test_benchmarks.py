@@ -336,6 +336,14 @@ def test_a_run_is_held_against_recorded_ones(hold):
     assert hold(0.0, 30.1, 29.3)[1] == 0
 
 
+def test_a_phase_that_some_recorded_runs_lack_has_no_band(hold, tmp_path):
+    metrics = tmp_path / "reference" / "demo" / "b.jsonl"
+    rows = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(row for row in rows if '"gan"' not in row))
+    lines, status = hold(30.0, 30.1, 28.0)
+    assert len(lines) == 1 and "psnr phase" in lines[0] and status == 0
+
+
 def test_only_runs_of_the_same_settings_are_compared(hold):
     for same in ([], ["--name", "x", "--seed", "5", "--precision", "fp32"]):
         assert len(hold(30.0, 30.0, 29.3, flags=same)[0]) == 2

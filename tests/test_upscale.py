@@ -464,7 +464,7 @@ def test_somebody_elses_page_or_table_is_not_replaced(flag, name, workplace, mon
     Path("site").mkdir()
     write_image(imresize(read_image("photos/a.png"), 2), workplace / "hr" / "a.png")
     foreign = Path("site", name)
-    foreign.write_text("<title>My photographs</title>\nname,price\n")
+    foreign.write_text("image,label\n<title>My photographs</title>\n")
     with pytest.raises(UsageError, match=rf"{name} is no .*choose another"):
         run(monkeypatch, "photos", "-o", "site", flag)
     assert [path.name for path in Path("site").iterdir()] == [name]
