@@ -285,15 +285,14 @@ def available_swap() -> int:
 
 def _left_in_groups() -> list[int]:
     """Bytes that each control group with a limit leaves to this process."""
-    import psutil
-
-    left, whole = [], psutil.virtual_memory().total
+    left: list[int] = []
     for folder, (limit, taken, *yielding) in _control_groups(GROUPS):
         with suppress(OSError, ValueError):  # no such file, or the word max: no limit
             most, used = (int((folder / name).read_text()) for name in (limit, taken))
             told = (folder / "memory.stat").read_text()
             files = re.findall(rf"^(?:{'|'.join(yielding)}) (\d+)$", told, re.MULTILINE)
-            left += [max(0, most - used + sum(map(int, files)))] if most < whole else []
+            # In version 1, no limit is a number close to 2^63.
+            left += [max(0, most - used + sum(map(int, files)))] if most < 2**62 else []
     return left
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed as dist
 from test_train import TINY
 
 from dataset import CropStream, batches
@@ -79,6 +80,17 @@ def test_ranks_and_parts_share_the_samples_of_each_batch(ranks, parts, photos):
             pieces[rank][step * parts + part] for part in range(parts) for rank in range(ranks)
         ]
         assert torch.equal(torch.cat(shares), batch)
+
+
+@pytest.mark.parametrize("nccl, backend", [(True, "cpu:gloo,cuda:nccl"), (False, "gloo")])
+def test_gpus_of_a_torch_without_nccl_talk_over_gloo(nccl, backend, monkeypatch):
+    """As on Windows."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: nccl)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: chosen.append(backend))
+    Ranks(rank=0, count=2).__enter__()
+    assert chosen == [backend]
 
 
 def test_a_process_alone_needs_no_others():

@@ -79,7 +79,7 @@ def refuse_foreign_files(folder: Path, report: bool, scored: bool) -> None:
 
 def _content_of(path: Path, where_none: str) -> str:
     try:
-        return path.read_text("utf-8", errors="replace") if path.is_file() else where_none
+        return path.read_text("utf-8", errors="replace") if os.path.isfile(path) else where_none
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
 
