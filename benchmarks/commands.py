@@ -29,11 +29,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from peers import limited_threads
-
 from images.files import write_image
 from model import RRDBNet
 from upscaling.devices import has_native_bf16
+from utils import usable_cores
 from weights import load_generator, save_generator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,9 +86,8 @@ def describe_machine() -> list[str]:
     engines = [f"{name} {version(name)}" for name in packages if find_spec(name)]
     missing = [name for name in packages if not find_spec(name)]
     bf16 = "native" if has_native_bf16(torch.device("cpu")) else "none"
-    cores = limited_threads() or os.cpu_count()
     return [
-        f"machine: {platform.machine()}, {cores} of {os.cpu_count()} cores, bf16: {bf16}",
+        f"machine: {platform.machine()}, {usable_cores()} of {os.cpu_count()} cores, bf16: {bf16}",
         f"versions: Python {platform.python_version()}, torch {torch.__version__}",
         f"peers: {', '.join(engines)}; not installed: {', '.join(missing) or 'none'}",
     ]

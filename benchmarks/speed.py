@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import json
 import multiprocessing
-import os
 import platform
 import statistics
 import subprocess
@@ -35,8 +34,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from peers import limited_threads
-
 from config import Config, Degradation, Phase
 from dataset import Crops, CropStream, batches
 from images.files import write_image
@@ -49,6 +46,7 @@ from training.monitor import peak_memory
 from training.ranks import Ranks
 from upscaling.devices import autocast, choose_device, choose_precision, place
 from upscaling.tiles import upscale
+from utils import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALE, PATCH, BATCH, GAN_BATCH = 4, 128, 16, 8
@@ -106,9 +104,8 @@ def main() -> None:
 
 def describe_machine(device: torch.device, dtype: torch.dtype, arguments) -> dict:
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    cores = limited_threads() or os.cpu_count()
     return {
-        "device": f"{device} ({name}), {cores} cores, {torch.get_num_threads()} threads",
+        "device": f"{device} ({name}), {usable_cores()} cores, {torch.get_num_threads()} threads",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
         "precision": f"fastest is {dtype}",
         "network": f"RRDBNet x4, {arguments.features} features, {arguments.blocks} blocks",
