@@ -6,7 +6,7 @@ Pillow reads and writes 8 bits; tifffile and imagecodecs what Pillow cannot.
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -207,6 +207,7 @@ def _read_other(path: str | Path, several: tuple[str, ...]) -> Picture:
         remarks = [] if count == 1 or moves else [first_of(count)]
         converted = file.mode in ("CMYK", "LAB")  # to sRGB, which the profile does not fit
 
+        @cache  # several look into it
         def content() -> bytes:
             return opening.content or Path(path).read_bytes()
 

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -90,7 +91,7 @@ class Pack:
         """Equal for HR images of equal pixels, whatever their names and formats."""
         return self.index["images"][i]["digest"]
 
-    @property
+    @cached_property
     def contents(self) -> str:
         """Equal for packs of equal images, whatever their files."""
         images = [

@@ -68,18 +68,24 @@ def refuse_foreign_files(folder: Path, report: bool, scored: bool) -> None:
         UsageError: so it is.
     """
     page, table = folder / PAGE, folder / TABLE
-    template = TEMPLATE.read_text("utf-8")
-    title = template[template.index("<title>") : template.index("</title>")]
-    if report and title not in _content_of(page, title):
-        raise UsageError(f"{page} is no page of --report, and stays; choose another folder with -o")
-    columns = _content_of(table, "image,bicubic_").partition("\n")[0]
-    if scored and not (columns.startswith("image,") and "bicubic_" in columns):
-        raise UsageError(f"{table} is no table of scores, and stays; choose another folder with -o")
+    if report and os.path.isfile(page):
+        template = TEMPLATE.read_text("utf-8")
+        title = template[template.index("<title>") : template.index("</title>")]
+        if title not in _content_of(page):
+            raise UsageError(
+                f"{page} is no page of --report, and stays; choose another folder with -o"
+            )
+    if scored and os.path.isfile(table):
+        columns = _content_of(table).partition("\n")[0]
+        if not (columns.startswith("image,") and "bicubic_" in columns):
+            raise UsageError(
+                f"{table} is no table of scores, and stays; choose another folder with -o"
+            )
 
 
-def _content_of(path: Path, where_none: str) -> str:
+def _content_of(path: Path) -> str:
     try:
-        return path.read_text("utf-8", errors="replace") if os.path.isfile(path) else where_none
+        return path.read_text("utf-8", errors="replace")
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
 
