@@ -1,8 +1,8 @@
 """Every setting of a training run: its default, its unit and the reason for it.
 
-The defaults are the paper's (Wang et al., 2018, arXiv 1809.00219, and its supplement). A preset
-names what it changes; a flag changes one field: `--batch-size 8`, `--psnr.lr 1e-4`.
-Order: defaults < preset < flags. Edit this file freely.
+The defaults are the paper's (Wang et al., 2018, arXiv 1809.00219, and its supplement); of what it
+does not say, the numbers of steps and the average, its authors' BasicSR's. A preset names what it
+changes; a flag changes one field: `--psnr.lr 1e-4`. Order: defaults < preset < flags.
 """
 
 import argparse
@@ -333,7 +333,7 @@ class Config:
     )
     precision: str = setting(
         "auto",
-        "auto (bf16 where the hardware has it), bf16, fp16, fp32",
+        "auto (bf16 on NVIDIA GPUs from Ampere on and CPUs on Linux that have it), or one of these",
         choices=("auto", "bf16", "fp16", "fp32"),
     )
     compile: bool = setting(False, "torch.compile: minutes once, then faster steps on a GPU")

@@ -26,8 +26,10 @@ from layers import (
 )
 
 SCALES = (1, 2, 3, 4, 8)
-RESIDUAL_SCALE = 0.2  # beta of figure 4: without it a network of this depth does not train
-SMALL_INIT = 0.1  # the supplement's "smaller initialization" of the residual branches
+RESIDUAL_SCALE = 0.2  # beta of figure 4, so that what each block adds stays small
+# The supplement's "smaller initialization", which by its section 2 does more for the training than
+# beta; of the residual branches alone, as in the authors' code.
+SMALL_INIT = 0.1
 
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
@@ -35,7 +37,7 @@ def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 
 class ResidualDenseBlock(nn.Module):
-    """Five convolutions, each of which sees the outputs of all before it (figure 4, right).
+    """Five convolutions, each of which sees the outputs of all before it (in figure 4, right).
 
     Args:
         features: channels that enter and leave.
@@ -78,7 +80,7 @@ class ResidualDenseBlock(nn.Module):
 
 
 class RRDB(nn.Module):
-    """Residual-in-residual dense block: three dense blocks inside one skip (figure 4, left)."""
+    """Residual-in-residual dense block: three dense blocks inside one skip (figure 4, right)."""
 
     def __init__(self, features: int = 64, growth: int = 32, plus: bool = False):
         super().__init__()

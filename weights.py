@@ -17,6 +17,7 @@ import argparse
 import copy
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +60,7 @@ from upscaling.upscaler import Upscaler, check_channels
 FIRST_IN_BODY = {RRDBNet: "body.0.rdb1.conv1.weight", SRResNet: "body.0.conv1.weight"}
 
 Generator = RRDBNet | SRResNet
+SCORES = re.compile("(bicubic_)?(psnr|ssim|niqe)")  # train.py's, in a validated file's metadata
 # What train.py can be told of a network -> the flag and, where it has other words, its value.
 FLAGS: dict[str, tuple[str, dict[Any, str]]] = {
     "network": ("--generator", {"RRDBNet": "rrdb", "SRResNet": "srresnet"}),
@@ -247,7 +249,7 @@ def _arguments(kind: type, state: dict[str, Tensor], scale: int | None) -> dict[
 def save_generator(
     net: Generator, path: str | Path, layout: str = "basicsr", metadata: dict | None = None
 ) -> None:
-    """Write a generator's weights in their own precision, whole or not at all.
+    """Write a generator's weights in their own precision; each file is whole or not written.
 
     Args:
         net: the network, on any device.
@@ -323,6 +325,7 @@ def main() -> int:
     metadata |= {"source": printable(" + ".join(sources))}
     if arguments.command == "interpolate":
         net = interpolate(loaded[0].net, net, arguments.alpha[0])
+        metadata = {key: metadata[key] for key in metadata if not SCORES.fullmatch(key)}
         metadata |= {"alpha": str(arguments.alpha[0])}
     if arguments.half:
         net.half()

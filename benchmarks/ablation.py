@@ -7,7 +7,7 @@ rung before by what the rung is called. The same command goes on where it was st
 images take another FOLDER. It ends in FOLDER/ablation.md, a table, and a labelled picture strip of
 each validation image.
 
-50 steps show that the ladder works, not which rung is better: the paper's took 1.4 million.
+50 steps show that the ladder works, not which rung is better: its authors took 1.4 million.
 """
 
 import argparse

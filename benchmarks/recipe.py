@@ -3,12 +3,13 @@
     python benchmarks/recipe.py --train-dir A --valid-dir C [--minutes 20] [--seeds 0 1 2]
                                 [--variants ours batch-16] [-o FOLDER] [--flags --features 24]
 
-A variant is the compact preset's PSNR phase but for what its name says. Each first trains for
-some steps to learn what a step takes on this machine, then as many as fit in the minutes. The same
-command goes on where it was stopped, and leaves alone what is done; for other photographs or flags
-take another FOLDER. After each there is FOLDER/recipe.md, a table of PSNR on the validation images,
-and FOLDER/recipe.png, its curves over minutes. Nothing else should run on the machine; with 20
-minutes each, all of one seed take 7 hours.
+A variant is the compact preset's PSNR phase but for what its name says. First each trains for some
+steps to learn what a step takes on this machine, while nothing else should run there. Then each
+takes as many steps as fit in the minutes: these do not change the table if other work slows them
+down. The same command goes on where it was stopped, and leaves alone what is done; for other
+photographs or flags take another FOLDER. After each there is FOLDER/recipe.md, a table of PSNR on
+the validation images, and FOLDER/recipe.png, its curves over minutes. With 20 minutes each, all of
+one seed take 7 hours.
 """
 
 import argparse
@@ -74,7 +75,11 @@ VARIANTS = {
     "crop-64-first": Variant(
         "crops of 64 for half of the time, then of 128", [], Stage(0.5, ["--psnr.patch", "64"])
     ),
-    "x2-first": Variant("x2 for a third of the time, then x4", [], Stage(1 / 3, ["--scale", "2"])),
+    "x2-first": Variant(
+        "x2 (crops of 64) for a third of the time, then x4",
+        [],
+        Stage(1 / 3, ["--scale", "2", "--psnr.patch", "64"]),
+    ),
     "box": Variant("from the network in the box", ["--init-from", "compact_x4_psnr"]),
     "charbonnier": Variant("Charbonnier's loss", distance="charbonnier"),
     "frequency": Variant("L1, and 0.05 of L1 of the Fourier transform", distance="frequency"),
@@ -92,52 +97,29 @@ VARIANTS = {
 def main() -> None:
     arguments = parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
+    steps = {name: seconds_of_steps(name, arguments) for name in arguments.variants}
     curves = {}
     for name in arguments.variants:
         for seed in arguments.seeds:
             print(f"\n{name}, seed {seed}: {VARIANTS[name].what}", flush=True)
-            curves[name, seed] = train_variant(name, seed, arguments)
+            curves[name, seed] = train_variant(name, seed, steps[name], arguments)
             table = tabulate(curves, arguments.minutes)
             (arguments.output / "recipe.md").write_text(table)
             draw(curves, arguments.output / "recipe.png")
     print("", table, f"The table and its curves are in {arguments.output}", sep="\n")
 
 
-def train_variant(name: str, seed: int, arguments: argparse.Namespace) -> list[dict]:
-    """Run what is left of a variant; returns the rows of its log, `minutes` among their fields."""
-    variant, run = VARIANTS[name], f"{name}_{seed}_{arguments.minutes:g}"
-    folders = [*arguments.train_dir]
-    if variant.halves:
-        folders += halve(arguments.train_dir, arguments.output / "halves")
-    common = [
-        *("--preset", "compact", "--gan.steps", "0", "--seed", str(seed)),
-        *("--train-dir", *map(str, folders), "--workers", str(arguments.workers)),
-        *arguments.flags,
+def seconds_of_steps(name: str, arguments: argparse.Namespace) -> list[float]:
+    """Of a variant's stages, by short runs. They are kept: the same command has the same steps."""
+    return [
+        seconds_of_step(f"{name}_{number}_timed", flags, VARIANTS[name], arguments)
+        for number, flags in enumerate(flags_of_stages(name, arguments))
     ]
-    before = [variant.before] if variant.before else []
-    stages = [*before, Stage(1 - sum(stage.share for stage in before), variant.flags)]
-    rows: list[dict] = []
-    start: list[str] = []
-    for number, stage in enumerate(stages):
-        flags = [*common, *stage.flags, *start]
-        step = seconds_of_step(f"{run}_{number}_timed", flags, variant, arguments)
-        steps = max(POINTS, int(60 * arguments.minutes * stage.share / step))
-        falls = [] if number == len(stages) - 1 else ["--psnr.milestones", str(steps)]
-        validated = ["--valid-dir", str(arguments.valid_dir), "--val-every", str(steps // POINTS)]
-        if "--scale" in stage.flags:
-            validated = ["--valid-dir", ""]
-        length = ["--psnr.steps", str(steps), "--save-every", "100"]
-        folder = train(f"{run}_{number}", [*flags, *length, *falls, *validated], variant, arguments)
-        begun = rows[-1]["minutes"] if rows else 0
-        rows += [row | {"minutes": begun + row["seconds"] / 60} for row in rows_of(folder)]
-        start = ["--init-from", str(folder / "psnr.safetensors")]
-    return rows
 
 
 def seconds_of_step(
     run: str, flags: list[str], variant: Variant, arguments: argparse.Namespace
 ) -> float:
-    """By a short run, which is kept: a variant that goes on keeps its number of steps."""
     for timed in TIMED:
         length = ["--psnr.steps", str(WARM + timed), "--val-every", str(WARM), "--valid-dir", ""]
         folder = train(f"{run}_{timed}", [*flags, *length], variant, arguments)
@@ -146,6 +128,51 @@ def seconds_of_step(
         if seconds >= LEAST_SECONDS:
             break
     return max(seconds, 0.1) / timed  # the log has tenths
+
+
+def train_variant(
+    name: str, seed: int, seconds: list[float], arguments: argparse.Namespace
+) -> list[dict]:
+    """Run what is left of a variant; returns the rows of its log, `minutes` among their fields.
+
+    `seconds` are those of a step of each stage, the machine being left alone.
+    """
+    rows: list[dict] = []
+    start: list[str] = []
+    stages = stages_of(VARIANTS[name])
+    for number, flags in enumerate(flags_of_stages(name, arguments)):
+        stage, step = stages[number], seconds[number]
+        steps = max(POINTS, int(60 * arguments.minutes * stage.share / step))
+        falls = [] if stage is stages[-1] else ["--psnr.milestones", str(steps)]
+        validated = ["--valid-dir", str(arguments.valid_dir), "--val-every", str(steps // POINTS)]
+        if "--scale" in stage.flags:
+            validated = ["--valid-dir", ""]
+        length = ["--seed", str(seed), "--psnr.steps", str(steps), "--save-every", "100"]
+        run = f"{name}_{seed}_{arguments.minutes:g}_{number}"
+        flags = [*flags, *start, *length, *falls, *validated]
+        folder = train(run, flags, VARIANTS[name], arguments)
+        begun = rows[-1]["minutes"] if rows else 0
+        rows += [row | {"minutes": begun + row["step"] * step / 60} for row in rows_of(folder)]
+        start = ["--init-from", str(folder / "psnr.safetensors")]
+    return rows
+
+
+def stages_of(variant: Variant) -> list[Stage]:
+    before = [variant.before] if variant.before else []
+    return [*before, Stage(1 - sum(stage.share for stage in before), variant.flags)]
+
+
+def flags_of_stages(name: str, arguments: argparse.Namespace) -> list[list[str]]:
+    """What a variant's stages are trained with, whatever the seed and the number of steps."""
+    variant, folders = VARIANTS[name], [*arguments.train_dir]
+    if variant.halves:
+        folders += halve(arguments.train_dir, arguments.output / "halves")
+    common = [
+        *("--preset", "compact", "--gan.steps", "0"),
+        *("--train-dir", *map(str, folders), "--workers", str(arguments.workers)),
+        *arguments.flags,
+    ]
+    return [[*common, *stage.flags] for stage in stages_of(variant)]
 
 
 def train(run: str, flags: list[str], variant: Variant, arguments: argparse.Namespace) -> Path:
@@ -214,18 +241,17 @@ def write_half(path: Path, file: Path) -> None:
 
 def tabulate(curves: dict[tuple[str, int], list[dict]], minutes: float) -> str:
     """Of each variant, PSNR at fifths of the minutes (between a curve's points; the mean of its
-    seeds), the last PSNR of each seed, and the minutes it took."""
+    seeds), and the last PSNR of each seed."""
     times = [minutes * point / POINTS for point in range(1, POINTS)]
     shown = " | ".join(f"{time:g} min" for time in times)
-    rows = [f"| | variant | {shown} | end, by seed | minutes |", f"|---|{'---|' * (POINTS + 2)}"]
+    rows = [f"| | variant | {shown} | end, by seed |", f"|---|{'---|' * (POINTS + 1)}"]
     for name in dict.fromkeys(name for name, _ in curves):
         seeds = [scored(rows) for (variant, _), rows in curves.items() if variant == name]
         at = [np.interp(times, *zip(*points, strict=True), left=np.nan) for points in seeds]
         means = ["" if np.isnan(mean) else f"{mean:.2f}" for mean in np.mean(at, 0)]
         ends = ", ".join(f"{points[-1][1]:.3f}" for points in seeds)
-        took = ", ".join(f"{points[-1][0]:.1f}" for points in seeds)
         what = VARIANTS[name].what
-        rows.append(f"| {name} | {what} | {' | '.join(means)} | {ends} | {took} |")
+        rows.append(f"| {name} | {what} | {' | '.join(means)} | {ends} |")
     return "\n".join(rows) + "\n"
 
 

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from formats.layouts import BODY, WRAPPER, WeightsError, is_counter
-from formats.others import QUANTISED, STORED_OTHERWISE, TRAINING_STATE, what_instead
+from formats.others import (
+    PART_OF_ANOTHER,
+    QUANTISED,
+    STORED_OTHERWISE,
+    TRAINING_STATE,
+    what_instead,
+)
 
 AVERAGED = {"swa", "avg", "average", "averaged", "averaging", "shadow", "polyak"}  # and ...ema
 NOT_AVERAGED = {"raw", "current", "online", "backup", "collected"}  # the other of the two
@@ -89,14 +95,15 @@ def find_generator(path: Path, content: object) -> tuple[Found, str]:
 
 
 def told_scale(path: Path, *contents: object) -> int | None:
-    """3, where settings beside the tensors say so, or else the file's name (net_x3, 3x_net).
+    """3, where settings beside the tensors say so, or else the file's name (net_x3, 3xNet).
 
     Nobody has to say another scale: the tensors do.
     """
     told = {value for content in contents for value in _scales(content)}
     if not told:
         marks = re.findall(
-            r"(?<![a-z\d])(?:sr)?(?:x(\d)|(\d)x)(?:plus)?(?![a-z\d])", path.stem.lower()
+            r"(?<![a-z\d])(?:sr)?(?:x(\d)|(\d)x)(?:plus)?(?![a-z\d])|^(\d)x(?=[a-z])",
+            path.stem.lower(),
         )
         told = {"".join(mark) for mark in marks}
     return 3 if told == {"3"} else None
@@ -127,6 +134,8 @@ def _nodes(content: object) -> Iterator[tuple[tuple[Any, ...], dict]]:
 
 def _generators(group: Group) -> Iterator[Found]:
     """Each prefix behind which a body of known names begins, with all the tensors behind it."""
+    if any(map(PART_OF_ANOTHER.search, group.tensors)):
+        return
     bodies = filter(None, map(BODY.search, group.tensors))
     prefixes = dict.fromkeys(body.string[: body.start(1)] for body in bodies)
     behind: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in prefixes}
@@ -149,6 +158,7 @@ def _nameless_averages(found: Found, groups: list[Group]) -> Iterator[Found]:
     shapes = [tensor.shape for tensor in found.state.values()]
     plain = {name: name.replace(".", "") for name in found.state}
     first = next(iter(plain.values()))
+    prefix: str | None
     for group in groups:
         tensors = group.tensors
         listed = all(map(str.isdecimal, tensors))
@@ -157,9 +167,10 @@ def _nameless_averages(found: Found, groups: list[Group]) -> Iterator[Found]:
         else:
             starts = (name.removesuffix(first) for name in tensors if name.endswith(first))
             whole = (s for s in starts if all(s + name in tensors for name in plain.values()))
-            prefix = next(whole, "")
-            state = {name: tensors[prefix + p] for name, p in plain.items()} if prefix else {}
-        if state and _averaged(group, prefix) > 0:
+            if (prefix := next(whole, None)) is None:
+                continue
+            state = {name: tensors[prefix + p] for name, p in plain.items()}
+        if _averaged(group, prefix) > 0:
             yield Found(group.keys, prefix, 1, state)
 
 

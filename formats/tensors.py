@@ -12,6 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+LARGEST_HEADER = 100_000_000  # bytes that safetensors' own reader takes
+
 
 class UnreadableError(ValueError):
     """A file of weights that cannot be read; the message is the reason, "it is cut short"."""
@@ -31,13 +33,18 @@ def load_tensors(path: str | Path) -> tuple[object, dict[str, str]]:
     try:
         with open(path, "rb") as file:
             start = file.read(512)
-        if complaint := _complaint(start):
+        if not _begins_safetensors(start) and (complaint := _complaint(start)):
             raise UnreadableError(complaint)
         return _load_safetensors(path) if start[8:9] == b"{" else (_load_pickle(path), {})
     except UnreadableError:
         raise
     except Exception as error:  # a damaged file fails in a dozen ways, all of them the file's
         raise UnreadableError(_reason(error)) from error
+
+
+def _begins_safetensors(start: bytes) -> bool:
+    """By the length of the header, whose bytes may be those of any text, and what follows it."""
+    return int.from_bytes(start[:8], "little") <= LARGEST_HEADER and start[8:9] == b"{"
 
 
 def _load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

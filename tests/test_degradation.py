@@ -562,6 +562,38 @@ def test_the_margin_keeps_the_border_out_of_the_crop(tmp_path):
     assert with_margin < 0.5 and without > 4 * with_margin
 
 
+@pytest.mark.parametrize("sharpened", [False, True])
+def test_a_degraded_crop_is_where_its_hr_is_with_the_margin_around_it(
+    sharpened, tmp_path, monkeypatch
+):
+    """Pixels say where they are; what is sharpened is known by being inverted."""
+    windows = []
+
+    def shrunk(window, steps, random):
+        windows.append(window)
+        return window[::4, ::4]
+
+    monkeypatch.setattr("dataset.degrade", shrunk)
+    monkeypatch.setattr("dataset.sharpen", lambda window: 255 - window)
+    y, x = np.mgrid[:40, :60].astype(np.uint8)
+    image = np.stack((y, x, y), axis=-1).repeat(4, 0).repeat(4, 1)
+    write_image(image, tmp_path / "in" / "a.png")
+    pack = pack_folder(tmp_path / "in", 4)
+    stream = CropStream([pack], 32, 0, dataclasses.replace(STRONG, sharpen=sharpened))
+    for k in range(200):
+        low_res, high_res, target = stream.sample(k).crops
+        seen, window = low_res, windows[-1]
+        if sharpened:
+            seen, window, target = 255 - low_res, 255 - window, 255 - target
+        assert np.array_equal(high_res, target)
+        assert np.array_equal(seen.repeat(4, 0).repeat(4, 1), high_res)
+        for axis, side in ((0, 40), (1, 60)):
+            first, last = high_res[..., axis].min(), high_res[..., axis].max()
+            margin = MARGIN // 4  # or as much as the picture has
+            assert window[..., axis].min() <= max(0, int(first) - margin)
+            assert window[..., axis].max() >= min(side - 1, int(last) + margin)
+
+
 def test_jpegs_blocks_begin_anywhere_in_a_crop(pack, monkeypatch):
     """Pixels that tell their distance from the block's corner come out of the crop alike often."""
     monkeypatch.setattr("dataset.draw_steps", lambda settings, size, scale, random: [])

@@ -149,6 +149,14 @@ AVERAGES = {  # a file -> where its average is, if the raw generator is in it as
         },
         "state_dict.net_g_ema",
     ),
+    "LitEma in a dict of its own": (
+        {
+            "net_g": RAW,
+            "ema": {"decay": torch.tensor(0.999), "num_updates": torch.tensor(3)}
+            | {n.replace(".", ""): t for n, t in AVERAGE.items()},
+        },
+        "ema",
+    ),
     "ema-pytorch inside": (
         {"state_dict": under("ema.online_model.", RAW) | under("ema.ema_model.", AVERAGE)},
         "state_dict.ema.ema_model",
@@ -392,6 +400,9 @@ def test_a_whole_module_is_refused_with_the_way_out(tmp_path):
         ("net.pth", {"params": RAW}, 2),
         ("net_x3.pth", {"params": RAW}, 3),
         ("3x-Photo_100k.pth", RAW, 3),
+        ("3xPhotos.pth", RAW, 3),  # as OpenModelDB has it
+        ("photo3xs.pth", RAW, 2),
+        ("3x4_tiles.pth", RAW, 2),
         ("ESRGAN_SRx3_DF2K.pth", RAW, 3),
         ("RealESRGAN_x3plus.pth", RAW, 3),
         ("x2_and_x3.pth", RAW, 2),

@@ -101,9 +101,12 @@ def test_under_autocast_the_trunk_is_bf16_and_pixels_leave_in_fp32(kind):
     net, dtypes = kind(features=4, blocks=1), []
     net.body.register_forward_hook(lambda module, given, result: dtypes.append(result.dtype))
     net.body[0].register_forward_hook(lambda module, given, result: dtypes.append(given[0].dtype))
+    read = []
+    net.conv_first.register_forward_hook(lambda module, given, result: read.append(result.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         assert net(torch.rand(1, 3, 8, 8)).dtype == torch.float32
     assert dtypes and set(dtypes) == {torch.bfloat16}
+    assert read == [torch.float32]  # bf16 has fewer levels than a picture
 
 
 @pytest.mark.parametrize("factor", [2, 3])
@@ -327,6 +330,16 @@ def test_the_norm_is_estimated_in_training_only_and_never_in_bf16():
     torch.testing.assert_close(dict(twin.state_dict()), dict(before), rtol=0, atol=0)
     conv.eval()(x)
     torch.testing.assert_close(dict(conv.state_dict()), dict(before), rtol=0, atol=0)
+
+
+def test_logits_of_images_are_made_in_fp32_under_autocast():
+    net, seen = VGGDiscriminator(32), []
+    for layer in net.classifier:
+        layer.register_forward_hook(lambda layer, given, made: seen.extend((*given, made)))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net.activations(torch.rand(2, 3, 32, 32))[-1].dtype == torch.bfloat16
+        net(torch.rand(2, 3, 32, 32))
+    assert seen and {tensor.dtype for tensor in seen} == {torch.float32}
 
 
 def test_logits_of_pixels_leave_autocast_in_fp32_and_copies_can_be_made():

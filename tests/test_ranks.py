@@ -34,7 +34,8 @@ train_phase = train.train_phase
 def writing(learner, loader, monitor, validation, run, stop):
     train_phase(learner, loader, monitor, validation, run, stop)
     name = f"{{run.config.name}}_{{learner.at.phase}}_rank{{run.ranks.rank}}.pt"
-    torch.save(learner.net_g.state_dict(), name)
+    nets = [net for net in (learner.net_g, learner.net_d) if net]
+    torch.save([dict(net.named_parameters()) for net in nets], name)
 train.train_phase = writing
 train.main()
 """
@@ -101,6 +102,14 @@ def test_a_process_alone_needs_no_others():
         assert ranks.mean(torch.tensor(2.0)) == 2
 
 
+def test_ranks_share_batch_norms_statistics(monkeypatch):
+    monkeypatch.setattr(Ranks, "mean", lambda ranks, values: values + 1)
+    norm = torch.nn.BatchNorm1d(2)
+    Ranks(rank=1, count=2).average_buffers(norm)
+    assert norm.running_mean.tolist() == [1, 1] and norm.running_var.tolist() == [2, 2]
+    assert norm.num_batches_tracked == 0  # which is alike in all ranks
+
+
 @pytest.mark.slow
 def test_two_ranks_train_as_one_and_go_on_as_one(launch):
     launch(1, "--name", "one", "--psnr.steps", "6")
@@ -108,6 +117,7 @@ def test_two_ranks_train_as_one_and_go_on_as_one(launch):
     assert output.count("parameters") == 1  # only rank 0 speaks
     for phase in ("psnr", "gan"):
         first, second = (torch.load(f"two_{phase}_rank{rank}.pt") for rank in (0, 1))
+        assert len(first) == {"psnr": 1, "gan": 2}[phase]  # networks
         torch.testing.assert_close(first, second, rtol=0, atol=0)
     torch.testing.assert_close(weights("two", "psnr"), weights("one", "psnr"), rtol=0, atol=2e-6)
 

@@ -48,9 +48,10 @@ def test_a_loss_that_is_not_finite_spoils_every_gradient_even_where_its_own_is_f
     assert weight.grad.isnan().all()
 
 
-def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_returned():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # whose loss is scaled
+def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_returned(dtype):
     net = nn.Linear(3, 1, bias=False)
-    optimizer, safe = torch.optim.SGD(net.parameters(), lr=1.0), SafeStep(CPU, torch.float32, 0.5)
+    optimizer, safe = torch.optim.SGD(net.parameters(), lr=1.0), SafeStep(CPU, dtype, 0.5)
     before = net.weight.detach().clone()
     assert take_step(net, optimizer, safe) == pytest.approx(math.sqrt(14))
     assert (net.weight - before).norm().item() == pytest.approx(0.5)

@@ -12,6 +12,7 @@ from images.resize import enlarge_nearest
 from images.tensors import to_image, to_tensor
 from model import RRDBNet
 from upscaling.tiles import _blend_weights, _spans, upscale
+from upscaling.upscaler import Ensemble, PerChannel, Recoloured
 
 
 class Nearest(nn.Module):
@@ -33,6 +34,45 @@ def test_tiles_do_not_change_what_does_not_depend_on_neighbours(height, width, r
     net, image = Nearest(2), random_image(height, width)
     assert np.array_equal(upscale(net, image, tile=64), enlarge_nearest(image, 2))
     assert net.largest <= 64
+
+
+class FirstOfSquare(nn.Module):
+    """Each output pixel is the first one of its square, as a network that folds may use it."""
+
+    in_channels, scale = 3, 1
+
+    def __init__(self, side):
+        super().__init__()
+        self.unshuffle = side
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        height, width = x.shape[2:]
+        firsts = x[..., :: self.unshuffle, :: self.unshuffle]
+        return F.interpolate(firsts, scale_factor=self.unshuffle)[..., :height, :width]
+
+
+@pytest.mark.parametrize("side", [2, 4])
+@pytest.mark.parametrize("height, width", [(193, 255), (150, 201), (64, 131), (100, 98)])
+@pytest.mark.parametrize("wrapper", [nn.Identity, PerChannel, Recoloured, Ensemble])
+def test_tiles_fold_the_squares_of_the_whole_image(wrapper, side, height, width, random_image):
+    net, image = FirstOfSquare(side), random_image(height, width)
+    if wrapper is not nn.Identity:
+        net = wrapper(net)
+    whole = upscale(net, image).astype(int)
+    assert np.abs(upscale(net, image, tile=64) - whole).max() <= 1  # rounding
+
+
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 66, 97, 98, 99, 150, 1001])
+@pytest.mark.parametrize("tile", [64, 65, 66, 67])
+def test_tiles_leave_whole_squares_on_both_sides(length, tile):
+    for unit in (1, 2, 4):
+        spans = _spans(length, tile, 30, unit)
+        assert spans[0][0] == 0 and spans[-1][1] == length
+        assert len({end - start for start, end in spans}) == 1
+        assert max(end - start for start, end in spans) <= tile
+        assert all(start % unit == (length - end) % unit == 0 for start, end in spans)
+        assert all(a[1] - b[0] >= 30 for a, b in itertools.pairwise(spans))
 
 
 @pytest.mark.parametrize("length", [64, 65, 96, 97, 150, 1000])

@@ -206,6 +206,25 @@ def test_the_average_is_of_all_steps_and_is_what_is_saved(
         torch.testing.assert_close(actual.detach().double(), expected, rtol=0, atol=1e-7)
 
 
+def test_what_is_validated_and_kept_is_the_average(workplace, small_discriminator, monkeypatch):
+    """As in the files that a phase ends with, of which the test above is."""
+    judged, validate = [], training.validation.Validation.__call__
+
+    def recording(validation, net, at):
+        judged.append({name: tensor.clone() for name, tensor in net.state_dict().items()})
+        return validate(validation, net, at)
+
+    monkeypatch.setattr(training.validation.Validation, "__call__", recording)
+    run(monkeypatch, "--val-every", "10")  # at the end of each phase alone
+    folder = workplace / "checkpoints" / "tiny"
+    (kept,) = (folder / "generators").iterdir()
+    files = (("psnr", folder / "psnr_best.safetensors"), ("gan", kept))
+    for (phase, file), state in zip(files, judged, strict=True):
+        expected = safetensors.torch.load_file(folder / f"{phase}.safetensors")
+        for other in (safetensors.torch.load_file(file), state):
+            torch.testing.assert_close(other, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("skipped, written", [("psnr", "gan"), ("gan", "psnr")])
 def test_a_phase_of_no_steps_is_skipped(
     skipped, written, workplace, small_discriminator, monkeypatch
@@ -1003,6 +1022,22 @@ def test_learning_rate_halves_at_milestones():
     phase = Phase(lr=8.0, milestones=(10, 20), steps=100)
     rates = [train.learning_rate(phase, step) for step in (1, 10, 11, 20, 21, 100)]
     assert rates == [8, 8, 4, 4, 2, 2]
+
+
+def test_each_phase_follows_its_own_schedule(workplace, small_discriminator, monkeypatch):
+    rates = []
+    step = train.Learner.step
+
+    def recording(learner, parts, lr):
+        rates.append(lr)
+        return step(learner, parts, lr)
+
+    monkeypatch.setattr(train.Learner, "step", recording)
+    psnr = ["--psnr.steps", "4", "--psnr.lr", "8e-4", "--psnr.milestones", "2"]
+    gan = ["--gan.steps", "3", "--gan.lr", "4e-4", "--gan.milestones", "1"]
+    run(monkeypatch, "--val-every", "1", *psnr, *gan)
+    assert rates == [8e-4, 8e-4, 4e-4, 4e-4, 4e-4, 2e-4, 2e-4]
+    assert [row["lr"] for row in rows()] == rates
 
 
 def test_learning_rate_follows_a_cosine_to_zero_after_a_warm_up():

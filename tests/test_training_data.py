@@ -1,14 +1,17 @@
 """What a run says about its images before the first step: in few lines, with remedies."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from config import PHASES, Config
+from config import PHASES, Config, Degradation
+from dataset import CropStream
 from images.files import write_image
 from images.packs import pack_folder
 from images.pairs import DataError
@@ -35,6 +38,21 @@ def write(tmp_path, monkeypatch, random_image):
         write_image(random_image(height, width, seed), tmp_path / name)
 
     return writing
+
+
+def test_crops_are_of_the_runs_seed_and_degradation(write):
+    """That is, of what CropStream is tested with."""
+    write("train/a.png", 96, 128)
+    drawn = []
+    for seed, level in ((3, "strong"), (4, "strong"), (4, "mild"), (4, "none")):
+        degradation = Degradation.of_level(level)
+        streams, _, _ = load(dataclasses.replace(CONFIG, seed=seed, degradation=degradation))
+        for name, patch in (("psnr", 64), ("gan", 32)):
+            expected = CropStream([pack_folder("train", 4)], patch, seed, degradation)
+            for ours, theirs in zip(streams[name][7], expected[7], strict=True):
+                assert torch.equal(ours, theirs)
+        drawn.append(streams["gan"][7].low_res)
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(drawn, 2))
 
 
 def test_many_small_images_are_one_line_with_the_remedy(write, tmp_path, capsys):

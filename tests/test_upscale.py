@@ -395,11 +395,14 @@ def test_types_that_are_not_written_become_png(workplace, monkeypatch, capsys, i
         format = {".JFIF": "JPEG"}.get(Path(name).suffix)
         Image.fromarray(pixels).save(Path("in", name), format)
     Image.fromarray(pixels).save("in/e", "PNG")
+    Image.fromarray(pixels).save("in/f.gif")
     flags = ("--weights", identity_weights, "--format", "same")
     assert run(monkeypatch, "in", *flags) == 0
     written = sorted(path.name for path in Path("results").iterdir())
-    assert written == ["a.tga", "b.png", "c.jfif", "d.png", "e.png"]
-    assert "so their results are PNG: .jp2, .ppm, no suffix" in capsys.readouterr().out
+    assert written == ["a.tga", "b.png", "c.jfif", "d.png", "e.png", "f.png"]
+    said = capsys.readouterr().out
+    assert "so their results are PNG: .jp2, .ppm, no suffix\n" in said
+    assert "GIFs that do not move are PNG now" in said
     for name in ("a.tga", "b.png", "d.png", "e.png"):
         assert np.array_equal(np.array(Image.open(f"results/{name}").convert("RGB")), pixels)
     assert Image.open("results/c.jfif").format == "JPEG"

@@ -66,6 +66,25 @@ def test_devices_and_precisions(monkeypatch):
     assert choose_precision("fp32", cpu) == torch.float32
 
 
+def test_a_gpu_that_torch_was_not_built_for_is_told(monkeypatch, capsys):
+    """What pip installs on Windows is without CUDA."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(devices.shutil, "which", lambda program: f"/bin/{program}")
+    for built, words in ((True, ("finds none here", "")), (False, ("without CUDA", "not used"))):
+        monkeypatch.setattr(torch.backends.cuda, "is_built", lambda built=built: built)
+        with pytest.raises(DeviceError, match=words[0]):
+            choose_device("cuda")
+        choose_device("cpu")
+        choose_device("auto", local_rank=1)
+        assert not capsys.readouterr().err
+        choose_device("auto")
+        assert words[1] in capsys.readouterr().err
+    monkeypatch.setattr(devices.shutil, "which", lambda program: None)
+    choose_device("auto")
+    assert not capsys.readouterr().err
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"old")

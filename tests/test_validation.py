@@ -18,7 +18,7 @@ from images.degradation import degrade, degrade_whole, draw_steps
 from images.files import read_image, write_image
 from images.packs import pack_folder
 from images.resize import imresize
-from images.scores import psnr
+from images.scores import psnr, ssim
 from training.ranks import Ranks
 from training.runs import At, RunFolder
 from training.validation import Validation, describe
@@ -39,8 +39,14 @@ class Nearest(nn.Module):
         return enlarged if self.level is None else torch.full_like(enlarged, self.level)
 
 
+def mean_of(image):
+    """Of RGB, (H, W, 3)."""
+    return float((image.mean((0, 1), dtype=np.float64) * (0.6, 0.3, 0.1)).sum())
+
+
 class FakeNiqe:
-    """As pyiqa.create_metric makes it: the mean; of flat pictures it is no number."""
+    """As pyiqa.create_metric makes it: the mean, in which red counts most; of flat pictures it is
+    no number."""
 
     metric_mode = "NR"
 
@@ -51,7 +57,7 @@ class FakeNiqe:
         assert reference is None and target.shape[0] == 1
         if target.min() == target.max():
             raise np.linalg.LinAlgError("SVD did not converge\nmore lines of it")
-        return target.mean().reshape(1, 1)
+        return torch.tensor([[mean_of(target[0].permute(1, 2, 0).numpy())]])
 
 
 @pytest.fixture
@@ -167,10 +173,15 @@ def test_ranks_validate_on_the_same_degraded_images(valid, validate, no_pyiqa, m
     pack = valid("valid", SIZES)
     alone = validate(pack)
     shares = []
-    monkeypatch.setattr(Ranks, "gather", lambda ranks, own: shares.append(own) or own)
+    # The other rank's images score 0.
+    monkeypatch.setattr(Ranks, "gather", lambda ranks, own: shares.append(own) or [*own, *zeros])
+    zeros = [{"psnr": 0.0, "ssim": 0.0}] * 2
     second = validate(pack, ranks=Ranks(rank=1, count=2))
     assert second.own == [2] and alone.own == [0, 1, 2]
     assert np.array_equal(second.low_res(2), alone.low_res(2))
+    (own,) = (share for share in shares if share and "psnr" in share[0])
+    assert 0 < own[0]["psnr"] == pytest.approx(3 * second.bicubic["bicubic_psnr"])
+    assert second(Nearest(), At("psnr", 2))["psnr"] < own[0]["psnr"] / 2  # of all three images
 
 
 def test_scores_and_strips_are_of_the_degraded_images(valid, validate, no_pyiqa, capsys):
@@ -184,6 +195,8 @@ def test_scores_and_strips_are_of_the_degraded_images(valid, validate, no_pyiqa,
     high_res = [pack.high_res(i) for i in range(3)]
     expected = [psnr(a, b, 4) for a, b in zip(nearest, high_res, strict=True)]
     assert scores["psnr"] == pytest.approx(np.mean(expected), abs=1e-9)
+    expected = [ssim(a, b, 4) for a, b in zip(nearest, high_res, strict=True)]
+    assert scores["ssim"] == pytest.approx(np.mean(expected), abs=1e-9)
     bicubic = [psnr(imresize(a, 4), b, 4) for a, b in zip(low_res, high_res, strict=True)]
     assert scores["bicubic_psnr"] == pytest.approx(np.mean(bicubic), abs=1e-9)
     assert scores == validation(Nearest(), At("gan", 9))
@@ -229,9 +242,10 @@ def test_niqe_is_in_the_row_of_a_degraded_run(valid, validate, pyiqa, capsys):
     scores = validate(pack)(Nearest(), At("psnr", 2))
     assert "NIQE" not in capsys.readouterr().out
     low_res = [degrade_whole(pack.high_res(i), STRONG, 4, "ab"[i]) for i in range(2)]
-    means = [np.kron(x, np.ones((4, 4, 1), np.uint8))[4:-4, 4:-4].mean() / 255 for x in low_res]
+    nearest = [np.kron(x, np.ones((4, 4, 1), np.uint8)) for x in low_res]
+    means = [mean_of(image[4:-4, 4:-4]) / 255 for image in nearest]
     assert scores["niqe"] == pytest.approx(np.mean(means), abs=1e-6)
-    means = [imresize(image, 4)[4:-4, 4:-4].mean() / 255 for image in low_res]
+    means = [mean_of(imresize(image, 4)[4:-4, 4:-4]) / 255 for image in low_res]
     assert scores["bicubic_niqe"] == pytest.approx(np.mean(means), abs=1e-6)
     assert f"NIQE {scores['niqe']:.2f} (bicubic {np.mean(means):.2f})" in describe(scores)
 
@@ -258,7 +272,7 @@ def test_images_that_niqe_cannot_judge_are_named_and_left_out(
         "small.png, white.png\n" in out
     )
     low_res = degrade_whole(pack.high_res(0), soft, 4, "a")
-    mean = np.kron(low_res, np.ones((4, 4, 1), np.uint8))[4:-4, 4:-4].mean() / 255
+    mean = mean_of(np.kron(low_res, np.ones((4, 4, 1), np.uint8))[4:-4, 4:-4]) / 255
     assert scores["niqe"] == pytest.approx(mean, abs=1e-6)
     # None is large enough.
     pack = valid("others", SIZES)

@@ -24,9 +24,10 @@ from spandrel.architectures.ESRGAN import ESRGAN
 
 import formats.published
 import weights
+from formats.tensors import safetensors_file
 from model import RRDBNet, SRResNet, VGGDiscriminator
 from utils import replacing
-from weights import WeightsError, interpolate, load_generator, save_generator
+from weights import WeightsError, interpolate, load_generator, read_generator, save_generator
 
 BOX = Path(__file__).parents[1] / "checkpoints"
 DENSE = {
@@ -497,6 +498,11 @@ def bad_contents():
             {"features.0.weight": nothing, "classifier.6.weight": nothing},
             "image classifier",
         ),
+        "SRFlow": (
+            {f"RRDB.{name}": tensor for name, tensor in small().state_dict().items()}
+            | {"flowUpsamplerNet.layers.0.bias": nothing},
+            "SRFlow's network",
+        ),
         "SRVGG": (
             {"params": {"body.0.weight": nothing, "body.1.weight": nothing}},
             "SRVGGNetCompact",
@@ -563,6 +569,16 @@ def test_unreadable_files_are_named(kind, name, bad_files, tmp_path):
     with pytest.raises(WeightsError, match=message) as error:
         load_generator(path)
     assert str(error.value).startswith(str(path))
+
+
+def test_a_header_whose_length_looks_like_a_web_page_is_read(tmp_path):
+    """0x3C20 bytes: a space and a <."""
+    state = small().state_dict()
+    length = int.from_bytes(safetensors_file(state, {"x": ""})[:8], "little")
+    content = safetensors_file(state, {"x": "a" * (0x3C20 - length)})
+    assert content[:9] == b" <\0\0\0\0\0\0{"
+    (tmp_path / "net.safetensors").write_bytes(content)
+    assert_equal_weights(load_generator(tmp_path / "net.safetensors"), small(), 0)
 
 
 def test_what_is_no_file_is_named(tmp_path):
@@ -664,6 +680,19 @@ def test_convert_keeps_what_is_x3(tmp_path, monkeypatch, capsys):
     run(monkeypatch, *arguments, "--scale", "3")
     assert "cannot tell x3 from x2" in capsys.readouterr().out
     assert_equal_output(load_generator(tmp_path / "net.safetensors"), reference(3))
+
+
+def test_a_mixture_has_no_scores_of_what_it_was_made_of(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scores = {"psnr": 28.5, "bicubic_ssim": 0.7, "niqe": 5.0, "step": 7}
+    save_generator(small(), "net.safetensors", metadata=scores)
+    run(monkeypatch, "convert", "net.safetensors", "-o", "same.safetensors")
+    run(monkeypatch, "interpolate", *["net.safetensors"] * 2, "--alpha", "0.5", "-o", "mix.pth")
+    same = read_generator("same.safetensors").metadata
+    assert same["psnr"] == "28.5" and same["step"] == "7"
+    mixed = read_generator("mix.pth").metadata
+    assert mixed["step"] == "7" and mixed["alpha"] == "0.5"
+    assert not mixed.keys() & {"psnr", "bicubic_ssim", "niqe"}
 
 
 def test_interpolate_files_of_two_layouts(tmp_path, monkeypatch):

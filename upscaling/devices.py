@@ -1,6 +1,8 @@
 """Where a network computes: the device, the precision, the memory format."""
 
 import platform
+import shutil
+import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -8,6 +10,12 @@ import torch
 from torch import Tensor, nn
 
 Placed = TypeVar("Placed", bound=nn.Module | Tensor)
+
+# What pip installs on Windows.
+NO_CUDA = (
+    "this torch was built without CUDA (https://pytorch.org/get-started/locally/ shows the line "
+    "that installs one with it)"
+)
 
 
 class DeviceError(ValueError):
@@ -31,7 +39,12 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     }
     if name == "auto":
         name = next(device for device, there in available.items() if there)
+        without_cuda = name == "cpu" and not torch.backends.cuda.is_built()
+        if without_cuda and shutil.which("nvidia-smi") and local_rank == 0:
+            print(f"The NVIDIA GPU of this machine is not used: {NO_CUDA}", file=sys.stderr)
     if not available[name]:
+        if name == "cuda" and not torch.backends.cuda.is_built():
+            raise DeviceError(f"device is 'cuda': {NO_CUDA}; or use auto")
         raise DeviceError(
             f"device is {name!r}: torch {torch.__version__} finds none here; use auto"
         )

@@ -163,8 +163,8 @@ def add_network_flags(group: argparse._ArgumentGroup) -> None:
         "--precision",
         choices=("auto", "bf16", "fp32"),
         default="auto",
-        help="default: auto, bf16 for 8-bit images where the hardware has it (how far it is from "
-        "fp32: docs/claims.md); of ncnn, fp32",
+        help="default: auto, bf16 for 8-bit images on NVIDIA GPUs from Ampere on and on Linux on "
+        "CPUs that have it (how far it is from fp32: docs/claims.md); of ncnn, fp32",
     )
 
 

@@ -92,9 +92,11 @@ def summary(jobs: list[Job], same: bool, lost: list[str], skipped: Sequence[Path
         for job in jobs
         if WRITTEN.get(job.source.suffix.lower()) is not WRITTEN[job.target.suffix.lower()]
     }
-    if same and others:
-        named = ", ".join(sorted(suffix or "no suffix" for suffix in others))
+    if same and (unwritten := others - WRITTEN.keys()):
+        named = ", ".join(sorted(suffix or "no suffix" for suffix in unwritten))
         lines.append(f"These types are not written, so their results are PNG: {named}")
+    if same and ".gif" in others:
+        lines.append("GIFs that do not move are PNG now: a GIF has 256 colours")
     if skipped:
         lines.append(f"{len(skipped)} images had a result already and were skipped")
     return lines

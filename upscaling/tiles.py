@@ -11,7 +11,8 @@ from torch import Tensor
 from images.tensors import to_image, to_tensor
 from utils import Bar
 
-# An nn.Module with `.scale`: RGB in [0, 1], (N, 3, H, W) to (N, 3, scale * H, scale * W).
+# An nn.Module with `.scale`: RGB in [0, 1], (N, 3, H, W) to (N, 3, scale * H, scale * W). If it
+# folds squares of pixels into channels, their side is its `.unshuffle`.
 Network: TypeAlias = Any
 
 
@@ -32,7 +33,8 @@ def upscale(
         net: in eval mode.
         image: (H, W, 3).
         tile: largest side of the tiles in input pixels; 0, or one that the image fits in: none.
-        overlap: input pixels that neighbours share at least, below `tile`.
+        overlap: input pixels that neighbours share at least; fewer than `tile` has, by at least two
+            squares of a network that folds them.
         batch: tiles that the network is given at once.
         progress: called before the network is, with how many tiles are done and how many there are.
 
@@ -44,7 +46,8 @@ def upscale(
     """
     scale = net.scale
     height, width = image.shape[:2]
-    rows, columns = _spans(height, tile, overlap), _spans(width, tile, overlap)
+    unit = getattr(net, "unshuffle", 1)
+    rows, columns = _spans(height, tile, overlap, unit), _spans(width, tile, overlap, unit)
     tell = progress or (lambda done, total: None)
     if len(rows) == len(columns) == 1:
         tell(0, 1)
@@ -101,16 +104,23 @@ def _run(net: Network, tiles: Sequence[np.ndarray]) -> Tensor:
     return results
 
 
-def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
-    """Where tiles of one size, at most `tile`, begin and end to cover [0, length) evenly."""
+def _spans(length: int, tile: int, overlap: int, unit: int = 1) -> list[tuple[int, int]]:
+    """Where tiles of one size, at most `tile`, begin and end to cover [0, length) evenly.
+
+    As many pixels lie before each, and behind each, as fill squares of `unit`: a network that folds
+    them folds the same ones as in the whole image, and in its flips.
+    """
     if tile == 0 or length <= tile:
         return [(0, length)]
+    tile -= (tile - length) % unit
+    overlap += (length - overlap) % unit
     count = math.ceil((length - overlap) / (tile - overlap))
     # No larger than that number needs: for 512 pixels each way, tiles of 192 instead of 256 are
     # 44% less work.
     tile = math.ceil((length + (count - 1) * overlap) / count)
-    starts = np.linspace(0, length - tile, count).round().astype(int).tolist()
-    return [(start, start + tile) for start in starts]
+    tile += (length - tile) % unit
+    starts = np.linspace(0, (length - tile) // unit, count).round().astype(int) * unit
+    return [(start, start + tile) for start in starts.tolist()]
 
 
 def _blend_weights(

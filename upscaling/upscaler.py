@@ -386,7 +386,7 @@ class PerChannel(nn.Module):
     def __init__(self, net: Network):
         super().__init__()
         self.net = net
-        self.scale = net.scale
+        self.scale, self.unshuffle = net.scale, getattr(net, "unshuffle", 1)
 
     def forward(self, low_res: Tensor) -> Tensor:
         """(N, 3, H, W) to (N, 3, scale * H, scale * W)."""
@@ -399,7 +399,7 @@ class Recoloured(nn.Module):
     def __init__(self, net: Network):
         super().__init__()
         self.net = net
-        self.scale = net.scale
+        self.scale, self.unshuffle = net.scale, getattr(net, "unshuffle", 1)
 
     def forward(self, low_res: Tensor) -> Tensor:
         """(N, 3, H, W) to (N, 3, scale * H, scale * W)."""
@@ -417,7 +417,7 @@ class Ensemble(nn.Module):
     def __init__(self, net: Network):
         super().__init__()
         self.net = net
-        self.scale = net.scale
+        self.scale, self.unshuffle = net.scale, getattr(net, "unshuffle", 1)
 
     def forward(self, low_res: Tensor) -> Tensor:
         """(N, 3, H, W) to (N, 3, scale * H, scale * W)."""
