@@ -7,8 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import psutil
@@ -16,6 +18,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
+from programs import load_program
 from selenium import webdriver
 from selenium.webdriver.support.wait import WebDriverWait
 
@@ -42,6 +45,20 @@ def marked(test):
     for mark in in_a_browser:
         test = mark(test)
     return test
+
+
+def test_only_this_machine_reaches_the_page(monkeypatch, capsys, tmp_path):
+    """Whatever the environment asks gradio for; with a stand-in for it, where it is missing."""
+    gradio = MagicMock(__spec__=ModuleSpec("gradio", None))
+    page = gradio.Blocks.return_value.__enter__.return_value
+    page.launch.return_value = (None, "http://127.0.0.1:7860/", None)
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["app.py"])
+    load_program("app").main()
+    (call,) = page.launch.call_args_list
+    assert call.kwargs["server_name"] == "127.0.0.1" and call.kwargs["share"] is False
+    assert "The page is at http://127.0.0.1:7860/" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

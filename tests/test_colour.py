@@ -226,6 +226,13 @@ def test_a_gray_png_gets_a_gray_profile(tmp_path):
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_an_avif_files_profile_is_kept(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(CHART).save(tmp_path / "x.avif", icc_profile=profile)
+    assert read_picture(tmp_path / "x.avif").profile == profile
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
 def test_an_avif_file_says_its_primaries_in_a_box(tmp_path):
     Image.fromarray(CHART).save(tmp_path / "x.avif", quality=100)
     assert read_picture(tmp_path / "x.avif").profile is None  # Pillow writes sRGB's numbers

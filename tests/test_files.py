@@ -173,6 +173,20 @@ def test_a_colour_that_stands_for_transparency(tmp_path):
 
 
 def test_cmyk_goes_through_its_profile(tmp_path):
+    from test_tiff import ink_profile
+
+    inks = noise(4, np.uint8).repeat(16, 0).repeat(16, 1)
+    Image.fromarray(inks, "CMYK").save(tmp_path / "x.jpg", icc_profile=ink_profile(), quality=95)
+    srgb = ImageCms.createProfile("sRGB")
+    with Image.open(tmp_path / "x.jpg") as file:
+        given = io.BytesIO(file.info["icc_profile"])
+        expected = ImageCms.profileToProfile(file, given, srgb, outputMode="RGB")
+    read = read_picture(tmp_path / "x.jpg")
+    assert read.profile is None
+    assert np.abs(read.rgb.astype(int) - np.array(expected)).max() <= 2
+
+
+def test_cmyk_without_a_profile_is_turned_by_formula(tmp_path):
     picture = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
     picture.save(tmp_path / "x.jpg")
     assert np.abs(read_picture(tmp_path / "x.jpg").rgb.astype(int) - (0, 255, 255)).max() <= 2
@@ -247,6 +261,23 @@ def test_jpeg_has_a_white_background(tmp_path):
     assert "on white" in write_picture(Picture(rgb, alpha), tmp_path / "x.jpg")
     read = np.array(Image.open(tmp_path / "x.jpg")).astype(int)
     assert np.abs(read[:, :6] - 255).max() <= 4 and np.abs(read[:, 10:] - 40).max() <= 4
+
+
+def test_half_clear_pixels_are_mixed_with_white(tmp_path):
+    alpha = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    write_picture(Picture(np.full((16, 16, 3), 40, np.uint8), alpha), tmp_path / "x.bmp")
+    expected = 40 * (alpha / 255) + 255 * (1 - alpha / 255)
+    read = np.array(Image.open(tmp_path / "x.bmp"))
+    assert np.abs(read - expected[..., None]).max() <= 0.51
+
+
+def test_jpeg_is_written_as_pillow_writes_95_without_subsampling(tmp_path, random_image):
+    pixels = random_image(40, 50)
+    write_image(pixels, tmp_path / "x.jpg")
+    Image.fromarray(pixels).save(tmp_path / "pillow.jpg", quality=95, subsampling=0)
+    ours, theirs = (Image.open(tmp_path / name) for name in ("x.jpg", "pillow.jpg"))
+    assert ours.quantization == theirs.quantization and ours.layer == theirs.layer
+    assert np.array_equal(np.array(ours), np.array(theirs))
 
 
 def test_a_type_that_cannot_hold_the_size_is_named(tmp_path):

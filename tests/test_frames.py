@@ -145,6 +145,31 @@ def test_a_lossless_webp_that_moves_stays_so_and_a_lossy_one_is_lossy(tmp_path):
         assert same(shown(tmp_path / "out.webp")[0], shown(path)[0]) == lossless
 
 
+def test_a_lossy_webp_that_moves_keeps_its_transparency(tmp_path):
+    frames = drawn(True)
+    saved(tmp_path / "in.png", frames, duration=TIMES)
+    write_picture(read_picture(tmp_path / "in.png", BOTH), tmp_path / "out.webp")
+    assert b"ALPH" in (tmp_path / "out.webp").read_bytes()  # which lossy frames alone have
+    result = shown(tmp_path / "out.webp")[0]
+    for ours, frame in zip(result, frames, strict=True):
+        assert np.array_equal(ours[..., 3], frame[..., 3])
+        clear = frame[..., 3:] == 0
+        assert np.abs(np.where(clear, 0, ours.astype(int) - frame)).mean() < 3
+
+
+def test_a_quality_is_that_of_every_frame(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (3, 40, 50, 3), np.uint8)
+    images = [Image.fromarray(frame) for frame in noise]
+    images[0].save(tmp_path / "in.webp", save_all=True, append_images=images[1:])
+    picture = read_picture(tmp_path / "in.webp", BOTH)
+    sizes = []
+    for quality in (10, 50, None):  # 95
+        job = Job(tmp_path / "in.webp", tmp_path / f"{quality}.webp", None, None)
+        Saving(quality).write(picture, job, [])
+        sizes.append((tmp_path / f"{quality}.webp").stat().st_size)
+    assert 1.5 * sizes[0] < sizes[1] and 1.5 * sizes[1] < sizes[2]
+
+
 def test_the_picture_for_programs_that_show_no_animation_stays_that(tmp_path):
     frames = drawn(True)
     saved(tmp_path / "in.png", frames, duration=TIMES[1:], default_image=True)
@@ -159,11 +184,12 @@ def test_the_picture_for_programs_that_show_no_animation_stays_that(tmp_path):
 
 
 def test_an_animations_metadata_and_profile_stay(tmp_path):
+    from test_files import PROFILE
     from test_metadata import PACKET, camera
 
     frames = drawn(True)
-    exif = b"Exif\0\0" + camera()
-    saved(tmp_path / "in.webp", frames, duration=TIMES, exif=exif, xmp=PACKET.encode())
+    words = dict(exif=b"Exif\0\0" + camera(), xmp=PACKET.encode(), icc_profile=PROFILE)
+    saved(tmp_path / "in.webp", frames, duration=TIMES, **words)
     picture = read_picture(tmp_path / "in.webp", BOTH)
     assert picture.rgb.shape == (30, 20, 3)  # it lay on its side
     for kind in ("webp", "png"):
@@ -171,6 +197,7 @@ def test_an_animations_metadata_and_profile_stay(tmp_path):
         with Image.open(tmp_path / f"out.{kind}") as file:
             assert file.getexif()[0x010F] == "ACME" and file.getexif()[0x0112] == 1
             assert b't:Orientation="1"' in file.info["xmp"] and file.n_frames == 5
+            assert file.info["icc_profile"] == PROFILE
     result = shown(tmp_path / "out.webp")[0]
     assert same(result, [np.ascontiguousarray(np.rot90(frame, -1)) for frame in frames])
 
@@ -252,6 +279,27 @@ def test_pages_of_all_kinds_come_out_as_they_are(tmp_path):
             assert np.array_equal(page.asarray(), pages[i]) and page.compression == 8
             assert page.tags[282].value[0] / page.tags[282].value[1] == 300 + i
             assert page.tags[285].value == f"page {i}"
+
+
+def test_pages_that_pillow_decodes_are_each_their_own(tmp_path):
+    """A fax, which tifffile leaves to libtiff; and the profile of each page that is written."""
+    from test_files import PROFILE
+
+    rng = np.random.default_rng(0)
+    pages = [Image.fromarray(rng.random((20, 30)) < 0.5) for _ in range(3)]
+    options = dict(save_all=True, append_images=pages[1:], compression="group4")
+    pages[0].save(tmp_path / "in.tif", **options)
+    picture = read_picture(tmp_path / "in.tif", BOTH)
+    read = [picture, *picture.sequence.rest()]
+    assert len(read) == 3
+    for ours, page in zip(read, pages, strict=True):
+        assert np.array_equal(ours.rgb[..., 0], np.array(page) * np.uint8(255))
+    images = [Image.fromarray(rng.integers(0, 256, (9, 8, 3), np.uint8)) for _ in range(3)]
+    options = dict(save_all=True, append_images=images[1:], icc_profile=PROFILE)
+    images[0].save(tmp_path / "in.tif", **options)
+    write_picture(read_picture(tmp_path / "in.tif", BOTH), tmp_path / "out.tif")
+    with tifffile.TiffFile(tmp_path / "out.tif") as file:
+        assert [page.tags[34675].value for page in file.pages] == [PROFILE] * 3
 
 
 def test_what_is_said_of_later_pages_is_told_and_all_of_them_are_stripped(tmp_path):

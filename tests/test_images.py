@@ -28,7 +28,7 @@ needs_benchmarks = pytest.mark.skipif(
 # ---------------------------------------------------------------------------------------- resize
 
 
-def resize_by_the_definition(image: np.ndarray, scale: float) -> np.ndarray:
+def resize_by_the_definition(image: np.ndarray, scale: float, white: int = 255) -> np.ndarray:
     """MATLAB's documented algorithm, pixel by pixel in plain Python, one channel."""
 
     def keys(x: float) -> float:
@@ -49,7 +49,7 @@ def resize_by_the_definition(image: np.ndarray, scale: float) -> np.ndarray:
                 mirrored = mirrored if mirrored < length else 2 * length - 1 - mirrored
                 total += weight * values[mirrored]
                 weight_sum += weight
-            output.append(min(255, max(0, math.floor(total / weight_sum + 0.5))))
+            output.append(min(white, max(0, math.floor(total / weight_sum + 0.5))))
         return output
 
     down = np.array([line(column) for column in image.T.tolist()]).T
@@ -61,6 +61,15 @@ def test_resize_follows_matlabs_definition(scale, random_image):
     image = random_image(24, 25)
     expected = [resize_by_the_definition(image[..., c], scale) for c in range(3)]
     assert np.array_equal(imresize(image, scale), np.stack(expected, axis=-1))
+
+
+@pytest.mark.parametrize("scale", [0.7, 2])
+def test_16_bits_are_resized_by_the_same_definition(scale):
+    image = np.random.default_rng(0).integers(0, 2**16, (14, 15, 3), np.uint16)
+    image[:, :5] = [0, 2**16 - 1, 30_000]  # an edge that overshoots on both sides
+    expected = [resize_by_the_definition(image[..., c], scale, 2**16 - 1) for c in range(3)]
+    result = imresize(image, scale)
+    assert result.dtype == np.uint16 and np.array_equal(result, np.stack(expected, axis=-1))
 
 
 @pytest.mark.parametrize("scale", [0.31, 0.7, 1, 2, 3])

@@ -468,13 +468,17 @@ def test_what_is_too_large_for_a_jpeg_is_left_out_and_told(tmp_path):
         (b'<a g:MotionPhoto="1" g:MotionPhotoVersion="1" g:Other="2">', b'<a g:Other="2">'),
         (b"<a><g:MotionPhoto>1</g:MotionPhoto></a>", b"<a></a>"),
         (b'<a n:HasExtendedXMP="0123">', b"<a>"),
+        (b"<c:Directory><r:Seq><r:li/></r:Seq></c:Directory><a/>", b"<a/>"),
+        (b'<a h:Version="1.0" h:GainMapMax = "2">', b"<a>"),
     ],
 )
 def test_xmp_is_mended_wherever_it_speaks_of_pixels(given, expected):
     spaces = (
         b'xmlns:t="http://ns.adobe.com/tiff/1.0/" xmlns:m="http://ns.adobe.com/xap/1.0/" '
         b'xmlns:g="http://ns.google.com/photos/1.0/camera/" '
-        b"xmlns:n='http://ns.adobe.com/xmp/note/' xmlns:x='http://other/'>"
+        b"xmlns:n='http://ns.adobe.com/xmp/note/' xmlns:x='http://other/' "
+        b'xmlns:c="http://ns.google.com/photos/1.0/container/" '
+        b'xmlns:h="http://ns.adobe.com/hdr-gain-map/1.0/">'
     )
     assert mended_xmp(spaces + given, 30, 20) == spaces + expected
 
@@ -485,6 +489,52 @@ def test_xmp_in_utf_16_becomes_utf_8(tmp_path):
     write_picture(read_picture(tmp_path / "in.tif"), tmp_path / "out.jpg")
     with Image.open(tmp_path / "out.jpg") as file:
         assert "Ada Löwe".encode() in file.info["xmp"] and b't:Orientation="1"' in file.info["xmp"]
+
+
+def test_the_loss_of_an_extension_of_xmp_is_told(tmp_path):
+    photograph(tmp_path / "in.jpg", camera())
+    content = (tmp_path / "in.jpg").read_bytes()
+    more = b"http://ns.adobe.com/xmp/extension/\0" + bytes(60)
+    segment = b"\xff\xe1" + struct.pack(">H", len(more) + 2) + more
+    assert "extension" not in read_picture(tmp_path / "in.jpg").remark
+    (tmp_path / "in.jpg").write_bytes(content[:20] + segment + content[20:])
+    remark = read_picture(tmp_path / "in.jpg").remark
+    assert "without the extension of its XMP data" in remark
+
+
+# ----------------------------------------------------------------------------- Photoshop, and size
+
+
+def test_of_photoshops_resources_those_that_show_the_original_are_left_out(tmp_path):
+    """Its thumbnail (0x040C) and paths (0x07D0)."""
+    thumbnail = b"8BIM\x04\x0c\0\0" + struct.pack(">I", 8) + b"original"
+    path = b"8BIM\x07\xd0\0\0" + struct.pack(">I", 2) + b"ab"
+    photograph(tmp_path / "in.jpg", camera())
+    content = (tmp_path / "in.jpg").read_bytes()
+    resources = b"Photoshop 3.0\0" + thumbnail + path
+    segment = b"\xff\xed" + struct.pack(">H", len(resources) + 2) + resources
+    (tmp_path / "in.jpg").write_bytes(content[:20] + segment + content[20:])
+    assert read_picture(tmp_path / "in.jpg").metadata.iptc == IPTC
+
+
+def test_iptc_data_in_numbers_of_four_bytes_is_read(tmp_path):
+    """As some programs store it in TIFF: type LONG, so in the file's order of bytes."""
+    padded = HEADLINE + bytes(-len(HEADLINE) % 4)
+    numbers = np.frombuffer(padded, ">u4")
+    extra = [(33723, 4, len(numbers), tuple(map(int, numbers)), False)]
+    tifffile.imwrite(tmp_path / "in.tif", PHOTO, photometric="rgb", metadata=None, extratags=extra)
+    write_picture(read_picture(tmp_path / "in.tif"), tmp_path / "out.jpg")
+    with Image.open(tmp_path / "out.jpg") as file:
+        assert IptcImagePlugin.getiptcinfo(file)[2, 105] == b"News"
+
+
+@pytest.mark.parametrize("unit, dpi", [("inch", (300, 150)), ("centimeter", (762, 381))])
+def test_pixels_a_centimetre_are_turned_into_those_an_inch(unit, dpi, tmp_path):
+    given = dict(resolution=(300, 150), resolutionunit=unit)
+    tifffile.imwrite(tmp_path / "in.tif", PHOTO, photometric="rgb", metadata=None, **given)
+    write_picture(read_picture(tmp_path / "in.tif"), tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as file:
+        assert file.info["dpi"] == pytest.approx(dpi, abs=0.02)
 
 
 # ---------------------------------------------------------------------------------------- saving

@@ -4,6 +4,7 @@ import csv
 import math
 import os
 import re
+import runpy
 import subprocess
 import sys
 import threading
@@ -24,14 +25,17 @@ import upscaling.upscaler
 from images.files import Picture, read_image, read_picture, write_image, write_picture
 from images.filetypes import WRITTEN
 from images.kinds import ImageError
-from images.resize import imresize
-from images.scores import psnr, ssim
+from images.resize import enlarge_nearest, imresize
+from images.scores import as_text, psnr, ssim
 from images.tensors import to_image, to_tensor
 from model import RRDBNet
+from training.ranks import Ranks
+from upscaling.comparing import upscale_file
 from upscaling.inputs import UsageError, find_partner, partners_in
-from upscaling.upscaler import Upscaler
+from upscaling.upscaler import Upscaler, enlarge
 from weights import load_generator, save_generator
 
+ROOT = Path(__file__).parents[1]
 command = load_program("test")
 
 
@@ -645,6 +649,143 @@ def test_batches_of_tiles_and_what_tiles_change(workplace, monkeypatch, capsys, 
     assert re.search(r"x.png: tiles differ .* at most [01]/255", capsys.readouterr().out)
 
 
+class FarSighted(torch.nn.Module):
+    """Each pixel, less the mean of all that it is given, or of 17 x 17 around it."""
+
+    in_channels, scale = 3, 1
+
+    def __init__(self, radius=None):
+        super().__init__()
+        self.unused, self.radius = torch.nn.Parameter(torch.zeros(1)), radius
+
+    def forward(self, x):
+        if self.radius is None:
+            return x - x.mean((2, 3), keepdim=True) + 0.5
+        side = 2 * self.radius + 1
+        return torch.nn.functional.avg_pool2d(x, side, 1, self.radius)  # with zeros around
+
+
+def test_what_tiles_change_is_measured(random_image):
+    image = imresize(random_image(20, 30), 8)
+    upscaler = Upscaler(FarSighted(), "cpu", "fp32", tile=64)
+    largest, mean = upscaler.tile_difference(image)
+    whole = Upscaler(FarSighted(), "cpu", "fp32", tile=0)(image).astype(int)
+    difference = np.abs(whole - upscaler(image))
+    assert largest == difference.max() > 10 and mean == pytest.approx(difference.mean())
+
+
+def test_what_a_tile_sees_beyond_its_edge_does_not_count(random_image):
+    """A quarter of the overlap, 8 pixels."""
+    image = random_image(160, 200) // 2 + 128
+    whole = Upscaler(FarSighted(8), "cpu", "fp32", tile=0)(image).astype(int)
+    tiled = Upscaler(FarSighted(8), "cpu", "fp32", tile=64)(image)
+    assert np.abs(whole - tiled).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_what_is_opaque_or_clear_stays_so(dtype, net):
+    top = np.iinfo(dtype).max
+    rgb = np.full((24, 30, 3), top // 2, dtype)
+    alpha = np.zeros((24, 30), dtype)
+    alpha[:, 10:] = top
+    enlarged = enlarge(Picture(rgb, alpha), Upscaler(net, "cpu", "fp32", scale=3)).alpha
+    assert enlarged.dtype == dtype
+    assert (enlarged[:, :24] == 0).all() and (enlarged[:, 36:] == top).all()
+
+
+def test_every_flag_reaches_what_computes(workplace, monkeypatch):
+    made, devices = [], []
+    monkeypatch.setattr(
+        command, "Upscaler", lambda net, device, **given: made.append(given) or real(net, **given)
+    )
+    real = Upscaler
+    monkeypatch.setattr(
+        command, "choose_device", lambda *given: devices.append(given) or torch.device("cpu")
+    )
+    flags = "--tile 64 --batch 3 --precision bf16 --device mps --wrap --keep-hidden --ensemble"
+    for size in ("--width 20 --height 30", "--outscale 1.5"):
+        monkeypatch.setattr(sys, "argv", ["test.py", "photos", *flags.split(), *size.split()])
+        assert command.main(command.Ranks()) == 0
+    given = dict(precision="bf16", tile=64, batch=3, ensemble=True, wrap=True, keep_hidden=True)
+    assert made == [
+        given | dict(scale=None, width=20, height=30),
+        given | dict(scale=1.5, width=None, height=None),
+    ]
+    assert devices == [("mps", 0)] * 2
+
+
+@pytest.mark.parametrize(
+    "given, size",
+    [({"width": 37}, (39, 37)), ({"height": 35}, (35, 34)), ({"width": 36}, (38, 36))],
+)
+def test_a_side_that_is_not_named_is_rounded(given, size, net):
+    """Of 50 x 48 pixels: 38.54, 33.6 and 37.5."""
+    upscaler = Upscaler(net, "cpu", "fp32", **given)
+    assert upscaler(np.zeros((50, 48, 3), np.uint8)).shape == (*size, 3)
+
+
+def test_what_is_not_read_among_the_originals_is_told(workplace, monkeypatch, capsys):
+    write_image(imresize(read_image("photos/a.png"), 2), "hr/a.png")
+    Path("hr/b.nef").write_bytes(b"MM\0*")
+    assert run(monkeypatch, "photos/a.png", "--hr", "hr") == 1
+    assert "hr/b.nef" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", ["test", "weights"])
+def test_ctrl_c_ends_a_command_in_words(program, monkeypatch):
+    monkeypatch.setattr(Ranks, "of_torchrun", lambda: interrupted())
+    calls = []
+
+    def interrupted(*args):
+        calls.append(1)
+        if program == "weights" and len(calls) == 1:  # before torch is imported
+            return None
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("upscaling.weights_flags.parse_args", interrupted)
+    monkeypatch.setattr(sys, "argv", [f"{program}.py", "photos"])
+    with pytest.raises(SystemExit, match=rf"{program}.py: interrupted; what was done is kept"):
+        runpy.run_path(str(ROOT / f"{program}.py"), run_name="__main__")
+
+
+@pytest.mark.parametrize(
+    "words, status",
+    [("photos", 0), ("photos broken.png", 1), ("nowhere", 2), ("photos --weights no.pth", 2)],
+)
+def test_the_status_says_what_became_of_a_command(words, status, workplace, monkeypatch):
+    Path("broken.png").write_bytes(b"\x89PNG")
+    monkeypatch.setattr(sys, "argv", ["test.py", *words.split(), "--precision", "fp32"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "test.py"), run_name="__main__")
+    assert ended.value.code == status
+
+
+def test_the_page_compares_bicubic_with_what_it_saves(workplace, net, random_image):
+    """Bicubic is on the left."""
+    given = imresize(random_image(6, 8), 4)
+    write_image(given, "in/a.png")
+    compared = upscale_file(Path("in/a.png"), Path("out"), Upscaler(net, "cpu", "fp32"))
+    result = read_image(compared.file)
+    assert np.array_equal(result, Upscaler(net, "cpu", "fp32")(given))
+    left, right = (read_image(path).astype(int) for path in compared.pictures)
+    bicubic = imresize(given, 2)
+    assert np.abs(left - bicubic).mean() < 2 and np.abs(right - result).mean() < 2
+    assert np.abs(bicubic.astype(int) - result).mean() > 10
+    assert compared.words.startswith("a.png: 64x48 pixels")
+
+
+def test_a_process_takes_every_nth_image(workplace, monkeypatch):
+    monkeypatch.setattr(command.Ranks, "gather", lambda self, own: own)
+    monkeypatch.setattr(sys, "argv", ["test.py", "photos", "--precision", "fp32"])
+    names = {}
+    for rank in (0, 1):
+        assert command.main(command.Ranks(rank=rank, count=2)) == 0
+        names[rank] = {path.name for path in Path("results").rglob("*.png")}
+        for path in Path("results").rglob("*.png"):
+            path.unlink()
+    assert len(names[0]) == len(names[1]) == 2 and not names[0] & names[1]
+
+
 def test_the_newest_generator_is_the_default(workplace, monkeypatch, capsys):
     Path("checkpoints/other").mkdir()
     other = RRDBNet(scale=4, features=4, blocks=1, growth=4)
@@ -682,6 +823,22 @@ def test_hr_gives_a_table_beside_bicubic(workplace, net, monkeypatch, capsys, ra
     assert float(table["bx2.png"]["lr_psnr"]) == shrunk
     mean = np.mean([float(table[name]["psnr_y"]) for name in list(table)[:3]])
     assert float(table["mean"]["psnr_y"]) == pytest.approx(mean)
+
+
+def test_the_table_calls_each_by_its_name():
+    names = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "lpips")
+    row = {"image": "a.png"} | {name: i + 0.5 for i, name in enumerate(names)}
+    row |= {f"bicubic_{name}": i + 10.25 for i, name in enumerate(names)}
+    head, values = (re.split(r"  +", line) for line in as_text([row]).splitlines())
+    assert dict(zip(head, values, strict=True)) == {
+        "image": "a.png",
+        "ours, Y": "0.50 / 1.5000",
+        "bicubic, Y": "10.25 / 11.2500",
+        "ours, RGB": "2.50 / 3.5000",
+        "bicubic, RGB": "12.25 / 13.2500",
+        "ours, lpips": "4.5000",
+        "bicubic, lpips": "14.2500",
+    }
 
 
 class FakeMetric:
@@ -835,7 +992,35 @@ def test_compare_writes_pictures_side_by_side(workplace, monkeypatch):
     strip = read_image("results/compare/sub/d.png")
     result = read_image("results/sub/d.png")
     assert np.array_equal(strip[-result.shape[0] :, -result.shape[1] :], result)
-    assert strip.shape[1] >= 3 * result.shape[1]
+    given = read_image("photos/sub/d.png")
+    assert_in_this_order(strip, [enlarge_nearest(given, 2), imresize(given, 2), result])
+    write_image(result[::-1], "hr/sub/d.png")
+    assert run(monkeypatch, "photos", "--compare", "--hr", "hr") == 0
+    pictures = [enlarge_nearest(given, 2), imresize(given, 2), result, result[::-1]]
+    assert_in_this_order(read_image("results/compare/sub/d.png"), pictures)
+
+
+def assert_in_this_order(strip, pictures):
+    """From left to right, below their labels."""
+    height, width = pictures[0].shape[:2]
+    starts = range(strip.shape[1] - width + 1)
+    places = [
+        [x for x in starts if np.array_equal(strip[-height:, x : x + width], picture)]
+        for picture in pictures
+    ]
+    assert all(len(place) == 1 for place in places) and places == sorted(places)
+
+
+def test_of_a_large_picture_the_strip_shows_the_middle(workplace, monkeypatch, random_image):
+    write_image(random_image(600, 640), "large/a.png")
+    assert run(monkeypatch, "large", "--compare") == 0
+    strip, result = read_image("results/compare/a.png"), read_image("results/a.png")
+    given = enlarge_nearest(read_image("large/a.png"), 2)
+    side = command.COMPARED_SIDE
+    down, across = ((length - side) // 2 for length in result.shape[:2])
+    window = slice(down, down + side), slice(across, across + side)
+    assert down > 0 and across > 0 and strip.shape[1] < 4 * side
+    assert_in_this_order(strip, [given[window], result[window]])
 
 
 def test_a_grayscale_network_gets_each_colour_as_an_image(workplace, monkeypatch):

@@ -62,6 +62,14 @@ def test_a_rolled_texture_gives_the_rolled_result(size, shift, flags, dtype, net
     assert np.abs(expected - results[1]).max() * 255 / np.iinfo(dtype).max <= 1
 
 
+def test_the_result_is_the_middle_of_a_wall_of_them(net):
+    pixels = texture(40, 56)[..., :3]
+    wall = Upscaler(net, "cpu", "fp32", tile=0)(np.tile(pixels, (3, 3, 1))).astype(int)
+    result = Upscaler(net, "cpu", "fp32", wrap=True)(pixels)
+    assert np.abs(wall[80:160, 112:224] - result).max() <= 1
+    assert np.ptp(result) > 50  # and not all one colour
+
+
 @pytest.mark.slow
 def test_without_it_there_is_a_seam_which_it_closes():
     """Levels between pixels that meet when the result is laid side by side."""
