@@ -231,7 +231,8 @@ def preview(stream: CropStream, count: int) -> np.ndarray:
     """A sheet of the first samples, each with what was drawn for it: uint8, (H, W, 3)."""
     d = stream.degradation
     title = f"x{stream.scale}, seed {stream.seed}, degradation.level {d.level}"
-    return draw_sheet(title, [entry_of(k, stream.sample(k), d.sharpen) for k in range(count)])
+    sharpened = d.sharpen and d.level != "none"
+    return draw_sheet(title, [entry_of(k, stream.sample(k), sharpened) for k in range(count)])
 
 
 def entry_of(k: int, sample: Sample, sharpened: bool) -> Entry:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset import Crops, batches
+from dataset import Crops, CropStream, batches
 from formats.discriminators import load_discriminator
 from images.opening import silence_pillow
 from images.pairs import DataError
@@ -74,10 +74,10 @@ def train(run: RunFolder, given: set[str]) -> None:
     check_batch_size(config, ranks, run.phases_left())
     prepare_folders(config)
     phases = run.phases_to_visit()
-    vgg = load_vgg(config, phases, device)
+    vgg = load_vgg(config, run.phases_left(), device)
     states_d = load_discriminators(config, run)
     packed = run.packs if run.checkpoint else None
-    streams, valid, run.packs = load_data(config, phases, packed)
+    streams, valid, run.packs = load_data(config, run.phases_left(), packed)
     validation = Validation(valid, device, dtype, run) if valid else None
     run.open_log()
 
@@ -100,17 +100,8 @@ def train(run: RunFolder, given: set[str]) -> None:
             learner = Learner(config, name, generator, vgg, dtype, ranks, states_d.get(name))
             seconds = run.restore(learner)
             monitor = Monitor(learner.at, seconds, device, run)
-            loader = batches(
-                streams[name],
-                learner.at.run_step,
-                learner.at.before + learner.phase.steps,
-                config.batch_size,
-                config.workers,
-                pin_memory=device.type == "cuda",
-                parts=config.accumulate,
-                rank=ranks.rank,
-                ranks=ranks.count,
-            )
+            # A phase of which only the last file is left to write has no stream.
+            loader = batches_left(learner, streams[name], ranks) if name in streams else ()
             train_phase(learner, loader, monitor, validation, run, stop)
             if learner.at.step == learner.phase.steps:
                 run.finish(learner)
@@ -121,6 +112,21 @@ def train(run: RunFolder, given: set[str]) -> None:
     print("Upscale a folder with them:  python test.py FOLDER")
     if uses_demo(config):
         print(f"Compare with recorded runs:  python benchmarks/compare_runs.py {run.folder}")
+
+
+def batches_left(learner: "Learner", stream: CropStream, ranks: Ranks) -> Iterable[Crops]:
+    config = learner.config
+    return batches(
+        stream,
+        learner.at.run_step,
+        learner.at.before + learner.phase.steps,
+        config.batch_size,
+        config.workers,
+        pin_memory=learner.device.type == "cuda",
+        parts=config.accumulate,
+        rank=ranks.rank,
+        ranks=ranks.count,
+    )
 
 
 def train_phase(
@@ -400,7 +406,7 @@ def run_as_program() -> None:
         sys.exit(f"train.py: {error}")
     except (RuntimeError, MemoryError) as error:
         if remedy := remedy_for(error):
-            sys.exit(f"train.py: {remedy} The same command goes on from the last checkpoint.")
+            sys.exit(f"train.py: {remedy} The same command goes on from the last saved step.")
         raise
     except KeyboardInterrupt:
         sys.exit("train.py: interrupted")

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 MINUTE = 60  # seconds between two lines about progress, where there is no terminal
+PATIENCE = 10 if sys.platform == "win32" else 0  # seconds, with files that others have open
 
 # Line breaks, control characters, marks that turn the direction of writing, bytes of no UTF-8.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -341,9 +342,21 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with naming(path, temporary):
             with open(temporary, "x+b") as file:
                 yield file
-            os.replace(temporary, path)
+            _put(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """In the place of `path`. On Windows that fails for as long as a program has either open."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return os.replace(temporary, path)
+        except PermissionError:
+            if time.monotonic() >= end:
+                raise
+        time.sleep(0.1)
 
 
 def remove_leftovers(folder: Path, start: str = "") -> None:

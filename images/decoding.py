@@ -3,16 +3,20 @@
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from images.files import read_image
-from images.kinds import ImageError
+from images.colour import to_srgb
+from images.files import bleed, read_picture, whole_8_bits
+from images.kinds import PIXEL_BYTES, ImageError, open_image
 from images.pairs import LOWEST_FIT, DataError, Fit, fit
 from images.resize import imresize, whole_multiple
-from utils import Bar, listed, usable_cores
+from utils import Bar, available_memory, listed, usable_cores
+
+WAITING = 2  # decoded images in memory for each thread that decodes
 
 
 class MismatchError(ImageError):
@@ -93,8 +97,24 @@ class Decoded:
     fit: Fit | None = None
 
 
+def areas_by_header(paths: list[Path]) -> list[int]:
+    """Pixels of each image; 0 of one that cannot be opened, which is named later."""
+    areas = [0] * len(paths)
+    for i, path in enumerate(paths):
+        with suppress(Exception), open_image(path) as file:
+            areas[i] = file.width * file.height
+    return areas
+
+
+def threads_for(largest: int) -> int:
+    """How many may decode images of so many pixels at once in the memory that is free now."""
+    waiting = WAITING * 2 * 3  # bytes of HR and, at the most, as much of LR
+    of_thread = largest * (PIXEL_BYTES + waiting)
+    return max(1, min(usable_cores(), available_memory() // max(1, of_thread)))
+
+
 def decode_all(
-    paths: list[Path], partners: dict[Path, Path], scale: int
+    paths: list[Path], partners: dict[Path, Path], scale: int, threads: int
 ) -> Iterator[Decoded | ImageError]:
     """Per path, in order: what it holds, or the error that it ended in."""
 
@@ -103,31 +123,45 @@ def decode_all(
             return decode_pair(path, partners.get(path), scale)
         except ImageError as error:
             return error
+        except MemoryError as error:  # of the work on what was read
+            failure = ImageError(f"{path}: too little memory is free")
+            failure.__cause__ = error
+            return failure
 
     # Threads are enough: Pillow and NumPy let go of the interpreter lock while they work.
     # Chunks bound how many decoded images wait in memory.
-    workers = usable_cores()
     with (
-        ThreadPoolExecutor(workers) as pool,
+        ThreadPoolExecutor(threads) as pool,
         Bar(total=len(paths), desc="packing images", unit="image") as bar,
     ):
-        for start in range(0, len(paths), 2 * workers):
-            for result in pool.map(decode, paths[start : start + 2 * workers]):
+        for start in range(0, len(paths), WAITING * threads):
+            for result in pool.map(decode, paths[start : start + WAITING * threads]):
                 yield result
                 bar.update()
 
 
+def read_visible(path: Path) -> tuple[np.ndarray, bytes | None]:
+    """Its colours, uint8 of (H, W, 3), and their profile. What is under alpha 0 is the colour of
+    the nearest pixel that can be seen, as it is in what test.py gives a network."""
+    picture = read_picture(path)
+    colours = whole_8_bits(picture, path)
+    return colours if picture.alpha is None else bleed(colours, picture.alpha), picture.profile
+
+
 def decode_pair(path: Path, lr_path: Path | None, scale: int) -> Decoded:
-    image = read_image(path)
+    image, profile = read_visible(path)
+    low_res, low_res_profile = read_visible(lr_path) if lr_path else (None, None)
+    if low_res is not None and profile != low_res_profile:  # else both have the same numbers
+        image, low_res = to_srgb(image, profile), to_srgb(low_res, low_res_profile)
     high_res = np.ascontiguousarray(whole_multiple(image, scale))
     height, width = high_res.shape[:2]
     if min(height, width) == 0:
         raise ImageError(f"{path}: smaller than one LR pixel")
     digest = hashlib.blake2b(repr(high_res.shape).encode(), digest_size=16)
     digest.update(high_res.data)
-    if lr_path is None:
+    if low_res is None:
         return Decoded(high_res, imresize(high_res, 1 / scale), digest.hexdigest())
-    low_res = np.ascontiguousarray(read_image(lr_path))
+    low_res = np.ascontiguousarray(low_res)
     size, given = (width // scale, height // scale), low_res.shape[1::-1]
     if given == size:
         own = hashlib.blake2b(low_res.data, digest_size=16).hexdigest()

@@ -34,7 +34,8 @@ def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
     marker = path.with_name(f"{path.name}.held")
     with naming(path, marker):
         native = has_locks(path.parent)
-        lock: BaseFileLock = FileLock(path) if native else SoftFileLock(marker)
+        # Of no content, and for all users, whatever their umask.
+        lock: BaseFileLock = FileLock(path, mode=0o666) if native else SoftFileLock(marker)
         try:
             lock.acquire(blocking=False)
         except Timeout:

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +19,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from images.decoding import Findings, decode_all
-from images.kinds import NO_IMAGES, Found, ImageError, find_images, open_image
+from images.decoding import Decoded, Findings, areas_by_header, decode_all, threads_for
+from images.kinds import NO_IMAGES, Found, ImageError, find_images
 from images.locks import locked
 from images.names import flat_stem
 from images.pairs import DataError, find_partners
@@ -233,8 +233,9 @@ def _pack_found(
             partners = find_partners(folder, paths, lr_folder, lr_paths, scale)
         before = {} if packed is None else pack_of_run(folder, source, packed)
         remove_old(folder, source)
-        target = place(folder, source, paths)
-        build_pack(target, folder, paths, partners, source)
+        areas = areas_by_header(paths)
+        target = place(folder, source, packed_size(areas, scale))
+        build_pack(target, folder, paths, partners, source, max(areas))
         pack = Pack(target, folder)
         known = packed and all(packed.values())  # and compared by `load_data`
         if before and not known and (lr_folder or not have_same_images(before, pack.index)):
@@ -348,8 +349,10 @@ def lock_of(folder: Path) -> Path:
         DataError: there is no place that can be written to.
     """
     for start in starts(folder):
-        if is_writable(start.parent):
-            return start.with_name(f".{start.name}.lock")
+        lock = start.with_name(f".{start.name}.lock")
+        # Another user's lock may be closed to this one.
+        if is_writable(start.parent) and (not lock.exists() or os.access(lock, os.W_OK)):
+            return lock
     raise DataError(f"{folder} cannot be packed: neither it nor data/packs can be written to")
 
 
@@ -363,13 +366,12 @@ def is_writable(folder: Path) -> bool:
         return False
 
 
-def place(folder: Path, source: Source, paths: list[Path]) -> Path:
-    """The path for a new pack, where there is room for it.
+def place(folder: Path, source: Source, needed: int) -> Path:
+    """The path for a new pack, where there is room for its bytes.
 
     Raises:
         DataError: there is none.
     """
-    needed = packed_size(paths, source.scale)
     shortages = []
     for start in starts(folder):
         if not is_writable(start.parent):
@@ -387,14 +389,9 @@ def place(folder: Path, source: Source, paths: list[Path]) -> Path:
     )
 
 
-def packed_size(paths: list[Path], scale: int) -> int:
-    """Bytes that the images take when they are decoded, by their headers."""
-    size = 0
-    for path in paths:
-        with suppress(Exception), open_image(path) as file:  # what is damaged is named later
-            width, height = (side // scale for side in file.size)
-            size += 3 * width * height * (scale**2 + 1) + 300  # and a line in the index
-    return size
+def packed_size(areas: list[int], scale: int) -> int:
+    """Bytes that images of so many pixels take in a pack, each with a line in the index."""
+    return sum(3 * area * (scale**2 + 1) // scale**2 + 300 for area in areas)
 
 
 def remove_old(folder: Path, source: Source) -> None:
@@ -431,13 +428,19 @@ def delete_unused(path: Path) -> bool:
 
 
 def build_pack(
-    target: Path, folder: Path, paths: list[Path], partners: dict[Path, Path], source: Source
+    target: Path,
+    folder: Path,
+    paths: list[Path],
+    partners: dict[Path, Path],
+    source: Source,
+    largest: int,
 ) -> None:
-    """Decode every image and write the pack, whole or not at all."""
+    """Decode every image, of at most `largest` pixels, and write the pack whole or not at all."""
     findings = Findings(folder)
+    results = decode_all(paths, partners, source.scale, threads_for(largest))
     try:
         with replacing(target) as file:
-            images = write_images(file, paths, partners, source.scale, findings)
+            images = write_images(file, zip(paths, results, strict=True), partners, findings)
             findings.refuse()
             about = dict(unreadable=findings.unreadable, doubtful=findings.doubtful)
             index = vars(source) | dict(id=source.id, images=images) | about
@@ -450,11 +453,14 @@ def build_pack(
 
 
 def write_images(
-    file: BinaryIO, paths: list[Path], partners: dict[Path, Path], scale: int, findings: Findings
+    file: BinaryIO,
+    results: Iterable[tuple[Path, Decoded | ImageError]],
+    partners: dict[Path, Path],
+    findings: Findings,
 ) -> list[dict]:
     """The pixels of every image that can be read, to the file; returns where each of them is."""
     images, offset = [], 0
-    for path, result in zip(paths, decode_all(paths, partners, scale), strict=True):
+    for path, result in results:
         if isinstance(result, ImageError):
             findings.add_error(path, partners.get(path), result)
             continue

@@ -13,7 +13,15 @@ import pytest
 import torch
 
 from config import Degradation
-from dataset import CropStream, batches, entry_of, fetch_div2k, main, write_demo_photographs
+from dataset import (
+    CropStream,
+    batches,
+    entry_of,
+    fetch_div2k,
+    main,
+    preview,
+    write_demo_photographs,
+)
 from images.files import read_image, write_image
 from images.packs import Pack, pack_folder
 from images.pairs import DataError
@@ -118,6 +126,11 @@ def test_without_degradation_the_preview_is_bicubic(photos, tmp_path, monkeypatc
     assert min(read_image(tmp_path / "preview.png").shape[:2]) > 256
     sample = CropStream([pack_folder(photos, 4)], 48, 0).sample(0)
     assert entry_of(0, sample, False).words == [f"sample 0: {sample.name}", "MATLAB's bicubic"]
+    written = []
+    monkeypatch.setattr("dataset.draw_sheet", lambda title, entries: written.append(entries))
+    settings = Degradation.of_level("none", sharpen=True)  # which has no effect there
+    preview(CropStream([pack_folder(photos, 4)], 48, 0, settings), 1)
+    assert list(written[0][0].pictures) == ["LR", "HR"]
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 import utils
 from images import decoding, packs
+from images.colour import build_profile
 from images.files import ImageError, read_image, write_image
 from images.kinds import find_images
 from images.packs import Pack, pack_folder
@@ -109,7 +110,7 @@ def test_a_failure_that_is_not_the_files_own_is_no_reason_to_leave_it_out(photos
             raise ImageError(f"{path}: {error}") from error
 
     with monkeypatch.context() as patch, pytest.raises(DataError, match=r"a\.png.*denied"):
-        patch.setattr(decoding, "read_image", refuse)
+        patch.setattr(decoding, "read_picture", refuse)
         pack_folder(photos, 4)
     assert len(pack_folder(photos, 4)) == 4
 
@@ -160,8 +161,8 @@ def test_a_read_only_folder_is_packed_elsewhere(photos, tmp_path, monkeypatch, c
 SLOW_READING = """
 import time
 from images import decoding
-read_image = decoding.read_image
-decoding.read_image = lambda path: time.sleep(4) or read_image(path)
+read_picture = decoding.read_picture
+decoding.read_picture = lambda path: time.sleep(4) or read_picture(path)
 """
 START_PACKING = "from images.packs import pack_folder; print(len(pack_folder({folder!r}, 4)))"
 
@@ -198,7 +199,7 @@ def test_packing_that_fails_leaves_nothing_half_made(photos, monkeypatch):
     def interrupt(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(decoding, "read_image", interrupt)
+    monkeypatch.setattr(decoding, "read_picture", interrupt)
     with pytest.raises(KeyboardInterrupt):
         pack_folder(photos, 4)
     assert [path.name for path in photos.glob("*esrgan*")] == [".esrgan-packed.lock"]
@@ -318,6 +319,86 @@ def test_an_image_for_which_memory_is_too_short_now_is_not_left_out(photos, monk
         pack_folder(photos, 4)
     monkeypatch.undo()
     assert len(pack_folder(photos, 4)) == 4
+
+
+def test_memory_that_runs_out_in_the_work_on_an_image_is_passing_too(photos, monkeypatch):
+    def failing(*args):
+        raise MemoryError("array")
+
+    monkeypatch.setattr(decoding, "imresize", failing)
+    with pytest.raises(DataError, match=r"4 cannot be read now: .*a\.png: too little memory"):
+        pack_folder(photos, 4)
+
+
+@pytest.mark.parametrize(
+    "free, largest, threads", [(2**40, 10**6, 16), (10**9, 10**7, 4), (10**6, 10**8, 1), (1, 0, 1)]
+)
+def test_no_more_images_are_decoded_at_once_than_memory_allows(free, largest, threads, monkeypatch):
+    """24 bytes a pixel: 12 while it is decoded, and two finished pairs that wait."""
+    monkeypatch.setattr(decoding, "usable_cores", lambda: 16)
+    monkeypatch.setattr(decoding, "available_memory", lambda: free)
+    assert decoding.threads_for(largest) == threads
+
+
+def test_the_largest_image_decides_how_many_threads_pack(photos, random_image, monkeypatch):
+    write_image(random_image(70, 100), photos / "largest.png")
+    (photos / "broken.png").write_bytes(b"\x89PNG")
+    asked = []
+    monkeypatch.setattr(packs, "threads_for", lambda largest: asked.append(largest) or 1)
+    assert len(pack_folder(photos, 4)) == 5 and asked == [7000]
+
+
+def test_colours_that_nobody_sees_are_not_learned(tmp_path, random_image):
+    """Under alpha 0 stands the nearest visible colour, as test.py has it; of LR images, too."""
+    pixels = np.zeros((32, 48, 4), np.uint8)
+    pixels[:, :20], pixels[:, 20:] = (200, 50, 10, 255), (0, 0, 0, 0)
+    pixels[:, 18:20, 3] = 128  # half clear: its own colour
+    for folder, step in (("high", 1), ("low", 4)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(pixels[::step, ::step]).save(tmp_path / folder / "a.png")
+    pack = pack_folder(tmp_path / "high", 4, tmp_path / "low")
+    assert (pack.high_res(0) == (200, 50, 10)).all() and (pack.low_res(0) == (200, 50, 10)).all()
+
+
+def test_a_pair_of_different_profiles_becomes_srgb(tmp_path, random_image):
+    """As littleCMS, called by Pillow, turns it."""
+    pixels = imresize(random_image(8, 10), 4)
+    wide = build_profile(((0.64, 0.33), (0.21, 0.71), (0.15, 0.06), (0.3127, 0.329)), (2.2,))
+    srgb = ImageCms.createProfile("sRGB")
+    given, image = ImageCms.ImageCmsProfile(io.BytesIO(wide)), Image.fromarray(pixels)
+    turned = np.array(ImageCms.profileToProfile(image, given, srgb))
+    assert np.abs(turned.astype(int) - pixels).max() > 20
+    for folder, step, profile in (("high", 1, wide), ("low", 4, None), ("same", 4, wide)):
+        (tmp_path / folder).mkdir()
+        image = Image.fromarray((turned if folder == "low" else pixels)[::step, ::step])
+        image.save(tmp_path / folder / "a.png", icc_profile=profile)
+    pack = pack_folder(tmp_path / "high", 4, tmp_path / "low")
+    assert np.abs(pack.high_res(0).astype(int) - turned).max() <= 1
+    assert np.array_equal(pack.low_res(0), turned[::4, ::4])
+    pack = pack_folder(tmp_path / "high", 4, tmp_path / "same")  # the files' own numbers
+    assert np.array_equal(pack.high_res(0), pixels)
+    assert np.array_equal(pack.low_res(0), pixels[::4, ::4])
+
+
+def test_another_users_lock_is_passed_over(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lock = photos / ".esrgan-packed.lock"
+    assert packs.lock_of(photos) == lock
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != lock and access(path, mode))
+    assert packs.lock_of(photos) == lock  # which is not there
+    lock.touch()
+    assert packs.lock_of(photos).parent.parent == Path("data/packs")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no umask")
+def test_a_lock_is_open_to_all_users(photos):
+    before = os.umask(0o022)
+    try:
+        pack_folder(photos, 4)
+    finally:
+        os.umask(before)
+    assert (photos / ".esrgan-packed.lock").stat().st_mode & 0o777 == 0o666
 
 
 def test_a_folder_that_moves_keeps_its_pack_and_is_named_anew(photos, tmp_path):

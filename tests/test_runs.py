@@ -14,6 +14,7 @@ from training.runs import (
     At,
     CheckpointError,
     RunFolder,
+    TrainingError,
     load_checkpoint,
     save_checkpoint,
     set_aside,
@@ -23,6 +24,36 @@ from training.runs import (
 def test_a_place_in_a_run_reads_well_and_counts_over_both_phases():
     at = At("gan", 12, before=100)
     assert str(at) == "gan step 12" and at.run_step == 112
+
+
+def test_what_stops_a_run_says_whether_there_is_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, broken = RunFolder(Config(name="x"), Ranks()), RRDBNet(features=4, blocks=1, growth=4)
+    torch.nn.init.constant_(broken.conv_first.weight, float("nan"))
+    with pytest.raises(TrainingError, match="there is no checkpoint yet"):
+        run.refuse_broken(broken, At("psnr", 3))
+    run.last.parent.mkdir(parents=True)
+    run.last.touch()
+    with pytest.raises(TrainingError, match="last.pt is older"):
+        run.refuse_broken(broken, At("psnr", 3))
+
+
+def test_a_generator_that_cannot_be_deleted_now_stops_nothing(tmp_path, monkeypatch):
+    """As on Windows, while another program reads it."""
+    monkeypatch.chdir(tmp_path)
+
+    def held(path):
+        raise PermissionError(13, "held")
+
+    monkeypatch.setattr(Path, "unlink", lambda path, **_: held(path))
+    run = RunFolder(Config(name="x", keep_generators=1, features=4, blocks=1, growth=4), Ranks())
+    generator = RRDBNet(features=4, blocks=1, growth=4)
+    with monkeypatch.context() as patch:
+        patch.setattr("training.runs.save_generator", lambda net, path, **_: path.touch())
+        run.folder.mkdir(parents=True)
+        for step in (2, 4):
+            run.keep(generator, At("gan", step), {})
+    assert len(list((run.folder / "generators").iterdir())) == 2
 
 
 def test_checkpoints_come_back(tmp_path):

@@ -523,6 +523,21 @@ def test_a_phase_that_is_over_needs_no_crops_of_its_size(
     assert load_checkpoint(Path("checkpoints/tiny/last.pt"))["run_step"] == 3
 
 
+def test_a_phase_that_is_at_its_end_needs_no_crops_either(
+    workplace, small_discriminator, random_image, monkeypatch
+):
+    """With its last step done, only its file may be left to write."""
+    flags = ("--psnr.patch", "48", "--psnr.steps", "1")
+    run(monkeypatch, *flags, "--gan.steps", "0")
+    file = workplace / "checkpoints/tiny/psnr.safetensors"
+    before = safetensors.torch.load_file(file)
+    file.unlink()
+    write_image(random_image(40, 40), workplace / "small/a.png")  # enough for gan.patch 32
+    run(monkeypatch, *flags, "--gan.steps", "2", "--train-dir", "small")
+    assert load_checkpoint(Path("checkpoints/tiny/last.pt"))["run_step"] == 3
+    torch.testing.assert_close(safetensors.torch.load_file(file), before, rtol=0, atol=0)
+
+
 def test_a_finished_run_does_nothing_more_and_can_be_made_longer(uninterrupted, monkeypatch):
     Path("checkpoints/whole").rename("checkpoints/tiny")
     run(monkeypatch)
@@ -705,7 +720,7 @@ def test_no_sample_is_seen_twice_or_left_out_when_the_psnr_phase_is_cut_short(
             run(patch)
     monkeypatch.setattr(train, "batches", recording)
     run(monkeypatch, "--psnr.steps", steps)
-    assert ranges == [(4, done), (done, done + 4)]
+    assert ranges == ([(4, 5)] if done == 5 else []) + [(done, done + 4)]
     assert [row["run_step"] for row in rows()] == sorted({row["run_step"] for row in rows()})
     assert rows()[-1]["run_step"] == done + 4
     last = torch.load("checkpoints/tiny/last.pt", weights_only=True)

@@ -15,7 +15,7 @@ from dataset import CropStream
 from images.files import write_image
 from images.packs import pack_folder
 from images.pairs import DataError
-from training.data import load_data, remarks_on
+from training.data import load_data, prepare_folders, remarks_on
 
 CONFIG = Config(train_dir=("train",), valid_dir="")
 CONFIG = dataclasses.replace(
@@ -53,6 +53,13 @@ def test_crops_are_of_the_runs_seed_and_degradation(write):
                 assert torch.equal(ours, theirs)
         drawn.append(streams["gan"][7].low_res)
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(drawn, 2))
+
+
+def test_what_is_in_the_default_folder_and_not_read_is_told(write, tmp_path):
+    (tmp_path / "data/train").mkdir(parents=True)
+    (tmp_path / "data/train/a.cr2").write_bytes(b"II*\0" + bytes(4) + b"CR")
+    with pytest.raises(DataError, match=r"(?s)data/train.*\n  .*a\.cr2: .*develop it"):
+        prepare_folders(Config())
 
 
 def test_many_small_images_are_one_line_with_the_remedy(write, tmp_path, capsys):

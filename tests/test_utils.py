@@ -85,6 +85,28 @@ def test_a_gpu_that_torch_was_not_built_for_is_told(monkeypatch, capsys):
     assert not capsys.readouterr().err
 
 
+def test_a_file_that_another_program_has_open_is_waited_for(tmp_path, monkeypatch):
+    """As on Windows, where it cannot be replaced then."""
+    path, tries = tmp_path / "x", []
+    path.write_bytes(b"old")
+    replace = os.replace
+
+    def held(source, target):
+        tries.append(1)
+        if len(tries) < 3:
+            raise PermissionError(13, "held")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", held)
+    with pytest.raises(OSError, match=r"x cannot be written \(held"), replacing(path) as file:
+        file.write(b"new")
+    assert len(tries) == 1 and path.read_bytes() == b"old"  # elsewhere that is no passing state
+    monkeypatch.setattr("utils.PATIENCE", 5)
+    with replacing(path) as file:
+        file.write(b"new")
+    assert len(tries) == 3 and path.read_bytes() == b"new" and [*tmp_path.iterdir()] == [path]
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"old")

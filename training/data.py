@@ -32,8 +32,10 @@ def prepare_folders(config: Config) -> None:
     """
     if uses_demo(config):
         write_demo_photographs()
-    if config.train_dir == Config.train_dir and not find_images(config.train_dir[0]).images:
-        raise DataError(NO_DATA)
+    if config.train_dir == Config.train_dir:
+        found = find_images(config.train_dir[0])
+        if not found.images:
+            raise DataError("\n  ".join([NO_DATA, *found.others]))
 
 
 def load_data(

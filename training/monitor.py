@@ -77,8 +77,8 @@ class Monitor:
         means, self.faults = self.means.read(self.run.ranks.mean)
         if self.faults.longest >= self.config.max_skipped:
             raise TrainingError(
-                f"{at}: {self.faults.longest} steps in a row were skipped ({self.faults}). "
-                f"{self.run.last} is from before. Lower --{at.phase}.lr, set "
+                f"{at}: {self.faults.longest} steps in a row were skipped ({self.faults}); "
+                f"{self.run.kept}. Lower --{at.phase}.lr, set "
                 f"--{at.phase}.clip-grad-norm 1, or use --precision fp32."
             )
         self.reading = means | {"lr": lr} | self.clock.read(self.faults.steps)

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -181,6 +181,11 @@ class RunFolder(AbstractContextManager):
             return At(PHASES[0], 0)
         return At(*(self.checkpoint[key] for key in ("phase", "step", "before")))
 
+    @property
+    def kept(self) -> str:
+        """What there is to go on from, in words."""
+        return f"{self.last} is older" if self.last.exists() else "there is no checkpoint yet"
+
     def phases_left(self) -> list[str]:
         """Those with steps to do."""
         return phases_left(self.config, self.at.phase, self.at.step)
@@ -274,7 +279,8 @@ class RunFolder(AbstractContextManager):
             # Any of later steps are from before a resume; they count once the run gets there.
             until_here = sorted(path for path in numbered if path.name <= name)
             for old in until_here[: -self.config.keep_generators]:
-                old.unlink()
+                with suppress(OSError):  # on Windows, while another program reads it
+                    old.unlink()
 
     def _is_best(self, at: At, scores: dict[str, float]) -> bool:
         """Whether no validation of the PSNR phase, on the same images, had a higher PSNR."""
@@ -302,7 +308,7 @@ class RunFolder(AbstractContextManager):
         tensors = ema.state_dict().values()  # batch norm's statistics too: no step skips them
         if not all(tensor.isfinite().all() for tensor in tensors):
             raise TrainingError(
-                f"the weights were no longer finite at {at}; {self.last} is older. "
+                f"the weights were no longer finite at {at}; {self.kept}. "
                 f"Lower --{at.phase}.lr or use --precision fp32."
             )
 

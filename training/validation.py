@@ -82,7 +82,7 @@ class Validation:
                     fake = upscale(net, self.low_res(i), TILE)
             except FloatingPointError as error:
                 raise TrainingError(
-                    f"{error} at {at}; {self.run.last} is older. Lower --{at.phase}.lr."
+                    f"{error} at {at}; {self.run.kept}. Lower --{at.phase}.lr."
                 ) from error
             scored = score(fake, self.pack.high_res(i), self.scale)
             if self.niqe is not None and i not in self.beyond_niqe:
