@@ -34,7 +34,7 @@ def test_what_stops_a_run_says_whether_there_is_a_checkpoint(tmp_path, monkeypat
         run.refuse_broken(broken, At("psnr", 3))
     run.last.parent.mkdir(parents=True)
     run.last.touch()
-    with pytest.raises(TrainingError, match="last.pt is older"):
+    with pytest.raises(TrainingError, match=r"last\.pt is older"):
         run.refuse_broken(broken, At("psnr", 3))
 
 
