@@ -11,15 +11,12 @@ Everything goes to checkpoints/NAME. Ctrl-C saves; the same command again goes o
 
 import copy
 import dataclasses
-import functools
 import math
-import operator
-import os
 import sys
 from collections.abc import Iterable
 
 from config import Config, Phase, given_settings, layer_weights, parse_args
-from utils import StopRequest, listed, prepare_for_torch, prepare_output
+from utils import StopRequest, listed, nowhere, prepare_for_torch, prepare_output
 
 if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds
     prepare_output(needed=False)  # a run is worth more than the terminal it was started from
@@ -47,7 +44,7 @@ from training.faults import remedy_for
 from training.monitor import Monitor
 from training.ranks import Ranks, accumulated, end_process
 from training.runs import At, CheckpointError, RunFolder, TrainingError
-from training.settings import check_batch_size
+from training.settings import check_batch_size, check_device
 from training.steps import SafeStep, make_adam, update_ema
 from training.validation import Validation, describe
 from upscaling.devices import DeviceError, autocast, choose_device, choose_precision, place
@@ -58,7 +55,7 @@ def main() -> None:
     config, given = parse_args(), given_settings()
     with Ranks.of_torchrun() as ranks, RunFolder(config, ranks) as run:
         if not ranks.first:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
+            sys.stdout = nowhere()
         train(run, given)
 
 
@@ -71,13 +68,13 @@ def train(run: RunFolder, given: set[str]) -> None:
     config, ranks = run.config, run.ranks
     device = choose_device(config.device, ranks.local)
     dtype = choose_precision(config.precision, device)
+    check_device(device, dtype, ranks)
     check_batch_size(config, ranks, run.phases_left())
     prepare_folders(config)
     phases = run.phases_to_visit()
     vgg = load_vgg(config, run.phases_left(), device)
     states_d = load_discriminators(config, run)
-    packed = run.packs if run.checkpoint else None
-    streams, valid, run.packs = load_data(config, run.phases_left(), packed)
+    streams, valid, run.packs = load_data(config, run.phases_left(), run.packs)
     validation = Validation(valid, device, dtype, run) if valid else None
     run.open_log()
 
@@ -105,6 +102,7 @@ def train(run: RunFolder, given: set[str]) -> None:
             train_phase(learner, loader, monitor, validation, run, stop)
             if learner.at.step == learner.phase.steps:
                 run.finish(learner)
+            generator = learner.ema  # the next phase starts from the average
             if number := ranks.largest(stop.signal or 0):
                 print(f"Stopped and saved in {run.last}. The same command goes on.")
                 sys.exit(128 + number)
@@ -209,11 +207,11 @@ class Learner:
             if state_d:
                 self.net_d.load_state_dict(state_d)
             self.opt_d = make_adam(self.net_d, config.betas, self.device)
-        # The raw networks are saved; the wrapped ones compute, and exchange gradients. The
-        # generator's update looks at the raw discriminator, whose gradients it does not need.
         if config.compile:
             for net in filter(None, (self.net_g, self.net_d, vgg)):
                 net.compile()  # in place: names and state stay as they are
+        # The raw networks are saved; the wrapped ones compute, and exchange gradients. The
+        # generator's update looks at the raw discriminator, whose gradients it does not need.
         self.wrapped_g = ranks.wrap(self.net_g)
         self.wrapped_d = ranks.wrap(self.net_d) if self.net_d else None
 
@@ -228,15 +226,15 @@ class Learner:
             Scalars on the device, for the log: the loss terms with their weights, the gradients'
             norms, how the discriminator judges.
         """
-        parts = [Crops(*map(self._to_unit_range, part)) for part in parts]
+        parts = [part.map(self._to_unit_range) for part in parts]
         fakes, values = self.update_generator(parts, lr)
         if self.net_d is not None:
             values |= self.update_discriminator(parts, fakes, lr)
         self.safe.update()
         self.at = dataclasses.replace(self.at, step=self.at.step + 1)
-        # While a run is young, its average must not remember the random start.
-        young = self.at.run_step / (10 + self.at.run_step)
-        update_ema(self.ema, self.net_g, min(self.config.ema_decay, young))
+        # Warm-up of the average, which must not remember the random start.
+        warm = self.at.run_step / (10 + self.at.run_step)
+        update_ema(self.ema, self.net_g, min(self.config.ema_decay, warm))
         return values
 
     def update_generator(
@@ -267,7 +265,7 @@ class Learner:
                     relativistic=self.config.relativistic,
                     distance=F.mse_loss if self.config.squared_error else F.l1_loss,
                 )
-            self.safe.backward(total(loss.values()) / len(parts))
+            self.safe.backward(torch.stack(list(loss.values())).sum() / len(parts))
             fakes.append(fake.detach())
             terms.append({name: term.detach() for name, term in loss.items()})
         gradient = self.safe.step(self.opt_g, lr)
@@ -281,10 +279,10 @@ class Learner:
         Returns:
             The loss and how it judges, without graphs.
         """
-        assert self.wrapped_d is not None and self.opt_d is not None
+        assert self.net_d is not None and self.wrapped_d is not None and self.opt_d is not None
         relativistic = self.config.relativistic
         loss_of = relativistic_discriminator_loss if relativistic else standard_discriminator_loss
-        self.wrapped_d.requires_grad_(True)
+        self.net_d.requires_grad_(True)
         self.opt_d.zero_grad()
         judged = []
         pairs = [(part.high_res, fake) for part, fake in zip(parts, fakes, strict=True)]
@@ -308,7 +306,9 @@ class Learner:
 
     def _to_unit_range(self, images: Tensor) -> Tensor:
         """uint8 to fp32 in [0, 1]; the bytes travel, the floats are made where needed."""
-        return place(images, self.device).float() / 255
+        # The loader's memory is pinned for CUDA, so the copy can wait for its turn there.
+        moved = images.to(self.device, non_blocking=self.device.type == "cuda")
+        return place(moved, self.device).float() / 255
 
     def _saved(self) -> dict:
         saved = {"net_g": self.net_g, "ema": self.ema, "opt_g": self.opt_g, "scaler": self.safe}
@@ -330,13 +330,8 @@ class Learner:
                 raise ValueError(f"its {key}: {error}") from error
 
 
-def mean_values(listed: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {key: total(values[key] for values in listed) / len(listed) for key in listed[0]}
-
-
-def total(values: Iterable[Tensor]) -> Tensor:
-    """`sum`, which to a type checker may be the number 0 instead of a tensor."""
-    return functools.reduce(operator.add, values)
+def mean_values(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: torch.stack([values[key] for values in parts]).mean() for key in parts[0]}
 
 
 def learning_rate(phase: Phase, step: int) -> float:
@@ -396,9 +391,13 @@ def load_vgg(config: Config, phases: list[str], device: torch.device) -> VGGFeat
 def run_as_program() -> None:
     """`main`, whose foreseeable errors end the process with a line and a status."""
     silence_pillow()
+    status = 0
     try:
         main()
-        end_process(0)
+    except SystemExit as stop:  # it was asked to stop, and all is saved
+        if not isinstance(stop.code, int):
+            raise
+        status = stop.code
     except (DataError, DeviceError, VGGError, CheckpointError, WeightsError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
@@ -410,10 +409,7 @@ def run_as_program() -> None:
         raise
     except KeyboardInterrupt:
         sys.exit("train.py: interrupted")
-    except SystemExit as stop:
-        if isinstance(stop.code, int):
-            end_process(stop.code)
-        raise
+    end_process(status)
 
 
 if __name__ == "__main__":

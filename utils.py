@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from tqdm import tqdm
 
@@ -32,8 +32,10 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2
 # ----------------------------------------------------------------------------------------- stopping
 
 
-# What asks a program to end: Ctrl-C, `kill`, a terminal that is closed (POSIX only).
-STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+# What asks a program to end: Ctrl-C, `kill`, a terminal that is closed (POSIX only), Ctrl-Break
+# (Windows only).
+STOP_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+STOPS = [getattr(signal, name) for name in STOP_NAMES if hasattr(signal, name)]
 
 
 class StopRequest(AbstractContextManager):
@@ -158,7 +160,7 @@ def prepare_output(needed: bool = True) -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed before the program began
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for the rest of the process)
+            setattr(sys, name, nowhere())
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
             raw = getattr(stream.buffer, "raw", stream.buffer)
@@ -166,6 +168,11 @@ def prepare_output(needed: bool = True) -> None:
                 writer = io.BufferedWriter(_Output(stream.fileno(), needed))
                 encoding, errors = stream.encoding, stream.errors
                 setattr(sys, name, io.TextIOWrapper(writer, encoding, errors, line_buffering=True))
+
+
+def nowhere() -> TextIO:
+    """Takes any text, whatever the system's encoding is, and keeps none."""
+    return open(os.devnull, "w", encoding="utf-8", errors="replace")
 
 
 class _Output(io.FileIO):
@@ -221,7 +228,7 @@ class Bar(tqdm):
 @contextmanager
 def silence() -> Iterator[None]:
     """Without bars and standard output; what goes to standard error still comes."""
-    with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
+    with nowhere() as nothing, redirect_stdout(nothing):
         Bar.silent = True
         try:
             yield

@@ -121,8 +121,8 @@ def seconds_of_step(
     run: str, flags: list[str], variant: Variant, arguments: argparse.Namespace
 ) -> float:
     for timed in TIMED:
-        length = ["--psnr.steps", str(WARM + timed), "--val-every", str(WARM), "--valid-dir", ""]
-        folder = train(f"{run}_{timed}", [*flags, *length], variant, arguments)
+        alone = ["--val-every", str(WARM), "--valid-dir", ""]
+        folder = train(f"{run}_{timed}", WARM + timed, [*flags, *alone], variant, arguments)
         rows = rows_of(folder)
         seconds = rows[-1]["seconds"] - rows[0]["seconds"]
         if seconds >= LEAST_SECONDS:
@@ -147,10 +147,9 @@ def train_variant(
         validated = ["--valid-dir", str(arguments.valid_dir), "--val-every", str(steps // POINTS)]
         if "--scale" in stage.flags:
             validated = ["--valid-dir", ""]
-        length = ["--seed", str(seed), "--psnr.steps", str(steps), "--save-every", "100"]
         run = f"{name}_{seed}_{arguments.minutes:g}_{number}"
-        flags = [*flags, *start, *length, *falls, *validated]
-        folder = train(run, flags, VARIANTS[name], arguments)
+        flags = [*flags, *start, "--seed", str(seed), "--save-every", "100", *falls, *validated]
+        folder = train(run, steps, flags, VARIANTS[name], arguments)
         begun = rows[-1]["minutes"] if rows else 0
         rows += [row | {"minutes": begun + row["step"] * step / 60} for row in rows_of(folder)]
         start = ["--init-from", str(folder / "psnr.safetensors")]
@@ -175,18 +174,24 @@ def flags_of_stages(name: str, arguments: argparse.Namespace) -> list[list[str]]
     return [[*common, *stage.flags] for stage in stages_of(variant)]
 
 
-def train(run: str, flags: list[str], variant: Variant, arguments: argparse.Namespace) -> Path:
-    """The folder of a run of train.py, once it is done; Ctrl-C saves and ends it and this."""
+def train(
+    run: str, steps: int, flags: list[str], variant: Variant, arguments: argparse.Namespace
+) -> Path:
+    """The folder of a run of train.py, once it is done; Ctrl-C saves and ends it and this.
+
+    It is done if its log says so: logs are enough to go on with a table on another machine.
+    """
     folder = arguments.output / "checkpoints" / run
-    if (folder / "psnr.safetensors").exists():
-        return folder
-    child = [sys.executable, __file__, "--child", variant.optimizer, variant.distance]
-    run_to_its_end([*child, "--name", run, *flags], arguments.output)
+    if [row["step"] for row in rows_of(folder)][-1:] != [steps]:
+        child = [sys.executable, __file__, "--child", variant.optimizer, variant.distance]
+        length = ["--name", run, "--psnr.steps", str(steps)]
+        run_to_its_end([*child, *length, *flags], arguments.output)
     return folder
 
 
 def rows_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    log = folder / "metrics.jsonl"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def train_here(optimizer: str, distance: str, flags: list[str]) -> None:

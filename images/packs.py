@@ -234,7 +234,7 @@ def _pack_found(
         before = {} if packed is None else pack_of_run(folder, source, packed)
         remove_old(folder, source)
         areas = areas_by_header(paths)
-        target = place(folder, source, packed_size(areas, scale))
+        target = place_for_pack(folder, source, packed_size(areas, scale))
         build_pack(target, folder, paths, partners, source, max(areas))
         pack = Pack(target, folder)
         known = packed and all(packed.values())  # and compared by `load_data`
@@ -366,7 +366,7 @@ def is_writable(folder: Path) -> bool:
         return False
 
 
-def place(folder: Path, source: Source, needed: int) -> Path:
+def place_for_pack(folder: Path, source: Source, needed: int) -> Path:
     """The path for a new pack, where there is room for its bytes.
 
     Raises:

@@ -252,8 +252,15 @@ def test_the_recipe_ends_in_a_table_and_curves_and_goes_on(tmp_path, photos, mon
     start = (tmp_path / "checkpoints" / "x2-first_0_0.02_1" / "config.json").read_text()
     assert json.loads(start)["init_from"].endswith("x2-first_0_0.02_0/psnr.safetensors")
     capfd.readouterr()
+    for path in (tmp_path / "checkpoints").rglob("*"):
+        if path.is_file() and path.name != "metrics.jsonl":
+            path.unlink()  # as where only the logs were kept
+    kept = []
+    monkeypatch.setattr(recipe, "draw", lambda curves, path: kept.append(curves))
     recipe.main()
     assert "step/s" not in capfd.readouterr().err  # all of it was done
+    for curve in kept[-1].values():  # by the time of a step that was measured at first
+        assert curve[-1]["minutes"] == pytest.approx(0.02, rel=0.3)
 
 
 def test_the_recipe_puts_optimizer_and_distance_in_their_place(monkeypatch):

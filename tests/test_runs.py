@@ -56,6 +56,24 @@ def test_a_generator_that_cannot_be_deleted_now_stops_nothing(tmp_path, monkeypa
     assert len(list((run.folder / "generators").iterdir())) == 2
 
 
+def test_what_a_run_goes_on_from_is_let_go_once_it_is_restored(tmp_path, monkeypatch):
+    """It holds each network twice, and the moments of the optimizers."""
+    monkeypatch.chdir(tmp_path)
+
+    class Saved:
+        at = At("gan", 3, before=2)
+
+        def load_state_dict(self, state):
+            self.state = state
+
+    run, learner = RunFolder(Config(name="x"), Ranks()), Saved()
+    run.at, run.checkpoint = Saved.at, {"seconds": 7.5, "net_g": {}}
+    assert run.restore(learner) == 7.5 and learner.state["net_g"] == {}
+    assert run.checkpoint is None and run.restore(learner) == 0
+    run.at, run.checkpoint = At("psnr", 2), {"seconds": 7.5}  # of a phase that is left out now
+    assert run.restore(learner) == 0 and run.checkpoint is None
+
+
 def test_checkpoints_come_back(tmp_path):
     state = dict(step=3, config=dict(lr=1e-4, milestones=(1, 2)), net={"w": torch.rand(3)})
     save_checkpoint(tmp_path / "last.pt", state)

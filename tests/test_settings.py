@@ -10,6 +10,7 @@ from model import SRResNet, VGGDiscriminator
 from training.ranks import Ranks
 from training.settings import (
     check_batch_size,
+    check_device,
     identity,
     idle_settings,
     list_changes,
@@ -220,6 +221,19 @@ def works(net, crops, side):
     except ValueError:
         return False
     return True
+
+
+def test_what_mps_cannot_train_is_refused():
+    mps, alone, two = torch.device("mps"), Ranks(), Ranks(count=2)
+    for device, dtype, ranks in (
+        *((mps, torch.float32, alone), (mps, torch.bfloat16, alone)),
+        (torch.device("cuda"), torch.float16, two),
+    ):
+        check_device(device, dtype, ranks)
+    with pytest.raises(DeviceError, match=r"precision is 'fp16'.*use bf16 or fp32"):
+        check_device(mps, torch.float16, alone)
+    with pytest.raises(DeviceError, match="--device cpu"):
+        check_device(mps, torch.float32, two)
 
 
 @pytest.mark.parametrize("patch", [32, 64])

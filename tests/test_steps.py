@@ -77,6 +77,28 @@ def test_adam_goes_on_from_the_state_of_another_device(fused):
     torch.testing.assert_close(nets[2].state_dict(), nets[1].state_dict())
 
 
+def test_adam_goes_on_from_moments_that_lie_in_another_order_in_memory():
+    """A run of MPS has contiguous ones, and others have channels last. Beside torch's own Adam."""
+    torch.manual_seed(0)
+    conv, plain = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+    plain.load_state_dict(conv.state_dict())
+    given, reference = torch.rand(2, 3, 9, 9), torch.optim.Adam(plain.parameters())
+    adam = make_adam(conv, (0.9, 0.999), CPU)
+    for step in range(3):
+        for net, optimizer in ((conv, adam), (plain, reference)):
+            optimizer.zero_grad()
+            net(given).square().mean().backward()
+            optimizer.step()
+        if step == 0:
+            state = adam.state_dict()
+            assert state["state"][0]["exp_avg"].is_contiguous()
+            conv = conv.to(memory_format=torch.channels_last)
+            adam = make_adam(conv, (0.9, 0.999), CPU)
+            adam.load_state_dict(state)
+    assert not conv.weight.is_contiguous()
+    torch.testing.assert_close(conv.state_dict(), plain.state_dict())
+
+
 def test_the_loss_scale_of_fp16_comes_back():
     first, second = (SafeStep(CPU, torch.float16, 0) for _ in range(2))
     net = nn.Linear(3, 1)

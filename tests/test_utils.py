@@ -43,10 +43,12 @@ from utils import (
     WriteError,
     listed,
     naming,
+    nowhere,
     prepare_output,
     printable,
     remove_leftovers,
     replacing,
+    silence,
     worker_init,
 )
 
@@ -83,6 +85,17 @@ def test_a_gpu_that_torch_was_not_built_for_is_told(monkeypatch, capsys):
     monkeypatch.setattr(devices.shutil, "which", lambda program: None)
     choose_device("auto")
     assert not capsys.readouterr().err
+
+
+def test_what_is_not_shown_may_have_any_letters(monkeypatch):
+    """The system's encoding may have few: as in a Windows console's code page."""
+    real = open
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", lambda *a, **k: real(*a, **{"encoding": "cp1252"} | k))
+        with silence():
+            print("写真 \udce9")
+        with nowhere() as stream:
+            stream.write("写真 \udce9")
 
 
 def test_a_file_that_another_program_has_open_is_waited_for(tmp_path, monkeypatch):

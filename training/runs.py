@@ -112,8 +112,10 @@ class RunFolder(AbstractContextManager):
         self.config, self.ranks = config, ranks
         self.folder = RUNS / config.name
         self.last = self.folder / "last.pt"
-        self.checkpoint: dict | None = None
-        self.packs: dict[str, str] = {}  # that it trains and validates on: ids, and their contents
+        self.at = At(PHASES[0], 0)  # where it goes on from
+        self.checkpoint: dict | None = None  # until all of it is restored
+        # That it trains and validates on, ids and their contents; None: it is new.
+        self.packs: dict[str, str] | None = None
         self.log: RunLog  # once it is open, on the first rank
         self.open_files = ExitStack()
 
@@ -159,6 +161,7 @@ class RunFolder(AbstractContextManager):
             raise CheckpointError(f"{self.last} was not written by train.py; choose another --name")
         # A setting that a checkpoint does not know came later; its default is how things were.
         before = flat(dataclasses.asdict(Config())) | flat(checkpoint["config"])
+        self.at = At(*(checkpoint[key] for key in ("phase", "step", "before")))
         self.checkpoint, packs = checkpoint, checkpoint.get("packs", [])
         # Until version 1.1 there were ids alone.
         self.packs = packs if isinstance(packs, dict) else dict.fromkeys(packs, "")
@@ -173,13 +176,6 @@ class RunFolder(AbstractContextManager):
         for change in changes:
             print(f"Changed since the last run: {change}")
         print(f"Going on from {self.last}: {self.at}")
-
-    @property
-    def at(self) -> At:
-        """Where the run goes on from."""
-        if self.checkpoint is None:
-            return At(PHASES[0], 0)
-        return At(*(self.checkpoint[key] for key in ("phase", "step", "before")))
 
     @property
     def kept(self) -> str:
@@ -206,16 +202,17 @@ class RunFolder(AbstractContextManager):
             self._fill(generator.load_state_dict, self.checkpoint.get("ema", {}))
 
     def restore(self, learner: Stateful) -> float:
-        """Load a phase's learner, if the checkpoint is of that phase.
+        """Load the first phase's learner, if the checkpoint is of that phase, and let go of it.
 
         Returns:
             Seconds that the phase has taken until now.
         """
-        if self.checkpoint is None or self.at.phase != learner.at.phase:
+        checkpoint, self.checkpoint = self.checkpoint, None
+        if checkpoint is None or self.at.phase != learner.at.phase:
             return 0.0
         learner.at = self.at
-        self._fill(learner.load_state_dict, self.checkpoint)
-        return self.checkpoint["seconds"]
+        self._fill(learner.load_state_dict, checkpoint)
+        return checkpoint["seconds"]
 
     def _fill(self, load: Callable[[dict], object], state: dict) -> None:
         try:

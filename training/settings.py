@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Iterable
 
+import torch
+
 from config import PHASES, Config, Degradation, Phase, flat
 from training.ranks import Ranks
 from upscaling.devices import DeviceError
@@ -143,6 +145,19 @@ def with_what_is_over(config: Config, before: dict, phase: str, step: int) -> Co
         }
         over[name] = Phase(**settings | ({"steps": step} if name == phase else {}))
     return dataclasses.replace(config, **over)
+
+
+def check_device(device: torch.device, dtype: torch.dtype, ranks: Ranks) -> None:
+    """Refuse what MPS cannot do."""
+    if device.type == "mps" and dtype == torch.float16:
+        raise DeviceError(
+            "precision is 'fp16': without a scaled loss, which torch has not on MPS, most gradients "
+            "would be 0; use bf16 or fp32"
+        )
+    if device.type == "mps" and ranks.count > 1:
+        raise DeviceError(
+            "processes cannot share an MPS device; leave out torchrun, or --device cpu"
+        )
 
 
 def check_batch_size(config: Config, ranks: Ranks, phases: Iterable[str]) -> None:

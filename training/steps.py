@@ -9,6 +9,7 @@ def make_adam(net: nn.Module, betas: tuple[float, float], device: torch.device) 
     # A fused Adam can skip a step on the device (found_inf) without waiting for a GPU.
     adam = torch.optim.Adam(net.parameters(), betas=betas, fused=device.type != "mps")
     adam.register_load_state_dict_pre_hook(keep_fused)
+    adam.register_load_state_dict_post_hook(lay_out_as_weights)
     return adam
 
 
@@ -16,6 +17,14 @@ def keep_fused(adam: torch.optim.Optimizer, state: dict) -> dict:
     """A saved state without its own word on that, which was for the device of then."""
     fused = adam.param_groups[0]["fused"]
     return state | {"param_groups": [group | {"fused": fused} for group in state["param_groups"]]}
+
+
+def lay_out_as_weights(adam: torch.optim.Optimizer) -> None:
+    """The loaded moments, which another device may have laid out in another order in memory: by
+    that, and not by their indices, a fused Adam pairs them with weights."""
+    for weight, moments in adam.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            moments[name] = torch.empty_like(weight).copy_(moments[name])
 
 
 class SafeStep:

@@ -78,7 +78,9 @@ def has_native_bf16(device: torch.device) -> bool:
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Autocast to `dtype`; for fp32, a context that does nothing."""
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    wanted = dtype != torch.float32
+    # Older torch warns of fp32 on MPS, even where autocast is off.
+    return torch.autocast(device.type, dtype if wanted else None, enabled=wanted)
 
 
 def place(thing: Placed, device: torch.device) -> Placed:
