@@ -5,8 +5,9 @@ can hold them.
 """
 
 import io
+import re
 import struct
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import imagecodecs
 import numpy as np
@@ -91,6 +92,17 @@ def of_boxes(start: bytes, gray: bool) -> tuple[bytes | None, str]:
     return of_code_points(primaries, transfer, gray)
 
 
+def of_jpeg_2000(start: bytes) -> bytes | None:
+    """The profile that a JPEG 2000 file holds, from its first bytes (ISO 15444-1, I.5.3.3)."""
+    header = start.find(b"jp2h")
+    for found in re.finditer(b"colr[\2\3]", start[max(0, header) :], re.DOTALL):  # a profile
+        at = header + found.start()
+        end = at - 4 + int.from_bytes(start[at - 4 : at], "big")
+        if at + 7 < end <= len(start):
+            return start[at + 7 : end]
+    return None
+
+
 def of_code_points(primaries: int, transfer: int, gray: bool) -> tuple[bytes | None, str]:
     """The same of the numbers that video standards give to primaries and curves (H.273)."""
     if transfer in HDR:
@@ -162,6 +174,13 @@ def build_profile(corners: tuple[Point, ...] | None, curve: Curve) -> bytes:
         *(2000, 1, 1, 0, 0, 0, b"acsp", 1, _fixed(D50)),
     )
     return header + table + data
+
+
+@cache
+def adobe_rgb() -> bytes:
+    """Adobe RGB (1998) Color Image Encoding, 4.3: its primaries, D65, and its curve."""
+    corners = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06), (0.3127, 0.329))
+    return build_profile(corners, (563 / 256,))
 
 
 def _matrix(corners: tuple[Point, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -47,7 +47,7 @@ def left_out(file: ImageFile, content: Callable[[], bytes]) -> list[str]:
     bits = file.info.get("bit_depth", 8)  # pillow-heif says so
     if file.format == "AVIF":
         bits = _avif_bits(content())
-    if file.format == "SGI" and "16" in str(file.tile[0]):
+    if file.format == "SGI" and "16" in f"{file.tile[0].codec_name} {file.tile[0].args}":
         bits = 16
     if file.format == "PPM" and file.mode == "RGB" and _white(file) > 255:
         bits = 16

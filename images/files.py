@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from images.bands import bands
-from images.colour import GRAY, checked_profile, colour_space, to_srgb
+from images.colour import GRAY, adobe_rgb, checked_profile, colour_space, to_srgb
 from images.deep import left_out, read_deep
 from images.filetypes import GIF, JPEG, PNG, TIFF, WEBP, WRITTEN, FileType
 from images.frames import ANIMATED, FRAMES, PAGES, frame_of, later_frames, plays_of
@@ -138,13 +138,16 @@ def _upright(picture: Picture, orientation: int) -> Picture:
     """As it is to be seen, and with a profile that fits."""
     turn = UPRIGHT.get(orientation, UPRIGHT[1])
     profile, misfit = checked_profile(picture.profile, picture.gray)
+    metadata = picture.metadata
+    if turn != UPRIGHT[1]:
+        metadata = metadata.without_regions()
     return replace(
         picture,
         rgb=_turned(picture.rgb, *turn),
         alpha=None if picture.alpha is None else _turned(picture.alpha, *turn),
         profile=profile,
         remark="; ".join(filter(None, (picture.remark, misfit))),
-        metadata=picture.metadata.turned() if turn[1] % 2 else picture.metadata,
+        metadata=metadata.turned() if turn[1] % 2 else metadata,
     )
 
 
@@ -219,6 +222,8 @@ def _read_other(path: str | Path, several: tuple[str, ...]) -> Picture:
             remarks += ["8 bits of more"] if deep and deep.rgb.dtype != pixels.rgb.dtype else []
         pixels = pixels or pixels_of(file)
         profile = None if converted else file.info.get("icc_profile")
+        if not profile and opening.says_adobe_rgb():
+            profile = adobe_rgb()
         orientation, plays = opening.orientation(), plays_of(file)
         gif = content() if file.format == "GIF" else None
         metadata, damage = read_metadata(file, opening.chunks, gif)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL.ImageFile import ImageFile
 
@@ -46,6 +46,8 @@ def later_frames(path: str | Path, count: int) -> Iterator[Frame | ImageError]:
     with opened(path) as opening:
         file = opening.file
         there, reason = _whole(opening, path, count)
+        if file.format == "GIF" and file.mode == "L":
+            _give_colours(file)
         for i in range(1, there):
             try:
                 file.seek(i)
@@ -56,6 +58,15 @@ def later_frames(path: str | Path, count: int) -> Iterator[Frame | ImageError]:
             yield frame
     if reason:
         yield ImageError(reason)
+
+
+def _give_colours(file: Any) -> None:
+    """To a GIF whose first frame is gray: Pillow pastes the next one on it, which may have some."""
+    file.load()
+    key = file.info.pop("transparency", None)
+    image = file.im if key is None else file.im.convert_transparent("LA", key)
+    file.im = image.convert("RGB" if key is None else "RGBA")
+    file._mode = file.im.mode
 
 
 def _whole(opening: Opened, path: str | Path, count: int) -> tuple[int, str]:

@@ -129,6 +129,7 @@ CUT_SHORT = (  # how decoders say so
     *("image file is truncated", "Truncated File Read"),
     "png_read_data_fn input stream too small",
 )
+UNKNOWN = ("Unsupported", "Unimplemented", "Unknown pixel format")  # and so, of a kind of file
 COARSE = "it is cut short: only a coarse version of it is there; get it again"
 DNG_VERSION = 0xC612  # a tag of TIFF that only raw files have
 NO_IMAGES = "holds no PNG, JPEG, WebP, TIFF, AVIF, BMP, GIF or other image, at any depth"
@@ -351,6 +352,8 @@ def reason_of(error: Exception) -> str:
         return strerror
     if str(error).startswith(CUT_SHORT):
         return TRUNCATED
+    if isinstance(error, NotImplementedError) or str(error).startswith(UNKNOWN):
+        return f"nothing here reads its kind ({error}); save it as PNG"
     return f"it is damaged ({str(error) or type(error).__name__}); get it again"
 
 
@@ -366,9 +369,12 @@ class TooLargeError(ImageError, MemoryError):
     """An image that does not fit in the memory that is free."""
 
 
-def refuse_too_large(width: int, height: int) -> None:
-    """Raise a TooLargeError rather than be killed by the system while decoding."""
-    wanted = width * height * PIXEL_BYTES
+def refuse_too_large(width: int, height: int, more: int = 0) -> None:
+    """Raise a TooLargeError rather than be killed by the system while decoding.
+
+    `more` are bytes of each pixel that nobody wants but the decoder.
+    """
+    wanted = width * height * (PIXEL_BYTES + more)
     free = free_memory(wanted)
     if wanted > free:
         raise TooLargeError(

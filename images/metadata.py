@@ -14,7 +14,7 @@ from PIL.ImageFile import ImageFile
 
 from images.exif import DESCRIPTIVE, PREFIX, USER_COMMENT, Data, Entry, Exif, nothing_yet, read_exif
 from images.gif import divided, gif_blocks, joined
-from images.xmp import as_utf8, mended_xmp
+from images.xmp import as_utf8, mended_xmp, without_regions
 
 Text = tuple[bytes, bytes]  # type and content of a chunk of PNG
 WORDS = {  # what a type of file may be unable to hold, by its attribute
@@ -69,6 +69,10 @@ class Metadata:
         """Of a picture that is turned by a quarter."""
         exif = self.exif.turned() if self.exif else None
         return replace(self, exif=exif, dpi=self.dpi[::-1] if self.dpi else None)
+
+    def without_regions(self) -> "Metadata":
+        """Of a picture that is not as it lay, on which the places of faces were marked."""
+        return replace(self, xmp=without_regions(self.xmp))
 
     def of_size(self, width: int, height: int) -> "Metadata":
         """Of an upright picture with that many pixels."""
@@ -303,6 +307,8 @@ def _split(texts: list[Text]) -> tuple[dict[bytes, bytes], list[Text]]:
             profiles[name] = _of_hex(read_text(kind, data)[1])
         elif keyword != PNG_XMP:
             others.append((kind, data))
+        elif text := read_text(kind, data)[1]:
+            profiles[b"xmp"] = text.encode()
     app1 = profiles.get(b"app1", b"")
     profiles.setdefault(b"xmp" if app1.startswith(XMP_START) else b"exif", app1)
     return {name: data.removeprefix(XMP_START) for name, data in profiles.items()}, others

@@ -7,17 +7,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import ImageFile
+from PIL import ExifTags, ImageFile
 
-from images.colour import DAMAGED, of_boxes, of_png
-from images.exif import ORIENTATION
+from images.colour import DAMAGED, of_boxes, of_jpeg_2000, of_png
+from images.exif import ORIENTATION, read_exif
 from images.jpeg import completed, with_right_lengths
 from images.kinds import JPEG_START, PNG_START, open_image
 from images.png import NO_END, take_apart
 from images.webp import without_cut_chunk
 
 GRAY_PNG = (0, 4)  # colour types: gray, and gray with alpha
-BOXES = 2**20  # bytes from the start in which AVIF and HEIF say what their colours are
+BOXES = 2**20  # bytes from the start in which AVIF, HEIF and JPEG 2000 say what their colours are
+COLOUR_SPACE = 0xA001  # EXIF's tag
+EXIF_START = b"Exif\0\0"
 
 
 @dataclass
@@ -48,6 +50,18 @@ class Opened:
         except Exception:  # Pillow raises a dozen types when it is damaged
             self.leave_out_exif()
             return 1
+
+    def says_adobe_rgb(self) -> bool:
+        """Whether a camera's EXIF data does (DCF 2.0, 3.2.3); most then write no profile."""
+        if self.file.format not in ("JPEG", "MPO") or self.file.mode != "RGB":
+            return False
+        try:
+            exif = self.file.getexif()
+            space = exif.get_ifd(ExifTags.IFD.Exif).get(COLOUR_SPACE)
+            index = exif.get_ifd(ExifTags.IFD.Interop).get(1)
+            return space == 2 or str(index).startswith("R03")
+        except Exception:  # as below
+            return False
 
     def leave_out_exif(self) -> None:
         self.file.info.pop("exif", None)
@@ -117,9 +131,13 @@ def _opened_webp(path: str | Path) -> Iterator[Opened]:
 def _opened_other(path: str | Path) -> Iterator[Opened]:
     with open_image(path) as file:
         profile, remark = file.info.get("icc_profile"), ""
-        if file.format in ("AVIF", "HEIF") and not profile:
+        if file.format in ("AVIF", "HEIF", "JPEG2000") and not profile:
             with open(path, "rb") as stream:
-                profile, remark = of_boxes(stream.read(BOXES), file.mode in ("L", "LA"))
+                start = stream.read(BOXES)
+            if file.format == "JPEG2000":
+                profile = of_jpeg_2000(start)
+            else:
+                profile, remark = of_boxes(start, file.mode in ("L", "LA"))
             file.info["icc_profile"] = profile
         yield Opened(file, None, [remark] if remark else [])
 
@@ -129,10 +147,12 @@ def _leave_out_damaged_exif(opened: Opened) -> None:
     if not opened.file.info.get("exif"):
         return
     try:
-        readable = bool(opened.file.getexif())
+        there, damaged = opened.file.getexif(), 0
+        if not there:  # it says nothing, or nothing of it can be read
+            _, damaged = read_exif(opened.file.info["exif"].removeprefix(EXIF_START))
     except Exception:
-        readable = False
-    if not readable:
+        damaged = 1
+    if damaged:
         opened.leave_out_exif()
 
 

@@ -16,6 +16,7 @@ COLOURS = {b"cICP": 4, b"iCCP": 3, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}  # and t
 METADATA = {b"tEXt": 2, b"zTXt": 3, b"iTXt": 6, b"pHYs": 9}  # and their least lengths
 HELD = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts that say how the camera was
 PIECE = 2**14  # bytes that are inflated at a time, to 1000 times as many at most
+LARGEST_TEXT = 2**20  # bytes, of those that Pillow unpacks
 LARGEST_PROFILE = 2**26  # bytes; what unpacks to more is no profile
 PALETTE = 3  # a colour type
 CHANNELS = {0: 1, 2: 3, PALETTE: 1, 4: 2, 6: 4}  # by colour type
@@ -42,6 +43,23 @@ class Chunks:
     remarks: list[str] = field(default_factory=list)
 
 
+def _is_swollen(kind: bytes, data: bytes) -> bool:
+    """Whether a packed text is larger than Pillow unpacks; it would refuse the file."""
+    rest = data.partition(b"\0")[2]
+    if kind == b"iTXt" and rest[:1] == b"\1":
+        packed = rest[2:].partition(b"\0")[2].partition(b"\0")[2]
+    elif kind == b"zTXt":
+        packed = rest[1:]
+    else:
+        return False
+    try:
+        unpacking = zlib.decompressobj()
+        unpacking.decompress(packed, LARGEST_TEXT)
+    except zlib.error:
+        return False
+    return not unpacking.eof
+
+
 def take_apart(png: bytes) -> Chunks:
     """Leave out what Pillow might refuse a file for, although no pixel depends on it.
 
@@ -59,7 +77,8 @@ def take_apart(png: bytes) -> Chunks:
         if kind == b"IEND":  # which has no content, and so no damage
             whole, intact = IEND, True
         critical = not kind[0] & 0x20 and (kind != b"PLTE" or of_palette)
-        needed = kind in NEEDED or (kind in METADATA and data.startswith(HELD))
+        held = kind in METADATA and data.startswith(HELD) and not _is_swollen(kind, data)
+        needed = kind in NEEDED or held
         least = COLOURS.get(kind, METADATA.get(kind, 0))
         if critical and not intact:
             raise ImageError(f"its {name} chunk is damaged (wrong checksum); get the file again")

@@ -17,6 +17,13 @@ LEFT_OUT = {  # of what is not in the result: thumbnails, more XMP, a video or p
 }
 
 
+REGIONS = {  # of the pixels as they are stored: names and places of faces
+    b"http://www.metadataworkinggroup.com/schemas/regions/": rb"Regions",
+    b"http://ns.microsoft.com/photo/1.2/": rb"RegionInfo",
+    b"http://iptc.org/std/Iptc4xmpExt/2008-02-29/": rb"ImageRegion",
+}
+
+
 def as_utf8(xmp: bytes | str | None) -> bytes:
     xmp = xmp.encode() if isinstance(xmp, str) else xmp or b""
     for start, encoding in ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
@@ -27,16 +34,27 @@ def as_utf8(xmp: bytes | str | None) -> bytes:
 
 def mended_xmp(xmp: bytes, width: int, height: int) -> bytes:
     """XMP data of an upright picture with that many pixels."""
-    for uri, names in LEFT_OUT.items():
-        for prefix in _prefixes(xmp, uri):
-            named = prefix + b":(?:" + names + b")"
-            xmp = re.sub(rb"\s" + named + rb"\s*=\s*(?:\"[^\"]*\"|'[^']*')", b"", xmp)
-            xmp = re.sub(rb"<(" + named + rb")\b[^>]*(?:/>|>.*?</\1\s*>)", b"", xmp, flags=re.S)
+    xmp = _without(xmp, LEFT_OUT)
     sizes = (b"%d" % width, b"%d" % height)
     for uri, properties in SIZES.items():
         for name, which in properties.items():
             xmp = _with_value(xmp, uri, name, sizes[which])
     return _with_value(xmp, *UPRIGHT, b"1")
+
+
+def without_regions(xmp: bytes) -> bytes:
+    """XMP data of a picture that was turned or mirrored, without what was marked on it."""
+    return _without(xmp, REGIONS)
+
+
+def _without(xmp: bytes, properties: dict[bytes, bytes]) -> bytes:
+    """Without the properties of some names, by namespace, be they attributes or elements."""
+    for uri, names in properties.items():
+        for prefix in _prefixes(xmp, uri):
+            named = prefix + b":(?:" + names + b")"
+            xmp = re.sub(rb"\s" + named + rb"\s*=\s*(?:\"[^\"]*\"|'[^']*')", b"", xmp)
+            xmp = re.sub(rb"<(" + named + rb")\b[^>]*(?:/>|>.*?</\1\s*>)", b"", xmp, flags=re.S)
+    return xmp
 
 
 def _prefixes(xmp: bytes, uri: bytes) -> set[bytes]:

@@ -4,9 +4,10 @@ import io
 import struct
 import zlib
 
+import imagecodecs
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, features
+from PIL import ExifTags, Image, ImageCms, features
 
 from images.colour import PRIMARIES, SRGB_CURVE, build_profile, colour_space, to_srgb
 from images.files import Picture, read_picture, write_picture
@@ -223,6 +224,49 @@ def test_a_gray_png_gets_a_gray_profile(tmp_path):
     write_picture(picture, tmp_path / "y.png")
     expected = as_srgb(np.stack([gray] * 3, -1), XY_SRGB, lambda v: v)
     assert np.percentile(np.abs(shown(tmp_path / "y.png") - expected), 95) <= 1
+
+
+@pytest.mark.parametrize("space, index", [(0xFFFF, "R03"), (2, None), (1, "R98"), (0xFFFF, None)])
+def test_a_cameras_word_for_adobe_rgb_becomes_a_profile(space, index, tmp_path):
+    exif = Image.Exif()
+    inner = exif.get_ifd(ExifTags.IFD.Exif)
+    inner[0xA001] = space
+    if index:
+        inner[ExifTags.IFD.Interop] = {1: index}
+    Image.fromarray(PATCHES).save(tmp_path / "x.jpg", exif=exif, quality=100, subsampling=0)
+    picture = read_picture(tmp_path / "x.jpg")
+    if index != "R03" and space != 2:
+        assert picture.profile is None
+        return
+    expected = as_srgb(picture.rgb, XY_ADOBE, lambda levels: levels ** (563 / 256))
+    assert np.percentile(np.abs(to_srgb(picture.rgb, picture.profile) - expected), 98) <= 1
+    Image.fromarray(PATCHES).save(tmp_path / "x.jpg", exif=exif, icc_profile=P3)
+    assert read_picture(tmp_path / "x.jpg").profile == P3  # one of its own comes first
+
+
+@pytest.mark.parametrize("method", [2, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_jpeg_2000_files_profile_is_kept(method, dtype, tmp_path):
+    """Of both kinds of boxes that hold one: its header box is written anew."""
+    levels = CHART.astype(dtype) * (257 if dtype == np.uint16 else 1)
+    content = imagecodecs.jpeg2k_encode(levels, level=0, codecformat="jp2")
+    at = content.index(b"jp2h") - 4
+    size = int.from_bytes(content[at : at + 4], "big")
+    header = content[at + 8 : at + size]
+    old = header.index(b"colr") - 4
+    rest = header[:old] + header[old + int.from_bytes(header[old : old + 4], "big") :]
+    assert read_of(tmp_path, content).profile is None
+    box = struct.pack(">I4sBBB", 11 + len(P3), b"colr", method, 0, 0) + P3
+    plain = struct.pack(">I4sBBBI", 15, b"colr", 1, 0, 0, 16)  # another word for it comes first
+    header = rest + plain + box
+    whole = struct.pack(">I4s", 8 + len(header), b"jp2h") + header
+    picture = read_of(tmp_path, content[:at] + whole + content[at + size :])
+    assert picture.profile == P3 and np.array_equal(picture.rgb, levels)
+
+
+def read_of(tmp_path, content):
+    (tmp_path / "x.jp2").write_bytes(content)
+    return read_picture(tmp_path / "x.jp2")
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")

@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,22 @@ def test_results_may_go_beside_or_above_their_inputs(files):
     files("in/b.png", "in/c.png")
     assert planned("in", output=".") == {"in/b.png": "b.png", "in/c.png": "c.png"}
     assert planned("in/?.png", output="in", suffix="_x4")["in/b.png"] == "b_x4.png"
+
+
+def test_a_result_whose_name_differs_in_case_alone_is_its_original_where_that_is_ignored(files):
+    """On macOS and on camera cards, that is; a second link stands for the second spelling."""
+    files("p/A.PNG", "q/A.PNG")
+    for folder in ("p", "q"):
+        with suppress(FileExistsError):
+            os.link(f"{folder}/A.PNG", f"{folder}/A.png")
+    for sources in (["p"], ["p/A.PNG"]):
+        with pytest.raises(UsageError, match=r"A\.png is an input; choose another output folder"):
+            planned(*sources, output="p")
+    assert planned("p/A.PNG", output="q")["p/A.PNG"] == "A.png"  # which is another file
+    if len([*Path("p").iterdir()]) == 2:  # where case counts, they may be two files
+        os.unlink("p/A.png")
+        files("p/A.png")
+        assert planned("p/A.PNG", output="p") == {"p/A.PNG": "A.png"}
 
 
 def test_what_may_be_another_pictures_result_is_refused_among_the_inputs(files):

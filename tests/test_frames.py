@@ -238,6 +238,29 @@ def test_one_picture_at_a_time_is_in_memory(tmp_path):
             assert file.n_frames == 21
 
 
+@pytest.mark.parametrize("key", [None, 7])
+def test_a_gif_that_begins_gray_gets_its_colours(key, tmp_path):
+    """Its first palette is the ramp of all grays; the next frame has one of its own, and covers
+    only a part of it."""
+    ramp = Image.fromarray(np.arange(600).reshape(20, 30).astype(np.uint8))
+    if key is not None:
+        ramp.info["transparency"] = key
+    red = np.full((20, 30, 4), (200, 10, 20, 255), np.uint8)
+    red[:, :10, 3] = 0
+    options = dict(save_all=True, append_images=[Image.fromarray(red)], optimize=False, disposal=1)
+    ramp.save(tmp_path / "x.gif", **options)
+    with Image.open(tmp_path / "x.gif") as file:
+        assert file.mode == "L" and ("transparency" in file.info) == (key is not None)
+    picture = read_picture(tmp_path / "x.gif", BOTH)
+    (second,) = picture.sequence.rest()
+    grays, visible = np.array(ramp.convert("L")), np.arange(600).reshape(20, 30) % 256 != key
+    assert np.array_equal(picture.rgb[visible][:, 0], grays[visible])
+    assert np.array_equal(picture.alpha == 255, visible)
+    expected = np.where(red[..., 3:] == 0, grays[..., None], red[..., :3])
+    assert np.array_equal(second.alpha == 255, visible | (red[..., 3] == 255))
+    assert np.array_equal(second.rgb[second.alpha == 255], expected[second.alpha == 255])
+
+
 # ------------------------------------------------------------------------------------------- pages
 
 

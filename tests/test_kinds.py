@@ -290,6 +290,17 @@ def test_jpeg_xl_is_turned_once(jpeg, turned):
     assert Opened(file).orientation() == turned
 
 
+def test_a_kind_that_pillow_does_not_know_is_not_called_damaged(tmp_path):
+    """A texture as texconv writes it: BC3_UNORM_SRGB, 78 in DirectX's list."""
+    Image.new("RGBA", (8, 8)).save(tmp_path / "x.dds", pixel_format="BC3")
+    content = bytearray((tmp_path / "x.dds").read_bytes())
+    assert content[84:88] == b"DX10"
+    content[128:132] = struct.pack("<I", 78)
+    (tmp_path / "x.dds").write_bytes(content)
+    with pytest.raises(ImageError, match=r"x\.dds: nothing here reads its kind \(.*78.*PNG"):
+        read_picture(tmp_path / "x.dds")
+
+
 def test_other_files_and_unfinished_ones_are_passed_over(tmp_path):
     for name, content in {
         **{"a.txt": b"BM is how a text may begin", "a.py": b"GIF = 89", "a.json": b"{}"},

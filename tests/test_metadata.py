@@ -491,6 +491,61 @@ def test_xmp_in_utf_16_becomes_utf_8(tmp_path):
         assert "Ada Löwe".encode() in file.info["xmp"] and b't:Orientation="1"' in file.info["xmp"]
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_faces_are_marked_on_pictures_that_lie_as_they_lay(orientation, tmp_path):
+    """The places of regions are those of the pixels as they are stored."""
+    regions = (
+        b'<a xmlns:r="http://www.metadataworkinggroup.com/schemas/regions/" '
+        b'xmlns:m="http://ns.microsoft.com/photo/1.2/"><r:Regions rdf:parseType="Resource">'
+        b"<r:Name>Ada</r:Name></r:Regions><m:RegionInfo><x/></m:RegionInfo><k>kept</k></a>"
+    )
+    xmp = PACKET.encode().replace(b"</rdf:Description>", regions + b"</rdf:Description>")
+    exif = Image.Exif()
+    exif[TURNED] = orientation
+    Image.fromarray(PHOTO).save(tmp_path / "in.jpg", exif=exif, xmp=xmp)
+    found = read_picture(tmp_path / "in.jpg").metadata.xmp
+    assert b"<k>kept</k>" in found and "Ada Löwe".encode() in found
+    for words in (b"r:Regions", b"m:RegionInfo", b"<r:Name>"):
+        assert (words in found) == (orientation == 1)
+
+
+def test_xmp_behind_the_pixels_of_a_deep_png_is_kept(tmp_path):
+    """With EXIF data before them, as ExifTool wrote it until 2019."""
+    deep = (PHOTO.astype(np.uint16) * 257)[..., 0]
+    Image.fromarray(deep).save(tmp_path / "in.png", exif=b"Exif\0\0" + camera())
+    content = (tmp_path / "in.png").read_bytes()
+    text = b"XML:com.adobe.xmp\0\0\0\0\0" + PACKET.encode()
+    chunk = struct.pack(">I", len(text)) + b"iTXt" + text
+    chunk += struct.pack(">I", zlib.crc32(b"iTXt" + text))
+    (tmp_path / "in.png").write_bytes(content[:-12] + chunk + content[-12:])
+    assert content.index(b"eXIf") < content.index(b"IDAT")
+    picture = read_picture(tmp_path / "in.png")
+    assert picture.rgb.dtype == np.uint16 and "Ada Löwe".encode() in picture.metadata.xmp
+
+
+def test_a_swollen_text_costs_a_png_nothing(tmp_path):
+    """More than Pillow unpacks, as Photoshop's lists of ancestors become."""
+    ancestors = b"<x>" + b"ancestor" * 2**18 + b"</x>"
+    xmp = PACKET.encode().replace(b"</rdf:Description>", ancestors + b"</rdf:Description>")
+    text = b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp)
+    chunk = struct.pack(">I", len(text)) + b"iTXt" + text
+    chunk += struct.pack(">I", zlib.crc32(b"iTXt" + text))
+    Image.fromarray(PHOTO).save(tmp_path / "in.png")
+    content = (tmp_path / "in.png").read_bytes()
+    (tmp_path / "in.png").write_bytes(content[:33] + chunk + content[33:])
+    picture = read_picture(tmp_path / "in.png")
+    assert np.array_equal(picture.rgb, PHOTO) and picture.remark == ""
+    assert "Ada Löwe".encode() in picture.metadata.xmp and ancestors in picture.metadata.xmp
+
+
+def test_exif_data_that_say_nothing_are_not_damaged(tmp_path):
+    """As Pillow writes them of a picture without any."""
+    Image.fromarray(PHOTO).save(tmp_path / "in.jpg", exif=Image.Exif())
+    with Image.open(tmp_path / "in.jpg") as file:
+        assert file.info["exif"]
+    assert read_picture(tmp_path / "in.jpg").remark == ""
+
+
 def test_the_loss_of_an_extension_of_xmp_is_told(tmp_path):
     photograph(tmp_path / "in.jpg", camera())
     content = (tmp_path / "in.jpg").read_bytes()

@@ -302,6 +302,9 @@ def test_avif(bits, channels, tmp_path):
 
 
 def test_what_pillow_reduces_is_said(tmp_path):
+    for width in (7, 160, 2160):  # which is no number of bits
+        Image.new("RGB", (width, 3)).save(tmp_path / "x.sgi")
+        assert read_picture(tmp_path / "x.sgi").remark == ""
     Image.fromarray(noise(3, 8)).save(tmp_path / "x.sgi", bpc=2)
     picture = read_picture(tmp_path / "x.sgi")
     assert np.array_equal(picture.rgb, noise(3, 8)) and picture.remark == "8 of 16 bits"

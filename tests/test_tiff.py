@@ -562,6 +562,16 @@ def test_a_file_that_is_cut_short_is_refused(missing, layout, tmp_path):
         read_picture(tmp_path / "x.tif")
 
 
+def test_bands_that_nobody_wants_count_too(tmp_path, monkeypatch):
+    """224 of them, as an imaging spectrometer has, are decoded together."""
+    bands = np.zeros((64, 64, 224), np.uint16)
+    tifffile.imwrite(tmp_path / "x.tif", bands, photometric="minisblack", planarconfig="contig")
+    assert "1 of 224 channels" in read_picture(tmp_path / "x.tif").remark
+    monkeypatch.setattr("images.kinds.free_memory", lambda wanted: 10**6)
+    with pytest.raises(ImageError, match=r"64x64 pixels take .* of memory"):
+        read_picture(tmp_path / "x.tif")
+
+
 def test_a_picture_too_large_for_the_memory_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "x.tif", np.zeros((HEIGHT, WIDTH), np.uint16))
     free = namedtuple("Memory", "available")(HEIGHT * WIDTH)

@@ -151,8 +151,8 @@ def check_device(device: torch.device, dtype: torch.dtype, ranks: Ranks) -> None
     """Refuse what MPS cannot do."""
     if device.type == "mps" and dtype == torch.float16:
         raise DeviceError(
-            "precision is 'fp16': without a scaled loss, which torch has not on MPS, most gradients "
-            "would be 0; use bf16 or fp32"
+            "precision is 'fp16': MPS has no scaled loss, without which most gradients would be 0; "
+            "use bf16 or fp32"
         )
     if device.type == "mps" and ranks.count > 1:
         raise DeviceError(

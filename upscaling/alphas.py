@@ -15,6 +15,7 @@ from upscaling.inputs import (
     UsageError,
     find_inputs,
     find_partner,
+    identity,
     make_output,
     partners_in,
     read_high_res,
@@ -82,13 +83,14 @@ def strip_names(photographs: list[Input], output: Path) -> dict[Path, Path]:
     Raises:
         UsageError: a strip would overwrite a photograph.
     """
-    sources = {photograph.path.resolve() for photograph in photographs}
+    paths = [photograph.path for photograph in photographs]
+    sources = {path.resolve() for path in paths} | {identity(path) for path in paths}
     endings = [".png"] * len(photographs)
     refuse_results_among(photographs, endings, output)
     names = distinct_names(photographs, endings)
     strips = [fitting(output / name) for name in names]
     for strip in strips:
-        if strip.resolve() in sources:
+        if sources & {strip.resolve(), identity(strip)}:
             raise UsageError(f"{strip} is an input; choose another folder with -o")
     return {image.path: strip for image, strip in zip(photographs, strips, strict=True)}
 

@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def find_inputs(sources: Sequence[Path], output: Path, hr: Path | None = None) -
     for source in not_output or sources:
         found = _found(source, output)
         for image in found.images:
-            images.setdefault(_identity(image.path), image)
+            images.setdefault(identity(image.path), image)
         others += found.others
     if not images:
         raise UsageError("\n  ".join(others))
@@ -131,10 +132,14 @@ def _not_results(paths: list[Path], start: Path, output: Path) -> list[Path]:
     return [path for path in paths if results not in path.resolve().parents]
 
 
-def _identity(path: Path) -> tuple[str, str, int]:
-    """Equal for two spellings of a file; a link to it, or its copy elsewhere, is another one."""
+def identity(path: Path) -> tuple[str, str, int]:
+    """Equal for two spellings of a file; a link to it, or its copy elsewhere, is another one.
+
+    Names may ignore case and how an accent is written, which realpath tells on Windows alone.
+    """
     number = os.stat(path).st_ino if os.path.exists(path) else 0
-    return os.path.realpath(path.parent), path.name.casefold(), number
+    name = unicodedata.normalize("NFC", path.name).casefold()
+    return os.path.realpath(path.parent), name, number
 
 
 def no_file(path: Path) -> str:
