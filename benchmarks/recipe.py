@@ -182,7 +182,9 @@ def train(
     It is done if its log says so: logs are enough to go on with a table on another machine.
     """
     folder = arguments.output / "checkpoints" / run
-    if [row["step"] for row in rows_of(folder)][-1:] != [steps]:
+    logged = [row["step"] for row in rows_of(folder)][-1:] == [steps]
+    stopped = (folder / "last.pt").exists() and not (folder / "psnr.safetensors").exists()
+    if stopped or not logged:
         child = [sys.executable, __file__, "--child", variant.optimizer, variant.distance]
         length = ["--name", run, "--psnr.steps", str(steps)]
         run_to_its_end([*child, *length, *flags], arguments.output)

@@ -148,11 +148,19 @@ def read_visible(path: Path) -> tuple[np.ndarray, bytes | None]:
     return colours if picture.alpha is None else bleed(colours, picture.alpha), picture.profile
 
 
+def unlike(image: np.ndarray, other: np.ndarray) -> float:
+    """How far their mean colours are apart, whatever their sizes."""
+    return float(np.abs(image.mean((0, 1)) - other.mean((0, 1))).sum())
+
+
 def decode_pair(path: Path, lr_path: Path | None, scale: int) -> Decoded:
     image, profile = read_visible(path)
     low_res, low_res_profile = read_visible(lr_path) if lr_path else (None, None)
     if low_res is not None and profile != low_res_profile:  # else both have the same numbers
-        image, low_res = to_srgb(image, profile), to_srgb(low_res, low_res_profile)
+        srgb = to_srgb(image, profile), to_srgb(low_res, low_res_profile)
+        # Programs that know nothing of profiles keep the numbers and drop the profile.
+        if (profile and low_res_profile) or unlike(*srgb) < unlike(image, low_res):
+            image, low_res = srgb
     high_res = np.ascontiguousarray(whole_multiple(image, scale))
     height, width = high_res.shape[:2]
     if min(height, width) == 0:

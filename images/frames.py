@@ -63,6 +63,9 @@ def later_frames(path: str | Path, count: int) -> Iterator[Frame | ImageError]:
 def _give_colours(file: Any) -> None:
     """To a GIF whose first frame is gray: Pillow pastes the next one on it, which may have some."""
     file.load()
+    if file.dispose:  # what it leaves behind, made of gray as well
+        file.im.paste(file.dispose, file.dispose_extent)
+        file.dispose = None
     key = file.info.pop("transparency", None)
     image = file.im if key is None else file.im.convert_transparent("LA", key)
     file.im = image.convert("RGB" if key is None else "RGBA")

@@ -251,7 +251,7 @@ def exif_of(block: bytes) -> tuple[Exif | None, str]:
     exif, damaged = read_exif(block)
     if exif is None:
         return None, "its EXIF data is damaged and was left out"
-    return exif, damaged_tags(damaged)
+    return exif if exif.tags else None, damaged_tags(damaged)
 
 
 def damaged_tags(count: int) -> str:

@@ -18,7 +18,7 @@ from images.webp import without_cut_chunk
 
 GRAY_PNG = (0, 4)  # colour types: gray, and gray with alpha
 BOXES = 2**20  # bytes from the start in which AVIF, HEIF and JPEG 2000 say what their colours are
-COLOUR_SPACE = 0xA001  # EXIF's tag
+COLOUR_SPACE, SAYS_SRGB, SAYS_ADOBE_RGB = 0xA001, 1, 2  # EXIF's tag, and numbers in it
 EXIF_START = b"Exif\0\0"
 
 
@@ -58,8 +58,9 @@ class Opened:
         try:
             exif = self.file.getexif()
             space = exif.get_ifd(ExifTags.IFD.Exif).get(COLOUR_SPACE)
-            index = exif.get_ifd(ExifTags.IFD.Interop).get(1)
-            return space == 2 or str(index).startswith("R03")
+            if space in (SAYS_SRGB, SAYS_ADOBE_RGB):  # which the DCF has no number for
+                return space == SAYS_ADOBE_RGB
+            return str(exif.get_ifd(ExifTags.IFD.Interop).get(1)).startswith("R03")
         except Exception:  # as below
             return False
 

@@ -170,7 +170,8 @@ def _photometric(page: TiffPage) -> int:
 def _refuse_unknown(page: TiffPage) -> None:
     bits: Any = page.bitspersample  # a tuple where they differ
     photometric = _photometric(page)
-    of_pixel = page.samplesperpixel * (page.dtype.itemsize if page.dtype is not None else 1)
+    unwanted = max(0, page.samplesperpixel - 4)
+    of_pixel = unwanted * (page.dtype.itemsize if page.dtype is not None else 1)
     refuse_too_large(page.imagewidth, page.imagelength, of_pixel)
     if isinstance(bits, tuple):
         raise ImageError(f"its channels have {bits} bits; save it with 8 or 16")

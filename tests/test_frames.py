@@ -239,7 +239,8 @@ def test_one_picture_at_a_time_is_in_memory(tmp_path):
 
 
 @pytest.mark.parametrize("key", [None, 7])
-def test_a_gif_that_begins_gray_gets_its_colours(key, tmp_path):
+@pytest.mark.parametrize("disposal", [1, 2])  # it stays; it goes, and the next begins with nothing
+def test_a_gif_that_begins_gray_gets_its_colours(key, disposal, tmp_path):
     """Its first palette is the ramp of all grays; the next frame has one of its own, and covers
     only a part of it."""
     ramp = Image.fromarray(np.arange(600).reshape(20, 30).astype(np.uint8))
@@ -247,8 +248,8 @@ def test_a_gif_that_begins_gray_gets_its_colours(key, tmp_path):
         ramp.info["transparency"] = key
     red = np.full((20, 30, 4), (200, 10, 20, 255), np.uint8)
     red[:, :10, 3] = 0
-    options = dict(save_all=True, append_images=[Image.fromarray(red)], optimize=False, disposal=1)
-    ramp.save(tmp_path / "x.gif", **options)
+    options = dict(save_all=True, append_images=[Image.fromarray(red)], optimize=False)
+    ramp.save(tmp_path / "x.gif", disposal=disposal, **options)
     with Image.open(tmp_path / "x.gif") as file:
         assert file.mode == "L" and ("transparency" in file.info) == (key is not None)
     picture = read_picture(tmp_path / "x.gif", BOTH)
@@ -256,9 +257,12 @@ def test_a_gif_that_begins_gray_gets_its_colours(key, tmp_path):
     grays, visible = np.array(ramp.convert("L")), np.arange(600).reshape(20, 30) % 256 != key
     assert np.array_equal(picture.rgb[visible][:, 0], grays[visible])
     assert np.array_equal(picture.alpha == 255, visible)
-    expected = np.where(red[..., 3:] == 0, grays[..., None], red[..., :3])
-    assert np.array_equal(second.alpha == 255, visible | (red[..., 3] == 255))
-    assert np.array_equal(second.rgb[second.alpha == 255], expected[second.alpha == 255])
+    covered = red[..., 3] == 255
+    assert (second.rgb[covered] == (200, 10, 20)).all() and (second.alpha[covered] == 255).all()
+    if disposal == 1:
+        assert np.array_equal(second.alpha == 255, visible | covered)
+        left = visible & ~covered
+        assert np.array_equal(second.rgb[left][:, 0], grays[left])
 
 
 # ------------------------------------------------------------------------------------------- pages

@@ -543,7 +543,8 @@ def test_exif_data_that_say_nothing_are_not_damaged(tmp_path):
     Image.fromarray(PHOTO).save(tmp_path / "in.jpg", exif=Image.Exif())
     with Image.open(tmp_path / "in.jpg") as file:
         assert file.info["exif"]
-    assert read_picture(tmp_path / "in.jpg").remark == ""
+    picture = read_picture(tmp_path / "in.jpg")
+    assert picture.remark == "" and not_held(picture, "x.tga") == []
 
 
 def test_the_loss_of_an_extension_of_xmp_is_told(tmp_path):

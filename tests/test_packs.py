@@ -20,7 +20,7 @@ from PIL import Image, ImageCms
 
 import utils
 from images import decoding, packs
-from images.colour import build_profile
+from images.colour import SRGB_PROFILE, build_profile
 from images.files import ImageError, read_image, write_image
 from images.kinds import find_images
 from images.packs import Pack, pack_folder
@@ -368,16 +368,23 @@ def test_a_pair_of_different_profiles_becomes_srgb(tmp_path, random_image):
     given, image = ImageCms.ImageCmsProfile(io.BytesIO(wide)), Image.fromarray(pixels)
     turned = np.array(ImageCms.profileToProfile(image, given, srgb))
     assert np.abs(turned.astype(int) - pixels).max() > 20
-    for folder, step, profile in (("high", 1, wide), ("low", 4, None), ("same", 4, wide)):
+    for folder, step, profile in (
+        *(("high", 1, wide), ("low", 4, None), ("same", 4, wide), ("dropped", 4, None)),
+        ("other", 4, SRGB_PROFILE),
+    ):
         (tmp_path / folder).mkdir()
-        image = Image.fromarray((turned if folder == "low" else pixels)[::step, ::step])
+        image = Image.fromarray((turned if folder in ("low", "other") else pixels)[::step, ::step])
         image.save(tmp_path / folder / "a.png", icc_profile=profile)
     pack = pack_folder(tmp_path / "high", 4, tmp_path / "low")
     assert np.abs(pack.high_res(0).astype(int) - turned).max() <= 1
     assert np.array_equal(pack.low_res(0), turned[::4, ::4])
-    pack = pack_folder(tmp_path / "high", 4, tmp_path / "same")  # the files' own numbers
-    assert np.array_equal(pack.high_res(0), pixels)
-    assert np.array_equal(pack.low_res(0), pixels[::4, ::4])
+    for folder in ("same", "dropped"):  # the files' own numbers
+        pack = pack_folder(tmp_path / "high", 4, tmp_path / folder)
+        assert np.array_equal(pack.high_res(0), pixels)
+        assert np.array_equal(pack.low_res(0), pixels[::4, ::4])
+    pack = pack_folder(tmp_path / "high", 4, tmp_path / "other")  # two profiles
+    assert np.abs(pack.high_res(0).astype(int) - turned).max() <= 1
+    assert np.abs(pack.low_res(0).astype(int) - turned[::4, ::4]).max() <= 1
 
 
 def test_another_users_lock_is_passed_over(photos, tmp_path, monkeypatch):

@@ -695,10 +695,10 @@ def test_what_is_opaque_or_clear_stays_so(dtype, net):
 
 def test_every_flag_reaches_what_computes(workplace, monkeypatch):
     made, devices = [], []
+    plain = Upscaler(load_generator("checkpoints/mine/gan.safetensors"), "cpu", "fp32")
     monkeypatch.setattr(
-        command, "Upscaler", lambda net, device, **given: made.append(given) or real(net, **given)
+        command, "Upscaler", lambda net, device, **given: made.append(given) or plain
     )
-    real = Upscaler
     monkeypatch.setattr(
         command, "choose_device", lambda *given: devices.append(given) or torch.device("cpu")
     )
@@ -1012,7 +1012,8 @@ def assert_in_this_order(strip, pictures):
 
 
 def test_of_a_large_picture_the_strip_shows_the_middle(workplace, monkeypatch, random_image):
-    write_image(random_image(600, 640), "large/a.png")
+    monkeypatch.setattr(command, "COMPARED_SIDE", 64)
+    write_image(random_image(60, 70), "large/a.png")
     assert run(monkeypatch, "large", "--compare") == 0
     strip, result = read_image("results/compare/a.png"), read_image("results/a.png")
     given = enlarge_nearest(read_image("large/a.png"), 2)

@@ -111,6 +111,7 @@ def test_a_file_that_another_program_has_open_is_waited_for(tmp_path, monkeypatc
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", held)
+    monkeypatch.setattr("utils.PATIENCE", 0)
     with pytest.raises(OSError, match=r"x cannot be written \(held"), replacing(path) as file:
         file.write(b"new")
     assert len(tries) == 1 and path.read_bytes() == b"old"  # elsewhere that is no passing state
