@@ -11,6 +11,8 @@ import html
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
@@ -25,6 +27,9 @@ if __name__ == "__main__":  # --help and wrong flags are answered before torch t
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # which gradio reads as it is imported
 
 import gradio as gr
+
+if not hasattr(gr, "ImageSlider"):
+    sys.exit(f"app.py: gradio {gr.__version__} is too old for it: pip install -U gradio")
 
 from formats.layouts import WeightsError
 from formats.published import known_names, networks
@@ -98,6 +103,27 @@ def build_page(weights: str) -> gr.Blocks:
     return page
 
 
+@contextmanager
+def past_proxies() -> Iterator[None]:
+    """While gradio asks its own page whether it is there; downloads take the system's proxy again.
+
+    Raises:
+        UsageError: it is not; gradio raises a dozen types.
+    """
+    before = {name: os.environ.get(name) for name in ("NO_PROXY", "no_proxy")}
+    for name, others in before.items():
+        os.environ[name] = ",".join(filter(None, (others, "127.0.0.1,localhost")))
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise UsageError(f"the page does not open: {str(error).splitlines()[0]}") from error
+    finally:
+        for name, others in before.items():
+            os.environ.pop(name) if others is None else os.environ.update({name: others})
+
+
 def main() -> None:
     arguments = parse_args()
     silence_pillow()
@@ -107,7 +133,8 @@ def main() -> None:
     with TemporaryDirectory(prefix="upscaled-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build_page(arguments.weights or networks()[0])
-        _, url, _ = page.launch(server_name="127.0.0.1", server_port=arguments.port, **options)
+        with past_proxies():
+            _, url, _ = page.launch(server_name="127.0.0.1", server_port=arguments.port, **options)
         print(f"The page is at {url} and ends with Ctrl-C.")
         page.block_thread()
 

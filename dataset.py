@@ -8,8 +8,10 @@ Crops are cut from folders that images/packs.py has decoded once.
 
 import argparse
 import functools
+import http.client
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,6 +50,8 @@ DIV2K_ARCHIVES = {  # split -> file name, MD5
     "train": ("DIV2K_train_HR.zip", "bdc2d9338d4e574fe81bf7d158758658"),
     "valid": ("DIV2K_valid_HR.zip", "9fcdda83005c5e5997799b69f955ff88"),
 }
+
+SILENCE = 60  # seconds without a byte after which a download is given up
 
 DEMO_DIR = Path("data/demo")
 DEMO_PHOTOGRAPHS = {  # the colour photographs in scikit-image's wheel
@@ -270,6 +274,7 @@ def fetch_div2k(root: Path, base_url: str = DIV2K_URL, archives: dict = DIV2K_AR
     """
     from torchvision.datasets.utils import download_url, extract_archive  # takes seconds
 
+    socket.setdefaulttimeout(SILENCE)  # else that waits forever for a server gone silent
     for split, (file_name, md5) in archives.items():
         folder = Path(file_name).stem
         target = root / split / folder
@@ -279,7 +284,7 @@ def fetch_div2k(root: Path, base_url: str = DIV2K_URL, archives: dict = DIV2K_AR
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             download_url(f"{base_url}/{file_name}", str(root), file_name, md5)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
             raise DataError(
                 f"{base_url}/{file_name} could not be fetched whole ({error}). Run the same "
                 f"command again, or unpack the archive yourself so that {target} is a folder."

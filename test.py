@@ -33,14 +33,12 @@ if __name__ == "__main__":  # --help and wrong flags are answered before torch t
     parse_args()
     prepare_for_torch()
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from formats.ncnn import ncnn_program
 from formats.published import BOX, DEFAULT, trained
-from images.colour import to_srgb
-from images.files import Picture, to_8_bits, write_image
+from images.files import Picture, as_seen, to_8_bits, write_image
 from images.opening import silence_pillow
 from images.resize import part_by_nearest
 from images.scores import Metric, MetricError, as_text, load_metrics, rate, save_table
@@ -50,7 +48,7 @@ from upscaling.devices import DeviceError, choose_device
 from upscaling.inputs import UsageError, make_output, read_high_res
 from upscaling.jobs import Job, plan, refuse_large_result, refuse_long_name
 from upscaling.ncnn_engine import NcnnNetwork, choose_gpu, import_ncnn
-from upscaling.report import TABLE, PageImage, refuse_foreign_files, write_page
+from upscaling.report import TABLE, page_image, refuse_foreign_files, write_page
 from upscaling.saving import Saving, refuse_quality, summary
 from upscaling.upscaler import (
     CHANNELS,
@@ -295,17 +293,15 @@ def finish(
         # Without --hr, the metrics that need no true image judge every result.
         scored = job.high_res is not None or bool(metrics and not arguments.hr)
         if scored or job.comparison or arguments.report:
-            low_res, ours = to_8_bits(picture.rgb), to_8_bits(enlarged.rgb)
             judged = metrics if scored else None
-            compare(job, low_res, ours, enlarged.profile, upscaler, judged, arguments, results)
+            compare(job, picture, enlarged, upscaler, judged, arguments, results)
         results.pixels.append(enlarged.area)
 
 
 def compare(
     job: Job,
-    low_res: np.ndarray,
-    ours: np.ndarray,
-    profile: bytes | None,
+    picture: Picture,
+    enlarged: Picture,
     upscaler: Upscaler,
     metrics: dict[str, Metric] | None,
     arguments: argparse.Namespace,
@@ -313,33 +309,38 @@ def compare(
 ) -> None:
     """Score a result, unless `metrics` is None, and show it on the page and in a strip.
 
-    Scores compare the files' own numbers, as papers do; what is shown is in sRGB. Of a large
-    picture each copy counts: what has been used is let go.
+    Scores compare the files' own numbers, as papers do; what is shown is in sRGB and on white. Of a
+    large picture each copy counts: what has been used is let go.
     """
+    low_res, ours = to_8_bits(picture.rgb), to_8_bits(enlarged.rgb)
+    clear = None if picture.alpha is None else to_8_bits(picture.alpha)
     size, name = ours.shape[:2], job.target.relative_to(arguments.output)
     window = centre_window(size, COMPARED_SIDE)
-    strip = {"input": to_srgb(part_by_nearest(low_res, size, window), profile)}
-    page = PageImage(arguments.output, name) if arguments.report else None
+    given = Picture(part_by_nearest(low_res, size, window), profile=enlarged.profile)
+    given.alpha = None if clear is None else part_by_nearest(clear, size, window)
+    strip = {"input": as_seen(given)}
+    page = page_image(arguments.output, name, size) if arguments.report else None
 
-    def show(label: str, picture: np.ndarray, profile: bytes | None = profile) -> None:
-        shown = to_srgb(picture, profile)
+    def show(label: str, picture: Picture) -> None:
+        shown = as_seen(picture)
         strip[label] = shown[window].copy()
         if page:
             page.add(label, shown)
 
     pictures, score = {"ours": ours}, {}
-    show("ours", ours)
+    show("ours", enlarged)
     if job.high_res:
         true = read_high_res(job.high_res, size, upscaler.scale)
         pictures["HR"] = true.rgb
-        show("HR", true.rgb, true.profile)
+        show("HR", true)
         del true
     pictures["bicubic"] = upscaler.bicubic(low_res)
     if metrics is not None:
         score = rate(low_res, pictures, upscaler.scale, metrics)
         results.scores.append({"image": name.as_posix()} | score)
     pictures.pop("HR", None)
-    show("bicubic", pictures["bicubic"])
+    alpha = None if clear is None else upscaler.bicubic(clear)
+    show("bicubic", Picture(pictures["bicubic"], alpha, profile=enlarged.profile))
     if page:
         results.shown.append(page.entry(score))
     if job.comparison:

@@ -275,6 +275,25 @@ def bleed(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return colours[nearest]
 
 
+def on_white(rgb: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
+    """How a picture looks on white: uint8, (H, W, 3), through alpha, (H, W); None: it is opaque."""
+    if alpha is None:
+        return rgb
+    mixed = np.empty_like(rgb)
+    for band in bands(len(rgb), rgb[0].size):
+        opacity = alpha[band][..., None] / np.float32(255)
+        mixed[band] = rgb[band] * opacity + 255 * (1 - opacity) + 0.5
+    return mixed
+
+
+def as_seen(
+    picture: Picture, window: tuple[slice, slice] = (slice(None), slice(None))
+) -> np.ndarray:
+    """Rows and columns of a picture as a screen shows them: uint8, (H, W, 3), sRGB, on white."""
+    rgb = to_srgb(to_8_bits(picture.rgb[window]), picture.profile)
+    return on_white(rgb, None if picture.alpha is None else to_8_bits(picture.alpha[window]))
+
+
 # ---------------------------------------------------------------------------------------- writing
 
 
@@ -387,8 +406,7 @@ def _as_held(picture: Picture, kind: FileType) -> tuple[Picture, list[str]]:
         gray = gray and bool((rgb == rgb[..., :1]).all())
     if alpha is not None and not kind.alpha:
         remarks.append("on white instead of transparent")
-        opacity = alpha[..., None] / np.float32(255)
-        rgb, alpha = np.uint8(rgb * opacity + 255 * (1 - opacity) + 0.5), None
+        rgb, alpha = on_white(rgb, alpha), None
     if kind is GIF:
         rgb, alpha, changed = as_few_colours(rgb, alpha)
         remarks += ["256 colours, each opaque or clear"] if changed else []

@@ -116,7 +116,7 @@ def enlarge_nearest(image: np.ndarray, scale: int) -> np.ndarray:
 def part_by_nearest(
     image: np.ndarray, size: tuple[int, int], window: tuple[slice, slice]
 ) -> np.ndarray:
-    """What `window` shows of uint8 (H, W, 3) that is enlarged by nearest neighbours.
+    """What `window` shows of uint8, (H, W, 3) or (H, W), that is enlarged by nearest neighbours.
 
     Args:
         size: height and width of the whole result.

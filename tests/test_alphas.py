@@ -67,6 +67,16 @@ def test_a_strip_shows_each_alpha_and_the_original(nets, monkeypatch, capsys):
     assert "mean of 1 images" in output and "4 of 4 strips are in results" in output
 
 
+def test_an_ambiguous_original_is_told_before_the_work(nets, monkeypatch):
+    for name in ("a_HR.png", "a_GT.png"):
+        write_image(np.zeros((8, 8, 3), np.uint8), f"twice/{name}")
+    write_image(np.zeros((8, 8, 3), np.uint8), "some/0.png")
+    write_image(np.zeros((8, 8, 3), np.uint8), "some/ax4.png")
+    with pytest.raises(weights.UsageError, match=r"a_"):
+        run(monkeypatch, "--pictures", "some", "--hr", "twice", "-o", "strips")
+    assert not Path("strips").exists()
+
+
 def test_labels_say_alpha_and_psnr(nets, monkeypatch):
     image = read_image("photos/a.png")
     write_image(imresize(image, 2), Path("a.png"))

@@ -26,6 +26,7 @@ from images.files import Picture, read_image, write_image, write_picture
 from images.resize import imresize
 from model import RRDBNet
 from upscaling.app_flags import parse_args
+from upscaling.inputs import UsageError
 from weights import save_generator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,6 +60,31 @@ def test_only_this_machine_reaches_the_page(monkeypatch, capsys, tmp_path):
     (call,) = page.launch.call_args_list
     assert call.kwargs["server_name"] == "127.0.0.1" and call.kwargs["share"] is False
     assert "The page is at http://127.0.0.1:7860/" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("before", [{}, {"no_proxy": "a.b", "NO_PROXY": "a.b"}])
+def test_the_page_is_not_asked_for_through_a_proxy(before, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "gradio", MagicMock(__spec__=ModuleSpec("gradio", None)))
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        if name in before:
+            monkeypatch.setenv(name, before[name])
+    past_proxies = load_program("app").past_proxies
+    with past_proxies():
+        assert os.environ["no_proxy"].endswith("127.0.0.1,localhost")
+        assert os.environ["NO_PROXY"].startswith(before.get("NO_PROXY", ""))
+    assert {n: v for n, v in os.environ.items() if n.lower() == "no_proxy"} == before
+    with pytest.raises(UsageError, match=r"does not open: not accessible$"), past_proxies():
+        raise ValueError("not accessible\nset share=True")
+    with pytest.raises(OSError, match="port"), past_proxies():
+        raise OSError("port")
+
+
+def test_an_old_gradio_is_named_with_the_remedy(monkeypatch):
+    gradio = MagicMock(spec=["Progress"], __spec__=ModuleSpec("gradio", None), __version__="4.1")
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    with pytest.raises(SystemExit, match=r"gradio 4\.1 is too old.*pip install -U gradio"):
+        load_program("app")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import pickle
 import shutil
+import socket
 import threading
 import zipfile
 
@@ -229,6 +230,30 @@ def test_a_broken_download_is_an_error_and_the_next_call_goes_on(div2k_server, t
     fetch_div2k(tmp_path / "data", address, archives)
     assert files(tmp_path / "data") == WHOLE
     assert "DIV2K_train_HR is there already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fault", ["silent", "cut"])
+def test_a_server_that_falls_silent_or_hangs_up_is_an_error(fault, tmp_path, monkeypatch):
+    """Without a length, as behind some proxies, in the midst of a piece."""
+    monkeypatch.setattr("dataset.SILENCE", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            for _ in range(2):  # torchvision asks where it leads first
+                connection, _ = server.accept()
+                connection.recv(10_000)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nab")
+                if fault == "cut":
+                    connection.close()
+                else:
+                    held.append(connection)
+
+        held = []
+        threading.Thread(target=serve, daemon=True).start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(DataError, match="could not be fetched whole"):
+            fetch_div2k(tmp_path, address, {"train": ("a.zip", "0" * 32)})
+    socket.setdefaulttimeout(None)
 
 
 def test_no_network_is_an_error_that_says_what_to_do(tmp_path):

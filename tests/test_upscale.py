@@ -1,6 +1,7 @@
 """test.py, the command: files and folders in, PNG files and scores out."""
 
 import csv
+import json
 import math
 import os
 import re
@@ -32,6 +33,7 @@ from model import RRDBNet
 from training.ranks import Ranks
 from upscaling.comparing import upscale_file
 from upscaling.inputs import UsageError, find_partner, partners_in
+from upscaling.report import PageImage, write_page
 from upscaling.upscaler import Upscaler, enlarge
 from weights import load_generator, save_generator
 
@@ -998,6 +1000,54 @@ def test_compare_writes_pictures_side_by_side(workplace, monkeypatch):
     assert run(monkeypatch, "photos", "--compare", "--hr", "hr") == 0
     pictures = [enlarge_nearest(given, 2), imresize(given, 2), result, result[::-1]]
     assert_in_this_order(read_image("results/compare/sub/d.png"), pictures)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_what_is_clear_is_white_in_strips_and_on_the_page(dtype, workplace, net, monkeypatch):
+    """What is hidden in the input and in bicubic is arbitrary; in ours it has the edges' colour."""
+    rgba = np.zeros((24, 30, 4), np.uint8)
+    rgba[:, 12:] = (200, 30, 40, 255)
+    scale = 257 if dtype == np.uint16 else 1
+    picture = Picture(rgba[..., :3].astype(dtype) * scale, rgba[..., 3].astype(dtype) * scale)
+    write_picture(picture, "in/a.png")
+    large = rgba.repeat(2, 0).repeat(2, 1)
+    write_picture(Picture(large[..., :3], large[..., 3]), "hr/a.png")
+    assert run(monkeypatch, "in", "--compare", "--report", "--hr", "hr") == 0
+    strip = read_image("results/compare/a.png")
+    left = [strip[-20:, x : x + 10] for x in range(0, strip.shape[1] - 10)]
+    assert sum((part == 255).all() for part in left) >= 4  # one of each picture
+    assert not any((part == 0).all() for part in left)
+    for label in ("bicubic", "ours", "HR"):
+        shown = read_image(f"results/index_files/a.png.{label}.jpg").astype(int)
+        assert shown[:, :16].min() > 245 and shown[:, 32:, 1].max() < 245
+    compared = upscale_file(Path("in/a.png"), Path("out"), Upscaler(net, "cpu", "fp32"))
+    for path in compared.pictures:
+        assert read_image(path)[:, :16].min() > 245
+
+
+def test_what_is_too_large_for_the_page_is_done_without(workplace, monkeypatch, capsys):
+    monkeypatch.setattr("upscaling.report.LARGEST", 130)
+    assert run(monkeypatch, "photos", "--report", "--compare") == 0
+    said = capsys.readouterr()
+    large = [path for path in Path("photos").rglob("*.*") if max(read_image(path).shape) > 65]
+    assert 0 < len(large) < 4 and "4 of 4 images upscaled" in said.out
+    assert (said.out + said.err).count("is not on the page, which holds 130 pixels") == len(large)
+    assert Path("results/index.html").read_text("utf-8").count('"thumb"') == 4 - len(large)
+    assert len([*Path("results/compare").rglob("*.png")]) == 4
+
+
+@pytest.mark.parametrize("score, mean", [(math.inf, "equal"), (math.nan, "nan"), (40.0, 35.0)])
+def test_the_pages_means_are_the_tables(score, mean, tmp_path):
+    images = []
+    for name, value in (("a.png", 30.0), ("b.png", score)):
+        image = PageImage(tmp_path, Path(name))
+        image.add("ours", np.zeros((8, 8, 3), np.uint8))
+        images.append(image.entry({"psnr_y": value}))
+    text = write_page(tmp_path, images, "").read_text("utf-8")
+    data = json.loads(re.search(r"\{\"summary\".*\}", text)[0])
+    assert data["mean"] == {"psnr_y": mean}
+    assert data["images"][0]["score"] == {"psnr_y": 30.0}
+    assert data["images"][1]["score"] == {"psnr_y": 40.0 if score == 40 else mean}
 
 
 def assert_in_this_order(strip, pictures):

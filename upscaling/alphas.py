@@ -49,12 +49,13 @@ def write_strips(
     photographs = found.images
     strips = strip_names(photographs, output)
     high_res = partners_in(hr) if hr else {}
+    partners = [find_partner(photograph.name, high_res) for photograph in photographs]
     make_output(output)
     scores: list[dict[float, float]] = []
     failures = found.others
     done = 0
-    for photograph in Bar(photographs, unit="image"):
-        path, partner = photograph.path, find_partner(photograph.name, high_res)
+    for photograph, partner in zip(Bar(photographs, unit="image"), partners, strict=True):
+        path = photograph.path
         try:
             picture = read_picture(path)
             image = to_8_bits(picture.rgb)

@@ -1,10 +1,9 @@
 """One file, upscaled as test.py does it, and what there is to see and to say of the result."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from images.colour import to_srgb
-from images.files import to_8_bits, write_image
+from images.files import as_seen, to_8_bits, write_image
 from images.strips import centre_window
 from upscaling.inputs import UsageError
 from upscaling.jobs import plan, refuse_long_name
@@ -66,9 +65,11 @@ def upscale_job(source: Path, folder: Path, upscaler: Upscaler) -> Compared:
     if max(height, width) > COMPARED_SIDE:
         words.append(f"the slider shows the {COMPARED_SIDE} pixels around its centre")
     window = centre_window((height, width), COMPARED_SIDE)
-    pictures = {"ours": to_8_bits(enlarged.rgb[window])}
-    pictures["bicubic"] = upscaler.bicubic(to_8_bits(picture.rgb))[window]
+    bicubic = replace(enlarged, rgb=upscaler.bicubic(to_8_bits(picture.rgb)), alpha=None)
+    if picture.alpha is not None:
+        bicubic.alpha = upscaler.bicubic(to_8_bits(picture.alpha))
+    pictures = {"bicubic": bicubic, "ours": enlarged}
     paths = {label: folder / "compared" / f"{label}.jpg" for label in pictures}
-    for label, pixels in pictures.items():
-        write_image(to_srgb(pixels, enlarged.profile), paths[label])
+    for label, each in pictures.items():
+        write_image(as_seen(each, window), paths[label])
     return Compared(job.target, (paths["bicubic"], paths["ours"]), "; ".join(words))

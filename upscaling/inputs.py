@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from images.files import Picture, read_picture, whole_8_bits
+from images.files import Picture, read_picture, to_8_bits, whole_8_bits
 from images.kinds import NO_IMAGES, ImageError, find_images, images_among, special_kind
 from utils import listed
 
@@ -226,4 +226,5 @@ def read_high_res(path: Path, size: tuple[int, int], scale: float) -> Picture:
     if not all(0 <= side < scale for side in (own_height - height, own_width - width)):
         raise ImageError(f"{path} is {own_width}x{own_height}; the result is {width}x{height}")
     rgb = whole_8_bits(picture, path)[:height, :width]
-    return Picture(rgb, gray=picture.gray, profile=picture.profile)
+    alpha = None if picture.alpha is None else to_8_bits(picture.alpha)[:height, :width]
+    return Picture(rgb, alpha, picture.gray, picture.profile)

@@ -11,8 +11,10 @@ from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from images.files import write_image
+from images.filetypes import JPEG
 from images.names import fitting
 from upscaling.inputs import UsageError
 from utils import printable, replacing
@@ -20,7 +22,16 @@ from utils import printable, replacing
 TEMPLATE = Path(__file__).with_name("report.html")
 PAGE, TABLE = "index.html", "metrics.csv"
 THUMBNAIL = 360  # pixels of its longer side
+LARGEST = JPEG.side  # pixels of the page's pictures, each way
 LABELS = ("bicubic", "ours", "HR")  # of an image's pictures, in the order of the page
+
+
+def page_image(folder: Path, name: Path, size: tuple[int, int]) -> "PageImage | None":
+    """None for a picture that is too large for the page's JPEG files, which is said."""
+    if max(size) <= LARGEST:
+        return PageImage(folder, name)
+    tqdm.write(printable(f"{name} is not on the page, which holds {LARGEST} pixels a side"))
+    return None
 
 
 class PageImage:
@@ -58,7 +69,7 @@ class PageImage:
         height, width = self.size
         name = printable(self.name.as_posix())
         entry = dict(name=name, width=width, height=height, thumb=self.addresses["thumb"])
-        return entry | dict(files=files, score=_plain(score))
+        return entry | dict(files=files, score=score)
 
 
 def refuse_foreign_files(folder: Path, report: bool, scored: bool) -> None:
@@ -95,9 +106,9 @@ def write_page(folder: Path, images: list[dict], summary: str) -> Path:
     images = sorted(images, key=lambda image: image["name"])
     scores = [image["score"] for image in images if image["score"]]
     columns = list(scores[0]) if scores else []
-    finite = {key: [s[key] for s in scores if s[key] is not None] for key in columns}
-    mean = {key: float(np.mean(values)) if values else math.inf for key, values in finite.items()}
-    data = dict(summary=printable(summary), images=images, columns=columns, mean=_plain(mean))
+    mean = _plain({key: float(np.mean([score[key] for score in scores])) for key in columns})
+    images = [image | {"score": _plain(image["score"])} for image in images]
+    data = dict(summary=printable(summary), images=images, columns=columns, mean=mean)
     # A name could end the script element early.
     text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
     path = folder / PAGE
@@ -106,6 +117,8 @@ def write_page(folder: Path, images: list[dict], summary: str) -> Path:
     return path
 
 
-def _plain(score: dict[str, float]) -> dict[str, float | None] | None:
-    """JSON has no infinity: None stands for that of equal images."""
-    return {key: value if math.isfinite(value) else None for key, value in score.items()} or None
+def _plain(score: dict[str, float]) -> dict[str, float | str] | None:
+    """JSON has no infinity, which is that of equal images, and no NaN."""
+    words = {key: "equal" if value == math.inf else str(value) for key, value in score.items()}
+    plain = {key: v if math.isfinite(v) else words[key] for key, v in score.items()}
+    return plain or None
