@@ -158,8 +158,8 @@ def decode_pair(path: Path, lr_path: Path | None, scale: int) -> Decoded:
     low_res, low_res_profile = read_visible(lr_path) if lr_path else (None, None)
     if low_res is not None and profile != low_res_profile:  # else both have the same numbers
         srgb = to_srgb(image, profile), to_srgb(low_res, low_res_profile)
-        # Programs that know nothing of profiles keep the numbers and drop the profile.
-        if (profile and low_res_profile) or unlike(*srgb) < unlike(image, low_res):
+        # Programs that know nothing of profiles keep the numbers, and drop or invent the profile.
+        if unlike(*srgb) < unlike(image, low_res):
             image, low_res = srgb
     high_res = np.ascontiguousarray(whole_multiple(image, scale))
     height, width = high_res.shape[:2]

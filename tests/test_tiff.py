@@ -570,6 +570,9 @@ def test_bands_that_nobody_wants_count_too(tmp_path, monkeypatch):
     monkeypatch.setattr("images.kinds.free_memory", lambda wanted: 10**6)
     with pytest.raises(ImageError, match=r"64x64 pixels take .* of memory"):
         read_picture(tmp_path / "x.tif")
+    monkeypatch.setattr("images.kinds.free_memory", lambda wanted: 12 * 64**2)
+    tifffile.imwrite(tmp_path / "x.tif", bands[..., :4], photometric="rgb", planarconfig="contig")
+    assert read_picture(tmp_path / "x.tif").rgb.shape == (64, 64, 3)  # all of it is wanted
 
 
 def test_a_picture_too_large_for_the_memory_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
