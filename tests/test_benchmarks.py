@@ -239,13 +239,13 @@ def test_peers_take_the_cores_that_are_left():
 def test_the_recipe_ends_in_a_table_and_curves_and_goes_on(tmp_path, photos, monkeypatch, capfd):
     size = ["--features", "4", "--blocks", "1", "--growth", "4", "--batch-size", "1"]
     command = ["recipe.py", "--train-dir", str(photos), "--valid-dir", str(photos)]
-    command += ["--minutes", "0.02", "--variants", "ours", "x2-first", "-o", str(tmp_path)]
+    command += ["--minutes", "0.02", "--variants", "x2-first", "-o", str(tmp_path)]
     monkeypatch.setattr(recipe, "LEAST_SECONDS", 0.2)
     command += ["--flags", *size, "--psnr.patch", "32", "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", command)
     recipe.main()
     rows = (tmp_path / "recipe.md").read_text().splitlines()[2:]
-    assert [row.split(" ")[1] for row in rows] == ["ours", "x2-first"]
+    assert [row.split(" ")[1] for row in rows] == ["x2-first"]
     assert all(5 < float(row.split("|")[-2]) < 60 for row in rows)  # dB
     with Image.open(tmp_path / "recipe.png") as picture:
         assert picture.width > 500
