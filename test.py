@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from upscaling.flags import parse_args
@@ -328,7 +328,7 @@ def compare(
             page.add(label, shown)
 
     pictures, score = {"ours": ours}, {}
-    show("ours", enlarged)
+    show("ours", replace(enlarged, rgb=ours))
     if job.high_res:
         true = read_high_res(job.high_res, size, upscaler.scale)
         pictures["HR"] = true.rgb

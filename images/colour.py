@@ -42,6 +42,7 @@ BRADFORD = np.array(
 )
 GRAY, RGB = b"GRAY", b"RGB "  # as profiles spell it
 DAMAGED = "its colour profile is damaged and was left out"
+PROFILE_BOX = re.compile(b"colr[\2\3]")  # of JPEG 2000: its type, and a method that is a profile
 MODES = {GRAY: "L", RGB: "RGB"}
 SRGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -94,9 +95,8 @@ def of_boxes(start: bytes, gray: bool) -> tuple[bytes | None, str]:
 
 def of_jpeg_2000(start: bytes) -> bytes | None:
     """The profile that a JPEG 2000 file holds, from its first bytes (ISO 15444-1, I.5.3.3)."""
-    header = start.find(b"jp2h")
-    for found in re.finditer(b"colr[\2\3]", start[max(0, header) :], re.DOTALL):  # a profile
-        at = header + found.start()
+    for found in PROFILE_BOX.finditer(start, max(0, start.find(b"jp2h"))):
+        at = found.start()
         end = at - 4 + int.from_bytes(start[at - 4 : at], "big")
         if at + 7 < end <= len(start):
             return start[at + 7 : end]

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import ExifTags, ImageFile
 
 from images.colour import DAMAGED, of_boxes, of_jpeg_2000, of_png
-from images.exif import ORIENTATION, read_exif
+from images.exif import ORIENTATION, PREFIX, read_exif
 from images.jpeg import completed, with_right_lengths
 from images.kinds import JPEG_START, PNG_START, open_image
 from images.png import NO_END, take_apart
@@ -19,7 +19,6 @@ from images.webp import without_cut_chunk
 GRAY_PNG = (0, 4)  # colour types: gray, and gray with alpha
 BOXES = 2**20  # bytes from the start in which AVIF, HEIF and JPEG 2000 say what their colours are
 COLOUR_SPACE, SAYS_SRGB, SAYS_ADOBE_RGB = 0xA001, 1, 2  # EXIF's tag, and numbers in it
-EXIF_START = b"Exif\0\0"
 
 
 @dataclass
@@ -150,7 +149,7 @@ def _leave_out_damaged_exif(opened: Opened) -> None:
     try:
         there, damaged = opened.file.getexif(), 0
         if not there:  # it says nothing, or nothing of it can be read
-            _, damaged = read_exif(opened.file.info["exif"].removeprefix(EXIF_START))
+            _, damaged = read_exif(opened.file.info["exif"].removeprefix(PREFIX))
     except Exception:
         damaged = 1
     if damaged:

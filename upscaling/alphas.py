@@ -15,9 +15,9 @@ from upscaling.inputs import (
     UsageError,
     find_inputs,
     find_partner,
-    identity,
     make_output,
     partners_in,
+    places,
     read_high_res,
 )
 from upscaling.jobs import distinct_names, refuse_results_among
@@ -84,14 +84,13 @@ def strip_names(photographs: list[Input], output: Path) -> dict[Path, Path]:
     Raises:
         UsageError: a strip would overwrite a photograph.
     """
-    paths = [photograph.path for photograph in photographs]
-    sources = {path.resolve() for path in paths} | {identity(path) for path in paths}
+    sources = places(photograph.path for photograph in photographs)
     endings = [".png"] * len(photographs)
     refuse_results_among(photographs, endings, output)
     names = distinct_names(photographs, endings)
     strips = [fitting(output / name) for name in names]
     for strip in strips:
-        if sources & {strip.resolve(), identity(strip)}:
+        if sources & places([strip]):
             raise UsageError(f"{strip} is an input; choose another folder with -o")
     return {image.path: strip for image, strip in zip(photographs, strips, strict=True)}
 

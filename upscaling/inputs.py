@@ -4,7 +4,7 @@ import glob
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,6 +140,11 @@ def identity(path: Path) -> tuple[str, str, int]:
     number = os.stat(path).st_ino if os.path.exists(path) else 0
     name = unicodedata.normalize("NFC", path.name).casefold()
     return os.path.realpath(path.parent), name, number
+
+
+def places(paths: Iterable[Path]) -> set[Path | tuple[str, str, int]]:
+    """Of files: what two sets have in common is a file, under any spelling or through a link."""
+    return {place for path in paths for place in (path.resolve(), identity(path))}
 
 
 def no_file(path: Path) -> str:

@@ -12,7 +12,7 @@ from images.gif import count_frames
 from images.kinds import has_suffix
 from images.names import digest, fitting, longest_name, name_length
 from images.tiff import count_pages
-from upscaling.inputs import Input, UsageError, find_inputs, find_partner, identity, partners_in
+from upscaling.inputs import Input, UsageError, find_inputs, find_partner, partners_in, places
 
 
 @dataclass(frozen=True)
@@ -170,11 +170,10 @@ def refuse_results_among(images: list[Input], endings: list[str], folder: Path) 
 
 def refuse_overwriting(jobs: list[Job]) -> None:
     written: dict[Path, Path] = {}
-    inputs = [path for job in jobs for path in (job.source, job.high_res) if path]
-    read = {path.resolve() for path in inputs} | {identity(path) for path in inputs}
+    read = places(path for job in jobs for path in (job.source, job.high_res) if path)
     for job in jobs:
         for target in filter(None, (job.target, job.comparison)):
-            if read & {target.resolve(), identity(target)}:
+            if read & places([target]):
                 raise UsageError(f"{target} is an input; choose another output folder with -o")
             if target in written:
                 raise UsageError(

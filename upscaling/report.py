@@ -119,6 +119,5 @@ def write_page(folder: Path, images: list[dict], summary: str) -> Path:
 
 def _plain(score: dict[str, float]) -> dict[str, float | str] | None:
     """JSON has no infinity, which is that of equal images, and no NaN."""
-    words = {key: "equal" if value == math.inf else str(value) for key, value in score.items()}
-    plain = {key: v if math.isfinite(v) else words[key] for key, v in score.items()}
-    return plain or None
+    words = {math.inf: "equal"}
+    return {k: v if math.isfinite(v) else words.get(v, str(v)) for k, v in score.items()} or None
