@@ -401,11 +401,13 @@ def run_as_program() -> None:
     except (DataError, DeviceError, VGGError, CheckpointError, WeightsError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
-    except (TrainingError, OSError) as error:
+    except TrainingError as error:
         sys.exit(f"train.py: {error}")
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError, EOFError) as error:
         if remedy := remedy_for(error):
             sys.exit(f"train.py: {remedy} The same command goes on from the last saved step.")
+        if isinstance(error, OSError):
+            sys.exit(f"train.py: {error}")
         raise
     except KeyboardInterrupt:
         sys.exit("train.py: interrupted")

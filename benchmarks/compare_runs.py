@@ -2,9 +2,9 @@
 
     python benchmarks/compare_runs.py checkpoints/demo
 
-The recorded ones are the folders of benchmarks/reference/. Settings that may differ, because a
-recorded run may have had another machine or seed, are in VARIABLE. Exit status: 0 inside the band
-or nothing to compare with, 1 outside of it.
+The recorded ones are the folders of benchmarks/reference/ with a config.json. Settings that may
+differ, because a recorded run may have had another machine or seed, are in VARIABLE. Exit status: 0
+inside the band or nothing to compare with, 1 outside of it.
 """
 
 import argparse
@@ -33,9 +33,9 @@ def main() -> int:
         if not (run / name).is_file():
             parser.error(f"{run} has no {name}; name the folder of a run of train.py")
     settings = read_settings(run)
-    for recorded in sorted(path for path in REFERENCE.iterdir() if path.is_dir()):
-        if read_settings(recorded) == settings:
-            return compare(run, recorded)
+    for recorded in sorted(REFERENCE.glob("*/config.json")):
+        if read_settings(recorded.parent) == settings:
+            return compare(run, recorded.parent)
     print(f"No recorded run in {REFERENCE} has the settings of {run}.")
     return 0
 

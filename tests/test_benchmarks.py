@@ -318,6 +318,7 @@ def hold(tmp_path, monkeypatch, capsys):
     write_run(tmp_path / "reference" / "demo")
     for name, scores in {"a": (20.0, 30.0, 29.5), "b": (29.0, 30.2, 29.1)}.items():
         write_metrics(tmp_path / "reference" / "demo" / f"{name}.jsonl", *scores)
+    (tmp_path / "reference" / "a table").mkdir()  # as recipe/ is
     monkeypatch.setattr(compare_runs, "REFERENCE", tmp_path / "reference")
     runs = itertools.count()
 

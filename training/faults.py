@@ -3,6 +3,9 @@
 from training.ranks import Ranks, is_lost_connection
 from upscaling.devices import is_out_of_memory
 
+# What reading from a worker that has just died raises, where torch does not yet know that it has.
+LOST_WORKER = (ConnectionResetError, ConnectionRefusedError, EOFError)
+
 
 def remedy_for(error: Exception) -> str | None:
     """What happened and what to do, for errors of the machine; None for those of the program."""
@@ -13,9 +16,9 @@ def remedy_for(error: Exception) -> str | None:
             "--accumulate, fewer --workers, a smaller --psnr.patch or --gan.patch (with a VGG "
             "discriminator, before its first step)."
         )
-    if "DataLoader worker (pid" in reason:
+    if "DataLoader worker (pid" in reason or isinstance(error, LOST_WORKER):
         return (
-            f"a process that cuts crops died: {reason} "
+            f"a process that cuts crops died: {reason.rstrip('. ')}. "
             "Most often memory ran out: give fewer --workers."
         )
     if Ranks.of_torchrun().count > 1 and is_lost_connection(error):
