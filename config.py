@@ -405,6 +405,7 @@ class Config:
         require(self.batch_size % self.accumulate == 0, "accumulate", self.accumulate, remedy)
         for field in dataclasses.fields(self):
             kind, value = field.metadata.get("generator"), getattr(self, field.name)
+            # The other kind's numbers keep their defaults: only a switch is turned on in vain.
             fits = kind in (None, self.generator) or value is not True
             require(fits, field.name, value, f"only --generator {kind} has it")
         fits = self.unshuffle == 1 or (self.generator == "rrdb" and self.scale != 3)
@@ -413,15 +414,15 @@ class Config:
         remedy = "at least one of the phases needs steps"
         require(self.psnr.steps + self.gan.steps > 0, "psnr.steps", self.psnr.steps, remedy)
         check_fields(self.degradation, "degradation.")
-        degraded = self.degradation.level != "none"
-        require(
-            not (degraded and self.lr_dir),
-            "degradation.level",
-            self.degradation.level,
-            "LR images are made from HR or taken from lr_dir; give one of the two",
-        )
+        remedy = "LR images are made from HR or taken from lr_dir; give one of the two"
+        level = self.degradation.level
+        require(level == "none" or not self.lr_dir, "degradation.level", level, remedy)
         for name in PHASES:
             check_phase(name, self)
+
+    def phase(self, name: str) -> Phase:
+        """One of PHASES, by name."""
+        return getattr(self, name)
 
 
 def check_fields(settings, prefix: str) -> None:
@@ -472,7 +473,7 @@ def shown(bound: float) -> str:
 
 def check_phase(name: str, config: Config) -> None:
     """Fields of a phase, each alone and, if it has steps, as they fit each other and the run."""
-    phase, scale = getattr(config, name), config.scale
+    phase, scale = config.phase(name), config.scale
     check_fields(phase, f"{name}.")
     if phase.steps == 0:
         return
@@ -694,7 +695,5 @@ def unflatten(flags: dict) -> dict:
 
 
 def merge(preset: dict, flags: dict) -> dict:
-    merged = preset | flags
-    for name in GROUPS:
-        merged[name] = preset.get(name, {}) | flags.get(name, {})
-    return merged
+    groups = {name: preset.get(name, {}) | flags.get(name, {}) for name in GROUPS}
+    return preset | flags | groups

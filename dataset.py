@@ -128,7 +128,7 @@ class CropStream(Dataset):
     ):
         self.packs, self.patch, self.seed = packs, patch, seed
         self.degradation = degradation
-        self.scale = packs[0].index["scale"]
+        self.scale = packs[0].scale
         self.images = [
             (pack, i) for pack in packs for i in range(len(pack)) if min(pack.size(i)) >= patch
         ]

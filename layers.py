@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BAND = 96  # rows that `in_bands` takes at once
+BAND = 96  # rows that `in_bands` takes at once: few enough for a cache, enough for all cores
 
 WORTH_WINOGRAD = 16  # channels: with fewer, its sums cost more than they save
 

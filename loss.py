@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from formats.published import is_watched
+from formats.published import DOWNLOAD_ERRORS, is_watched, patience
 from formats.tensors import UnreadableError, load_tensors
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -125,10 +125,12 @@ def vgg19_state_dict(weights: str, wanted: dict[str, Tensor]) -> dict[str, Tenso
 
         published = VGG19_Weights.IMAGENET1K_V1
         try:
-            state = published.get_state_dict(progress=is_watched(), check_hash=True)
-        except (OSError, RuntimeError) as error:
+            with patience():
+                state = published.get_state_dict(progress=is_watched(), check_hash=True)
+        except DOWNLOAD_ERRORS as error:
+            reason = str(error) or type(error).__name__
             raise VGGError(
-                f"the VGG19 ImageNet weights could not be downloaded ({error}).\n"
+                f"the VGG19 ImageNet weights could not be downloaded ({reason}).\n"
                 "Run again with a network, or fetch "
                 f"{published.url} elsewhere and pass "
                 "--vgg-weights FILE, or pass --vgg-weights random (a usable, weaker loss)."

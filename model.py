@@ -140,7 +140,10 @@ class RRDBNet(nn.Module):
         self.lrelu = nn.LeakyReLU(0.2, inplace=True)
 
     def forward(self, low_res: Tensor) -> Tensor:
-        """RGB in [0, 1] to RGB near [0, 1] (not clamped, so that the losses keep a gradient)."""
+        """RGB in [0, 1], (N, in, H, W), to RGB near [0, 1], (N, out, scale * H, scale * W).
+
+        It is not clamped, so that the losses keep a gradient.
+        """
         if self.unshuffle == 1:
             return self._upscale(low_res)
         height, width = low_res.shape[-2:]
@@ -220,7 +223,10 @@ class SRResNet(nn.Module):
         self.conv_last = RowsConv2d(features, out_channels, kernel_size=9, padding=4)
 
     def forward(self, low_res: Tensor) -> Tensor:
-        """RGB in [0, 1] to RGB near [0, 1], not clamped."""
+        """RGB in [0, 1], (N, in, H, W), to RGB near [0, 1], (N, out, scale * H, scale * W).
+
+        It is not clamped, so that the losses keep a gradient.
+        """
         x = to_autocast_dtype(exactly(self.conv_first, low_res))
         x = shallow = self.prelu_first(x)  # (N, features, H, W)
         x = shallow + self.bn_body(self.conv_body(self.body(x)))  # (N, features, H, W)

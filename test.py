@@ -106,7 +106,7 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
     if by_ncnn := arguments.engine == "ncnn":
         import_ncnn()  # before weights are downloaded in vain
         gpu = choose_gpu(ranks.count) if arguments.device == "vulkan" else None
-        arguments.device, arguments.precision = "cpu", "fp32"  # of everything else
+        arguments.device, arguments.precision = "cpu", "fp32"  # torch only cuts tiles and scores
     device = choose_device(arguments.device, ranks.local)
     generator = read_generator(weights, arguments.scale)
     net = computed_by_ncnn(generator.net, weights, gpu) if by_ncnn else generator.net
@@ -130,7 +130,7 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
     seconds = time.perf_counter() - began
     if ranks.first:
         try:
-            show_scores(results, upscaler, weights, arguments)
+            write_page_and_table(results, upscaler, weights, arguments)
         except OSError as error:
             results.failures.append(f"the table or the page was not saved: {error}")
         sum_up(results, jobs, seconds, arguments)
@@ -348,19 +348,19 @@ def compare(
         write_image(labelled_strip(shown, COMPARED_SIDE), job.comparison)
 
 
-def show_scores(
+def write_page_and_table(
     results: Results, upscaler: Upscaler, weights: str | Path, arguments: argparse.Namespace
 ) -> None:
     """The table of scores and the report page, where they were asked for."""
     if arguments.hr or arguments.metrics:
-        print_table(results.scores, arguments.output / TABLE, upscaler.scale)
+        report_scores(results.scores, arguments.output / TABLE, upscaler.scale)
     if arguments.report:
         summary = f"{Path(weights).name}, {upscaler.size}, {len(results.shown)} images"
         page = write_page(arguments.output, results.shown, summary)
         print(printable(f"Results beside bicubic, to compare by eye: {page}"))
 
 
-def print_table(scores: list[dict], path: Path, scale: float) -> None:
+def report_scores(scores: list[dict], path: Path, scale: float) -> None:
     """Print the table, say how it was computed, and save it with all digits."""
     if not scores:
         print("No image was scored.")

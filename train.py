@@ -51,18 +51,19 @@ from upscaling.devices import DeviceError, autocast, choose_device, choose_preci
 from weights import Generator, WeightsError, init_generator
 
 
-def main() -> None:
+def main() -> int:
+    """Returns the exit status: 0, or 128 and the number of the signal that stopped it."""
     config, given = parse_args(), given_settings()
     with Ranks.of_torchrun() as ranks, RunFolder(config, ranks) as run:
         if not ranks.first:
             sys.stdout = nowhere()
-        train(run, given)
+        return train(run, given)
 
 
-def train(run: RunFolder, given: set[str]) -> None:
+def train(run: RunFolder, given: set[str]) -> int:
     """Train both phases, from wherever the run is; first make sure that nothing is missing.
 
-    `given` names the settings that the command line does.
+    `given` names the settings that the command line does. Returns as `main` does.
     """
     run.resume(given)
     config, ranks = run.config, run.ranks
@@ -84,7 +85,7 @@ def train(run: RunFolder, given: set[str]) -> None:
         run.restore_average(generator)
     elif config.init_from:
         start_from(generator, config.init_from)
-    elif getattr(config, phases[0]).adversarial > 0:
+    elif config.phase(phases[0]).adversarial > 0:
         print("The GAN starts from random weights; --init-from, or PSNR steps, give it a start.")
     generator = place(generator, device)
     size = sum(parameter.numel() for parameter in generator.parameters())
@@ -105,11 +106,12 @@ def train(run: RunFolder, given: set[str]) -> None:
             generator = learner.ema  # the next phase starts from the average
             if number := ranks.largest(stop.signal or 0):
                 print(f"Stopped and saved in {run.last}. The same command goes on.")
-                sys.exit(128 + number)
+                return 128 + number
     print(f"Done. Generators, curves.png and pictures (samples/) are in {run.folder}.")
     print("Upscale a folder with them:  python test.py FOLDER")
     if uses_demo(config):
         print(f"Compare with recorded runs:  python benchmarks/compare_runs.py {run.folder}")
+    return 0
 
 
 def batches_left(learner: "Learner", stream: CropStream, ranks: Ranks) -> Iterable[Crops]:
@@ -154,7 +156,7 @@ def train_phase(
             run.ranks.average_buffers(learner.ema)
         if validation_due:
             scores = validation(learner.ema, at) if validation else {}
-            run.keep(learner.ema, at, scores)
+            run.keep_generators(learner.ema, at, scores)
             run.record(at, monitor.row(scores))
             monitor.tell(at, describe(scores))
             monitor.clock.restart()
@@ -191,7 +193,7 @@ class Learner:
         ranks: Ranks,
         state_d: dict[str, Tensor] | None = None,
     ):
-        self.config, self.phase, self.vgg, self.dtype = config, getattr(config, name), vgg, dtype
+        self.config, self.phase, self.vgg, self.dtype = config, config.phase(name), vgg, dtype
         self.at = At(name, step=0, before=config.psnr.steps if name == "gan" else 0)
         self.device = next(generator.parameters()).device
         self.ema = generator.eval().requires_grad_(False)
@@ -232,7 +234,7 @@ class Learner:
             values |= self.update_discriminator(parts, fakes, lr)
         self.safe.update()
         self.at = dataclasses.replace(self.at, step=self.at.step + 1)
-        # Warm-up of the average, which must not remember the random start.
+        # The average must not remember the random start: it warms up, as TensorFlow's does.
         warm = self.at.run_step / (10 + self.at.run_step)
         update_ema(self.ema, self.net_g, min(self.config.ema_decay, warm))
         return values
@@ -374,7 +376,7 @@ def load_discriminators(config: Config, run: RunFolder) -> dict[str, dict[str, T
     """Of each phase that has yet to begin, what its discriminator starts from, if a file."""
     states, path = {}, config.init_discriminator
     for name in run.phases_to_begin() if path else ():
-        if (phase := getattr(config, name)).adversarial > 0:
+        if (phase := config.phase(name)).adversarial > 0:
             states[name] = load_discriminator(path, build_discriminator(config, phase).state_dict())
             print(f"The discriminator of the {name} phase starts from {path}")
     return states
@@ -382,7 +384,7 @@ def load_discriminators(config: Config, run: RunFolder) -> dict[str, dict[str, T
 
 def load_vgg(config: Config, phases: list[str], device: torch.device) -> VGGFeatures | None:
     """VGG19 if any phase will need it: now, not days later, is the time to find it missing."""
-    if not any(getattr(config, name).perceptual for name in phases):
+    if not any(config.phase(name).perceptual for name in phases):
         return None
     weights, layers = config.vgg_weights, layer_weights(config.vgg_layer)
     return place(VGGFeatures(weights, layers, config.vgg_before_activation, config.seed), device)
@@ -391,13 +393,8 @@ def load_vgg(config: Config, phases: list[str], device: torch.device) -> VGGFeat
 def run_as_program() -> None:
     """`main`, whose foreseeable errors end the process with a line and a status."""
     silence_pillow()
-    status = 0
     try:
-        main()
-    except SystemExit as stop:  # it was asked to stop, and all is saved
-        if not isinstance(stop.code, int):
-            raise
-        status = stop.code
+        status = main()
     except (DataError, DeviceError, VGGError, CheckpointError, WeightsError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)

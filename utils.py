@@ -407,7 +407,7 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
         if not isinstance(cause, OSError) or (cause.filename and str(cause.filename) not in files):
             raise
         kept = "; the one before it is intact" if temporary and path.is_file() else ""
-        remedy = NO_ROOM.get(cause.errno or 0, lambda path: "Mend that")(path)
+        remedy = NO_ROOM.get(cause.errno or 0, lambda path: "Fix that")(path)
         reason = f"{path} cannot be written ({cause.strerror or cause}){kept}. {remedy}"
         clear = WriteError(f"{reason}, then give the same command again.")
         clear.errno = cause.errno

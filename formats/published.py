@@ -45,6 +45,8 @@ NCNN_NAMES = {  # of realesrgan-ncnn-vulkan -> of the same network
     "realesrgan-x4plus-anime": "RealESRGAN_x4plus_anime_6B",
 }
 PATIENCE = 60  # seconds without a byte after which a download is given up
+# Of torch.hub: no network; a wrong hash; a server that hangs up.
+DOWNLOAD_ERRORS = (OSError, RuntimeError, http.client.HTTPException)
 
 
 def in_the_box() -> dict[str, Path]:
@@ -97,10 +99,9 @@ def _download(name: str, target: Path) -> None:
     print(f"Downloading {url}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _patience():
+        with patience():
             torch.hub.download_url_to_file(url, str(target), sha256, progress=is_watched())
-    # torch.hub reports a wrong hash as a RuntimeError; a server that hangs up, an HTTPException.
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
+    except DOWNLOAD_ERRORS as error:
         reason = str(error) or type(error).__name__
         raise WeightsError(f"{name} could not be downloaded ({reason}). {remedy}") from error
 
@@ -111,8 +112,8 @@ def is_watched() -> bool:
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
-    """Without it, torch.hub's helper waits forever for a server that has gone silent."""
+def patience() -> Iterator[None]:
+    """Without it, torch.hub waits forever for a server that has gone silent."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)
     try:

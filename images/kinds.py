@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
-from utils import free_memory
+from utils import free_memory, listed
 
 # Pillow's names of what it decodes by itself -> suffixes. Not of these: IM and SPIDER, for which
 # it takes files of many other kinds, and PSD, of which it shows a preview that may be missing.
@@ -250,9 +250,7 @@ def _is_there(kind: str) -> bool:
 
 
 def _line(paths: list[Path], reason: str) -> str:
-    names = ", ".join(map(str, paths[:SHOWN]))
-    more = f" and {len(paths) - SHOWN} more" if paths[SHOWN:] else ""
-    return f"{names}{more}: {reason}"
+    return f"{listed([str(path) for path in paths], SHOWN)}: {reason}"
 
 
 # ---------------------------------------------------------------------------------------- one file

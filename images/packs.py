@@ -44,6 +44,8 @@ class Pack:
 
     Attributes:
         others: what looks like images of its folders and is not read, as `find_images` tells it.
+        index: what the file says of itself; of images that training should know about, "unreadable"
+            has names and causes, and "doubtful" the pairs that do not look alike.
 
     Raises:
         OSError, ValueError: it is not there, or damaged.
@@ -73,6 +75,10 @@ class Pack:
     def id(self) -> str:
         """Equal for packs made from the same files."""
         return self.index["id"]
+
+    @property
+    def scale(self) -> int:
+        return self.index["scale"]
 
     def name(self, i: int) -> str:
         """Path of the i-th image inside its folder."""
@@ -109,7 +115,7 @@ class Pack:
         """uint8 (H / scale, W / scale, 3), a view of the file."""
         height, width = self.size(i)
         offset = self.index["images"][i]["offset"] + height * width * 3
-        return self._view(offset, height // self.index["scale"], width // self.index["scale"])
+        return self._view(offset, height // self.scale, width // self.scale)
 
     def _view(self, offset: int, height: int, width: int) -> np.ndarray:
         assert self.pixels is not None  # an image has pixels

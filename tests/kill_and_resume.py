@@ -74,8 +74,7 @@ def life(name: str, place: str | None, call: int) -> tuple[int, int]:
     sys.argv = [*RUN, "--name", name]
     status = 1
     try:
-        train.main()
-        status = 0
+        status = train.main()
     except BaseException as error:
         print(repr(error), flush=True)
     finally:

@@ -391,7 +391,7 @@ def test_many_files_of_a_kind_are_one_line(tmp_path):
     found = find_images(tmp_path)
     assert len(found.images) == 30
     (line,) = found.others
-    assert "00.CR2" in line and "02.CR2 and 27 more: " in line and line.endswith(RAW)
+    assert "00.CR2" in line and "02.CR2 and 27 others: " in line and line.endswith(RAW)
 
 
 def test_the_remedy_names_the_package():

@@ -1,5 +1,7 @@
 """Losses against values computed by hand, torchvision's own VGG19, and their gradients."""
 
+import http.client
+import socket
 import urllib.error
 from itertools import pairwise
 
@@ -10,6 +12,7 @@ import torch
 import torchvision
 from torchvision.transforms import functional as TF
 
+from formats.published import PATIENCE
 from loss import (
     VGGError,
     VGGFeatures,
@@ -198,13 +201,25 @@ def test_files_that_are_no_vgg19_are_named(tmp_path, malicious_pickle):
         VGGFeatures("random", {"conv6_1": 1})
 
 
-def test_failed_download_names_the_remedies(monkeypatch):
+@pytest.mark.parametrize(
+    "error, reason",
+    [
+        (urllib.error.URLError("no network"), "no network"),
+        (RuntimeError("invalid hash value"), "invalid hash"),
+        (http.client.IncompleteRead(b""), "IncompleteRead"),
+    ],
+)
+def test_failed_download_names_the_remedies(error, reason, monkeypatch):
     def fail(*args, **kwargs):
-        raise urllib.error.URLError("no network")
+        assert socket.getdefaulttimeout() == PATIENCE  # a server gone silent is not waited for
+        raise error
 
     monkeypatch.setattr(torchvision.models.VGG19_Weights, "get_state_dict", fail)
-    with pytest.raises(VGGError, match=r"(?s)https://.*--vgg-weights FILE.*--vgg-weights random"):
+    with pytest.raises(
+        VGGError, match=rf"(?s){reason}.*https://.*--vgg-weights FILE.*--vgg-weights random"
+    ):
         VGGFeatures("imagenet")
+    assert socket.getdefaulttimeout() is None
 
 
 def test_perceptual_term_is_zero_for_identical_images():

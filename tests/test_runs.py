@@ -52,7 +52,7 @@ def test_a_generator_that_cannot_be_deleted_now_stops_nothing(tmp_path, monkeypa
         patch.setattr("training.runs.save_generator", lambda net, path, **_: path.touch())
         run.folder.mkdir(parents=True)
         for step in (2, 4):
-            run.keep(generator, At("gan", step), {})
+            run.keep_generators(generator, At("gan", step), {})
     assert len(list((run.folder / "generators").iterdir())) == 2
 
 
@@ -211,7 +211,7 @@ def open_run(tmp_path, monkeypatch):
 
 def keep(run, at, psnr, bicubic):
     scores = {"psnr": psnr, "ssim": 0.5, "bicubic_psnr": bicubic, "bicubic_ssim": 0.25}
-    run.keep(RRDBNet(features=4, blocks=1, growth=4).eval(), at, scores)
+    run.keep_generators(RRDBNet(features=4, blocks=1, growth=4).eval(), at, scores)
     run.record(at, scores)
 
 

@@ -74,7 +74,7 @@ class SmallDiscriminator(nn.Sequential):
 
 def run(monkeypatch, *args, data=("--train-dir", "photos", "--valid-dir", "photos")):
     monkeypatch.setattr(sys, "argv", ["train.py", *TINY, *data, *args])
-    train.main()
+    return train.main()
 
 
 def results(name="tiny"):
@@ -355,9 +355,7 @@ def test_a_killed_run_ends_with_the_same_weights(count, uninterrupted, monkeypat
 def test_a_stopped_run_saves_says_so_and_goes_on(count, number, uninterrupted, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         stop_at(patch, count, lambda: os.kill(os.getpid(), number))
-        with pytest.raises(SystemExit) as exit:
-            run(patch)
-    assert exit.value.code == 128 + number
+        assert run(patch) == 128 + number
     assert "The same command goes on" in capsys.readouterr().out
     run(monkeypatch)
     assert results() == uninterrupted[0]
@@ -374,9 +372,7 @@ def test_a_stop_after_the_last_step_leaves_the_finished_generator(uninterrupted,
 
     with monkeypatch.context() as patch:
         patch.setattr(training.runs, "save_checkpoint", interrupted)
-        with pytest.raises(SystemExit) as exit:
-            run(patch)
-    assert exit.value.code == 128 + signal.SIGINT
+        assert run(patch) == 128 + signal.SIGINT
     assert Path("checkpoints/tiny/psnr.safetensors").read_bytes() == uninterrupted[0][0]
     run(monkeypatch)
     assert results() == uninterrupted[0]
@@ -509,9 +505,7 @@ def test_a_second_ctrl_c_during_the_saving_loses_nothing(
         save(*args)
 
     monkeypatch.setattr(training.runs, "save_checkpoint", pressed_again)
-    with pytest.raises(SystemExit) as stopped:
-        run(monkeypatch)
-    assert stopped.value.code == 128 + signal.SIGINT
+    assert run(monkeypatch) == 128 + signal.SIGINT
     assert load_checkpoint(Path("checkpoints/tiny/last.pt"))["step"] == 1
 
 
@@ -744,8 +738,7 @@ def test_no_sample_is_seen_twice_or_left_out_when_the_psnr_phase_is_cut_short(
 
     with monkeypatch.context() as patch:
         stop_at(patch, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
-        with pytest.raises(SystemExit):
-            run(patch)
+        assert run(patch) == 128 + signal.SIGINT
     monkeypatch.setattr(train, "batches", recording)
     run(monkeypatch, "--psnr.steps", steps)
     assert ranges == ([(4, 5)] if done == 5 else []) + [(done, done + 4)]

@@ -388,7 +388,7 @@ def test_files_without_checksums_are_read(saved, tmp_path):
 
 @pytest.mark.parametrize(
     "number, remedy",
-    [("ENOSPC", "Make room there (the disk of "), ("EDQUOT", "Make room"), ("EACCES", "Mend that")],
+    [("ENOSPC", "Make room there (the disk of "), ("EDQUOT", "Make room"), ("EACCES", "Fix that")],
 )
 def test_a_failure_to_write_names_the_file_and_what_to_do(number, remedy):
     code = getattr(errno, number)

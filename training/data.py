@@ -83,8 +83,7 @@ def load_data(
     if valid is not None and not scored:
         raise DataError(f"{config.valid_dir}: no image is large enough to be scored")
     streams = {
-        n: CropStream(packs, getattr(config, n).patch, config.seed, config.degradation)
-        for n in phases
+        n: CropStream(packs, config.phase(n).patch, config.seed, config.degradation) for n in phases
     }
     return streams, valid, {pack.id: pack.contents for pack in all_packs}
 
@@ -143,7 +142,7 @@ def side(image: tuple[Pack, int]) -> int:
 
 def below_crop(config: Config, name: str, packs: list[Pack]) -> str:
     """Which images a phase leaves out because its crop is larger; empty if it uses them all."""
-    patch, images = getattr(config, name).patch, every_image(packs)
+    patch, images = config.phase(name).patch, every_image(packs)
     small = sorted((image for image in images if side(image) < patch), key=side, reverse=True)
     if not small or len(small) == len(images):
         return ""
@@ -159,7 +158,7 @@ def below_crop(config: Config, name: str, packs: list[Pack]) -> str:
 
 def refuse_small(config: Config, name: str, packs: list[Pack]) -> None:
     """Raise if a phase has not a single image; say what would give it some."""
-    patch, images = getattr(config, name).patch, every_image(packs)
+    patch, images = config.phase(name).patch, every_image(packs)
     if not images:
         raise DataError(f"no training image in {listed(config.train_dir)} can be read")
     largest = max(images, key=side)
@@ -176,14 +175,14 @@ def refuse_small(config: Config, name: str, packs: list[Pack]) -> None:
 def largest_patch(config: Config, name: str, limit: int) -> int | None:
     """The largest crop up to `limit` pixels that the phase can have, if there is one."""
     for patch in range(limit, 0, -1):
-        phase = dataclasses.replace(getattr(config, name), patch=patch)
+        changed: dict = {name: dataclasses.replace(config.phase(name), patch=patch)}
         with suppress(ValueError):
-            return getattr(dataclasses.replace(config, **{name: phase}), name).patch
+            return dataclasses.replace(config, **changed).phase(name).patch
     return None
 
 
 def unscored(valid: Pack) -> list[str]:
-    smallest = smallest_scored(valid.index["scale"])
+    smallest = smallest_scored(valid.scale)
     if small := [sized(*image) for image in every_image([valid]) if side(image) < smallest]:
         return [f"Left out of validation: {len(small):,} too small to be scored: {listed(small)}"]
     return []

@@ -94,7 +94,8 @@ class Board:
     """
 
     def __init__(self, folder: Path, step: int):
-        started = f"{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"  # read in this order
+        # TensorBoard reads such files in the order of their names, so the time comes first.
+        started = f"{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
         self.path = folder / f"events.out.tfevents.{started}"
         self.records: RecordWriter | None = None
         with self._going_on():

@@ -43,7 +43,7 @@ class Monitor:
         self.faults = Faults()
         self.bar = Bar(
             desc=at.phase,
-            total=getattr(self.config, at.phase).steps,
+            total=self.config.phase(at.phase).steps,
             initial=at.step,
             unit="step",
             disable=not run.ranks.first,
@@ -78,7 +78,7 @@ class Monitor:
         if self.faults.longest >= self.config.max_skipped:
             raise TrainingError(
                 f"{at}: {self.faults.longest} steps in a row were skipped ({self.faults}); "
-                f"{self.run.kept}. Lower --{at.phase}.lr, set "
+                f"{self.run.fallback}. Lower --{at.phase}.lr, set "
                 f"--{at.phase}.clip-grad-norm 1, or use --precision fp32."
             )
         self.reading = means | {"lr": lr} | self.clock.read(self.faults.steps)
@@ -110,7 +110,7 @@ class Faults:
     steps: int = 0  # in all
     faulty: int = 0
     in_a_row: int = 0  # at the end of the interval
-    longest: int = 0  # row that reached into the interval
+    longest: int = 0  # row of faulty ones in the interval, with those right before it
     missing: dict[str, int] = field(
         default_factory=dict
     )  # what was not finite -> in how many steps

@@ -50,7 +50,7 @@ class Ranks(AbstractContextManager):
 
     def __exit__(self, kind, error, trace) -> None:
         # After a fault the others may never answer; then the process just ends.
-        if self.count > 1 and (kind is None or kind is SystemExit):
+        if self.count > 1 and kind is None:
             dist.destroy_process_group()
 
     def wrap(self, net: nn.Module) -> nn.Module:

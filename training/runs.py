@@ -41,13 +41,7 @@ RESULTS = (
     *("psnr.safetensors", "psnr_best.safetensors", "gan.safetensors", "generators/*"),
     *("metrics.jsonl", "curves.png", "samples/*"),
 )
-KEYS = {
-    "phase",
-    "step",
-    "before",
-    "seconds",
-    "config",
-}  # of last.pt, besides the learner's
+KEYS = {"phase", "step", "before", "seconds", "config"}  # of last.pt, besides the learner's
 
 
 class CheckpointError(ValueError):
@@ -178,7 +172,7 @@ class RunFolder(AbstractContextManager):
         print(f"Going on from {self.last}: {self.at}")
 
     @property
-    def kept(self) -> str:
+    def fallback(self) -> str:
         """What there is to go on from, in words."""
         return f"{self.last} is older" if self.last.exists() else "there is no checkpoint yet"
 
@@ -189,7 +183,7 @@ class RunFolder(AbstractContextManager):
     def phases_to_visit(self) -> list[str]:
         """Those from where the run is; of one that has no step left, only the end is to be done."""
         later = PHASES[PHASES.index(self.at.phase) :]
-        return [name for name in later if getattr(self.config, name).steps > 0]
+        return [name for name in later if self.config.phase(name).steps > 0]
 
     def phases_to_begin(self) -> list[str]:
         """Those of which no step is done."""
@@ -238,11 +232,11 @@ class RunFolder(AbstractContextManager):
         with replacing(path) as file:
             file.write(f"{settings}\n".encode())
 
-        def keep(row: dict) -> bool:
+        def is_done(row: dict) -> bool:
             order = PHASES.index(row["phase"]), row["step"]
             return order <= (PHASES.index(self.at.phase), self.at.step)
 
-        log = RunLog(self.folder, keep, self.at.run_step)
+        log = RunLog(self.folder, is_done, self.at.run_step)
         self.log = self.open_files.enter_context(log)
 
     @by_the_first_rank
@@ -263,16 +257,16 @@ class RunFolder(AbstractContextManager):
         self.log.picture(stem, picture, at.run_step)
 
     @by_the_first_rank
-    def keep(self, ema: Generator, at: At, scores: dict[str, float]) -> None:
+    def keep_generators(self, ema: Generator, at: At, scores: dict[str, float]) -> None:
         """The PSNR phase's best by PSNR; of the GAN phase, whose PSNR says little, the last few."""
         if scores and self._is_best(at, scores):
             self._write_generator(ema, "psnr_best.safetensors", at, scores)
         if at.phase == "gan" and self.config.keep_generators:
-            kept = self.folder / "generators"
-            kept.mkdir(exist_ok=True)
+            folder = self.folder / "generators"
+            folder.mkdir(exist_ok=True)
             name = f"gan_{at.step:07d}.safetensors"
             self._write_generator(ema, f"generators/{name}", at, scores)
-            numbered = kept.glob(f"gan_{'[0-9]' * 7}.safetensors")
+            numbered = folder.glob(f"gan_{'[0-9]' * 7}.safetensors")
             # Any of later steps are from before a resume; they count once the run gets there.
             until_here = sorted(path for path in numbered if path.name <= name)
             for old in until_here[: -self.config.keep_generators]:
@@ -305,7 +299,7 @@ class RunFolder(AbstractContextManager):
         tensors = ema.state_dict().values()  # batch norm's statistics too: no step skips them
         if not all(tensor.isfinite().all() for tensor in tensors):
             raise TrainingError(
-                f"the weights were no longer finite at {at}; {self.kept}. "
+                f"the weights were no longer finite at {at}; {self.fallback}. "
                 f"Lower --{at.phase}.lr or use --precision fp32."
             )
 

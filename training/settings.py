@@ -12,13 +12,13 @@ from upscaling.devices import DeviceError
 
 def identity(config: Config, phase: str) -> set[str]:
     """The settings whose change makes another run of one in this phase, as `flat` calls them."""
-    values = dataclasses.asdict(config) | dataclasses.asdict(getattr(config, phase))
+    values = dataclasses.asdict(config) | dataclasses.asdict(config.phase(phase))
     names = {
         field.name
         for field in dataclasses.fields(Config)
         if field.metadata.get("identity") and values.get(field.metadata.get("needs", ""), True)
     }
-    if getattr(config, phase).adversarial > 0 and config.discriminator == "vgg":
+    if config.phase(phase).adversarial > 0 and config.discriminator == "vgg":
         own = {field.name for field in dataclasses.fields(Phase) if field.metadata.get("identity")}
         names |= {f"{phase}.{name}" for name in own}
     return names
@@ -37,14 +37,14 @@ def settings_of_weights(config: Config) -> dict:
 def phases_over(config: Config, phase: str, step: int) -> list[str]:
     """The phases that have no step left to do, for a run that has done `step` steps of `phase`."""
     earlier = PHASES[: PHASES.index(phase)]
-    done = 0 < step >= getattr(config, phase).steps
+    done = 0 < step >= config.phase(phase).steps
     return [*earlier, phase] if done else [*earlier]
 
 
 def phases_left(config: Config, phase: str, step: int) -> list[str]:
     """The phases that have steps left to do."""
     over = phases_over(config, phase, step)
-    return [name for name in PHASES if name not in over and getattr(config, name).steps > 0]
+    return [name for name in PHASES if name not in over and config.phase(name).steps > 0]
 
 
 def idle_settings(config: Config, phase: str = PHASES[0], step: int = 0) -> dict[str, str]:
@@ -85,7 +85,7 @@ def idle_settings(config: Config, phase: str = PHASES[0], step: int = 0) -> dict
 
 def _idle_in(name: str, config: Config, phase: str, step: int) -> dict[str, str]:
     """The same for the settings of the phase `name`."""
-    settings: Phase = getattr(config, name)
+    settings = config.phase(name)
     steps = f"{name}.steps is {settings.steps}"
     others = [field.name for field in dataclasses.fields(Phase) if field.name != "steps"]
     if name in phases_over(config, phase, step):
@@ -130,7 +130,7 @@ def list_changes(config: Config, before: dict, phase: str, step: int) -> list[st
 
 
 def with_what_is_over(config: Config, before: dict, phase: str, step: int) -> Config:
-    """The configuration, but of what is over, the start and phases, the settings it was done with.
+    """The configuration with the old settings of what is over: phases, and how the run started.
 
     Args: as of `list_changes`.
 
@@ -167,7 +167,7 @@ def check_batch_size(config: Config, ranks: Ranks, phases: Iterable[str]) -> Non
     if config.batch_size % shares:
         raise DeviceError(f"batch_size is {config.batch_size}: it has to be a multiple of {many}")
     for name in phases:
-        phase = getattr(config, name)
+        phase = config.phase(name)
         # Of the maps that the last batch norm sees: in the discriminator, in the generator.
         sides = [phase.patch // 32] * (phase.adversarial > 0 and config.discriminator == "vgg")
         sides += [phase.patch // config.scale] * config.batch_norm

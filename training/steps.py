@@ -14,14 +14,16 @@ def make_adam(net: nn.Module, betas: tuple[float, float], device: torch.device) 
 
 
 def keep_fused(adam: torch.optim.Optimizer, state: dict) -> dict:
-    """A saved state without its own word on that, which was for the device of then."""
+    """The saved state, but fused or not as this optimizer is: its own flag was for its device."""
     fused = adam.param_groups[0]["fused"]
     return state | {"param_groups": [group | {"fused": fused} for group in state["param_groups"]]}
 
 
 def lay_out_as_weights(adam: torch.optim.Optimizer) -> None:
-    """The loaded moments, which another device may have laid out in another order in memory: by
-    that, and not by their indices, a fused Adam pairs them with weights."""
+    """Give loaded moments the order in memory that their weights have.
+
+    A fused Adam pairs them by that order, not by index, and another device may have used another.
+    """
     for weight, moments in adam.state.items():
         for name in ("exp_avg", "exp_avg_sq"):
             moments[name] = torch.empty_like(weight).copy_(moments[name])

@@ -16,6 +16,7 @@ from images.packs import Pack
 from images.resize import enlarge_nearest, imresize
 from images.scores import (
     NIQE_BLOCK,
+    SSIM_WINDOW,
     Metric,
     MetricError,
     is_for_niqe,
@@ -53,7 +54,7 @@ class Validation:
 
     def __init__(self, pack: Pack, device: torch.device, dtype: torch.dtype, run: RunFolder):
         self.pack, self.device, self.dtype, self.run = pack, device, dtype, run
-        self.scale: int = pack.index["scale"]
+        self.scale = pack.scale
         self.names = strip_names(pack, longest_name(run.folder) - ROOM)
         images = chosen(pack, run.config.val_images)
         self.own = share_of(images, run.ranks.rank, run.ranks.count)
@@ -82,7 +83,7 @@ class Validation:
                     fake = upscale(net, self.low_res(i), TILE)
             except FloatingPointError as error:
                 raise TrainingError(
-                    f"{error} at {at}; {self.run.kept}. Lower --{at.phase}.lr."
+                    f"{error} at {at}; {self.run.fallback}. Lower --{at.phase}.lr."
                 ) from error
             scored = score(fake, self.pack.high_res(i), self.scale)
             if self.niqe is not None and i not in self.beyond_niqe:
@@ -151,13 +152,13 @@ def strip_names(pack: Pack, limit: int) -> list[str]:
 
 def chosen(pack: Pack, count: int) -> list[int]:
     """The first `count` images that are large enough to be scored."""
-    smallest = smallest_scored(pack.index["scale"])
+    smallest = smallest_scored(pack.scale)
     return [i for i in range(len(pack)) if min(pack.size(i)) >= smallest][:count]
 
 
 def smallest_scored(scale: int) -> int:
-    """SSIM's 11-pixel window has to fit once the border is cropped."""
-    return 11 + 2 * scale
+    """SSIM's window has to fit once the border is cropped."""
+    return SSIM_WINDOW + 2 * scale
 
 
 def share_of(images: list[int], rank: int, ranks: int) -> list[int]:

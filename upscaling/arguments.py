@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-SMALLEST_TILE = 64  # twice the overlap of neighbouring tiles
+OVERLAP = 32  # input pixels that neighbouring tiles share at least
+SMALLEST_TILE = 2 * OVERLAP
 
 
 def not_empty(text: str) -> str:

@@ -14,7 +14,7 @@ from utils import listed
 
 
 class UsageError(ValueError):
-    """A command line that cannot be carried out; no image has been written."""
+    """What was asked for cannot be done; the message says what to change."""
 
 
 @dataclass(frozen=True)

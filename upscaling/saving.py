@@ -100,6 +100,3 @@ def summary(jobs: list[Job], same: bool, lost: list[str], skipped: Sequence[Path
     if skipped:
         lines.append(f"{len(skipped)} images had a result already and were skipped")
     return lines
-
-
-# --------------------------------------------------------------------------------------- the flags

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from images.tensors import to_image, to_tensor
+from upscaling.arguments import OVERLAP
 from utils import Bar
 
 # An nn.Module with `.scale`: RGB in [0, 1], (N, 3, H, W) to (N, 3, scale * H, scale * W). If it
@@ -21,7 +22,7 @@ def upscale(
     net: Network,
     image: np.ndarray,
     tile: int = 0,
-    overlap: int = 32,
+    overlap: int = OVERLAP,
     batch: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:

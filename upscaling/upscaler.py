@@ -20,7 +20,7 @@ from tqdm import tqdm
 from images.bands import bands
 from images.files import Picture, bleed
 from images.resize import imresize, imresize_to
-from upscaling.arguments import SMALLEST_TILE
+from upscaling.arguments import OVERLAP, SMALLEST_TILE
 from upscaling.devices import autocast, choose_device, choose_precision, is_out_of_memory, place
 from upscaling.inputs import UsageError
 from upscaling.ncnn_engine import NcnnNetwork
@@ -34,7 +34,7 @@ CHANNELS = {  # that a generator may take and give -> what its user should know 
     (3, 1): "The network gives gray.",
 }
 RED, BLUE = 0.299, 0.114  # shares in luma; green has the rest (ITU-R BT.601, section 2.5.1)
-WRAPPED = 32  # pixels from the other side, as many as neighbouring tiles share
+WRAPPED = OVERLAP  # pixels from the other side, as if a tile followed there
 
 
 class Upscaler:
