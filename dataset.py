@@ -30,7 +30,7 @@ if __name__ == "__main__":  # --help and wrong flags are answered before torch t
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from images.degradation import Step, degrade, draw_steps, sharpen
 from images.files import write_image
@@ -85,6 +85,10 @@ class Crops(NamedTuple):
         high_res = function(self.high_res)
         target = high_res if self.target is self.high_res else function(self.target)
         return Crops(function(self.low_res), high_res, target)
+
+    def pin_memory(self) -> "Crops":
+        """As the loader asks for it."""
+        return self.map(torch.Tensor.pin_memory)
 
 
 @dataclass(frozen=True)
@@ -216,9 +220,19 @@ def batches(
         stream,
         batch_sampler=(list(range(first, first + size)) for first in firsts),
         num_workers=workers,
+        collate_fn=collate,
         pin_memory=pin_memory,
         worker_init_fn=functools.partial(start_worker, worker_init()) if workers else None,
     )
+
+
+def collate(samples: list[Crops]) -> Crops:
+    """A batch; where the target is `high_res` itself, it stays so and travels once."""
+    high_res = default_collate([sample.high_res for sample in samples])
+    target = high_res
+    if any(sample.target is not sample.high_res for sample in samples):
+        target = default_collate([sample.target for sample in samples])
+    return Crops(default_collate([sample.low_res for sample in samples]), high_res, target)
 
 
 def start_worker(follow_parent: Callable[[int], None], worker: int) -> None:
@@ -272,9 +286,8 @@ def fetch_div2k(root: Path, base_url: str = DIV2K_URL, archives: dict = DIV2K_AR
     Raises:
         DataError: no network, or a download whose checksum is wrong.
     """
-    from torchvision.datasets.utils import download_url, extract_archive  # takes seconds
+    from torchvision.datasets.utils import extract_archive  # takes seconds
 
-    socket.setdefaulttimeout(SILENCE)  # else that waits forever for a server gone silent
     for split, (file_name, md5) in archives.items():
         folder = Path(file_name).stem
         target = root / split / folder
@@ -283,7 +296,7 @@ def fetch_div2k(root: Path, base_url: str = DIV2K_URL, archives: dict = DIV2K_AR
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            download_url(f"{base_url}/{file_name}", str(root), file_name, md5)
+            download(f"{base_url}/{file_name}", root / file_name, md5)
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             raise DataError(
                 f"{base_url}/{file_name} could not be fetched whole ({error}). Run the same "
@@ -297,6 +310,18 @@ def fetch_div2k(root: Path, base_url: str = DIV2K_URL, archives: dict = DIV2K_AR
         unpacking.rmdir()
         (root / file_name).unlink()
         print(f"{len(find_images(target).images)} images in {target}")
+
+
+def download(url: str, file: Path, md5: str) -> None:
+    """By torchvision, which would wait forever for a server that has gone silent."""
+    from torchvision.datasets.utils import download_url  # takes seconds
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENCE)
+    try:
+        download_url(url, str(file.parent), file.name, md5)
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 # ---------------------------------------------------------------------------------- the commands

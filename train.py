@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable
 
 from config import Config, Phase, given_settings, layer_weights, parse_args
-from utils import StopRequest, listed, nowhere, prepare_for_torch, prepare_output
+from utils import Bar, StopRequest, listed, nowhere, prepare_for_torch, prepare_output
 
 if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds
     prepare_output(needed=False)  # a run is worth more than the terminal it was started from
@@ -44,7 +44,7 @@ from training.faults import remedy_for
 from training.monitor import Monitor
 from training.ranks import Ranks, accumulated, end_process
 from training.runs import At, CheckpointError, RunFolder, TrainingError
-from training.settings import check_batch_size, check_device
+from training.settings import check_batch_size, check_device, refuse_unlike_ranks
 from training.steps import SafeStep, make_adam, update_ema
 from training.validation import Validation, describe
 from upscaling.devices import DeviceError, autocast, choose_device, choose_precision, place
@@ -56,7 +56,7 @@ def main() -> int:
     config, given = parse_args(), given_settings()
     with Ranks.of_torchrun() as ranks, RunFolder(config, ranks) as run:
         if not ranks.first:
-            sys.stdout = nowhere()
+            sys.stdout, Bar.silent = nowhere(), True
         return train(run, given)
 
 
@@ -76,6 +76,7 @@ def train(run: RunFolder, given: set[str]) -> int:
     vgg = load_vgg(config, run.phases_left(), device)
     states_d = load_discriminators(config, run)
     streams, valid, run.packs = load_data(config, run.phases_left(), run.packs)
+    refuse_unlike_ranks(config, run.at, run.packs.values(), ranks)
     validation = Validation(valid, device, dtype, run) if valid else None
     run.open_log()
 
@@ -400,7 +401,7 @@ def run_as_program() -> None:
         sys.exit(2)
     except TrainingError as error:
         sys.exit(f"train.py: {error}")
-    except (RuntimeError, MemoryError, OSError, EOFError) as error:
+    except Exception as error:
         if remedy := remedy_for(error):
             sys.exit(f"train.py: {remedy} The same command goes on from the last saved step.")
         if isinstance(error, OSError):

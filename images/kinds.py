@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
+from images.names import PACKED
 from utils import free_memory, listed
 
 # Pillow's names of what it decodes by itself -> suffixes. Not of these: IM and SPIDER, for which
@@ -230,6 +231,8 @@ def _reason_by_content(path: Path) -> str | None:
     """The same by a file's first bytes alone, where hardly any other file has such."""
     try:
         if path.suffix.lower() in UNFINISHED or special_kind(path):
+            return ""
+        if path.name.startswith(PACKED):  # raw pixels, which may be any kind's first bytes
             return ""
         start = _start(path)
     except OSError:  # a link that leads nowhere, or a file that may not be read

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from utils import nearest
 
+PACKED = "esrgan-packed"  # how the names of packs of images begin
+
 
 def name_length(name: str) -> int:
     """As file systems count: UTF-16 units on Windows, bytes elsewhere."""

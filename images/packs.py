@@ -22,7 +22,7 @@ import numpy as np
 from images.decoding import Decoded, Findings, areas_by_header, decode_all, threads_for
 from images.kinds import NO_IMAGES, Found, ImageError, find_images
 from images.locks import locked
-from images.names import flat_stem
+from images.names import PACKED, flat_stem
 from images.pairs import DataError, find_partners
 from utils import gigabytes, listed, remove_leftovers, replacing
 
@@ -345,7 +345,7 @@ def starts(folder: Path) -> tuple[Path, Path]:
     whole = folder.resolve()
     identity = hashlib.sha256(str(whole).encode("utf-8", "surrogateescape")).hexdigest()[:8]
     elsewhere = Path("data/packs") / f"{whole.name[:40]}-{identity}"
-    return folder / "esrgan-packed", elsewhere / "esrgan-packed"
+    return folder / PACKED, elsewhere / PACKED
 
 
 def lock_of(folder: Path) -> Path:

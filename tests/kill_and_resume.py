@@ -10,6 +10,7 @@ The discriminator is a small one, and no curves are drawn: both would take most 
 """
 
 import argparse
+import atexit
 import os
 import random
 import select
@@ -22,8 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision  # noqa: F401  where each child would import it again
 from torch import nn
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else importing it asks the network
+import albumentations  # noqa: F401  which each child would import again, as the next one
+import torchvision  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -71,10 +75,14 @@ def life(name: str, place: str | None, call: int) -> tuple[int, int]:
     os.dup2(log, 2)
     if place:
         announce(*PLACES[place][:2], call, writer)
+    else:
+        os.fsync = lambda file: None  # which only tells a disk what SIGKILL does not undo
     sys.argv = [*RUN, "--name", name]
     status = 1
     try:
         status = train.main()
+        if place:
+            signal.pause()  # the kill that comes after the last step counts, too
     except BaseException as error:
         print(repr(error), flush=True)
     finally:
@@ -114,7 +122,9 @@ def main() -> int:
     train.VGGDiscriminator = SmallDiscriminator
     training.log.draw_curves = lambda rows, path: path.touch()
     torch.optim.Adam([torch.zeros(1)])  # imports torch's compiler, as each child would
-    os.chdir(tempfile.mkdtemp(prefix="kill-and-resume-"))
+    folder, own = tempfile.mkdtemp(prefix="kill-and-resume-"), os.getpid()
+    atexit.register(lambda: os.getpid() == own and shutil.rmtree(folder))
+    os.chdir(folder)
     Path("photos").mkdir()
     for i in range(4):
         write_image(images.integers(0, 256, (64, 64, 3), np.uint8), Path(f"photos/{i}.png"))
@@ -126,7 +136,7 @@ def main() -> int:
         call = moments.randint(*PLACES[place][2])
         name = f"killed{number}"
         pid, reader = life(name, place, call)
-        select.select([reader], [], [], 120)
+        assert select.select([reader], [], [], 120)[0], f"{name} did not get to its {place}"
         time.sleep(moments.uniform(0, 0.1))
         os.kill(pid, signal.SIGKILL)
         killed += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL

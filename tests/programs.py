@@ -2,9 +2,11 @@
 
 import importlib.util
 import sys
+import time
 import types
 from pathlib import Path
 
+import psutil
 import torch
 from torch import nn
 
@@ -18,6 +20,19 @@ def load_program(name: str) -> types.ModuleType:
     sys.modules[spec.name] = module  # where dataclasses look
     spec.loader.exec_module(module)
     return module
+
+
+def ends(process: psutil.Process) -> bool:
+    """Whether it does within seconds; nobody may be left to ask how."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def lively(net: nn.Module) -> nn.Module:

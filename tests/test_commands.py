@@ -212,7 +212,8 @@ class Sandbox:
         self.done: set[tuple[str, ...]] = set()
         # Copies: a program that is reached by a link would write into the true repository.
         for name in ("benchmarks", "docs", "formats", "images", "tests", "training", "upscaling"):
-            ignored = shutil.ignore_patterns("__pycache__")
+            # Of recipe.py's runs, which may go on now, the logs alone belong to the repository.
+            ignored = shutil.ignore_patterns("__pycache__", "*.pt", "*.safetensors", "*.tmp")
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
         for pattern in ("*.py", "*.md", "*.toml", "*.txt", "checkpoints/compact_x4_*.safetensors"):
             for path in ROOT.glob(pattern):

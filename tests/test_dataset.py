@@ -80,6 +80,21 @@ def test_batches_start_anywhere_and_workers_change_nothing(photos):
         assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_target_that_is_hr_itself_travels_once(workers, photos, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.clone)
+    packs = [pack_folder(photos, 4)]
+    for sharpen in (False, True):
+        degradation = Degradation(level="mild", sharpen=sharpen)
+        (batch,) = batches(CropStream(packs, 32, 0, degradation), 0, 1, 3, workers, False)
+        for crops in (batch, batch.pin_memory()):
+            assert (crops.target is crops.high_res) != sharpen
+            assert crops.low_res.shape == (3, 3, 8, 8) and crops.target.shape == (3, 3, 32, 32)
+        samples = [CropStream(packs, 32, 0, degradation)[k] for k in range(3)]
+        for expected, given in zip(zip(*samples, strict=True), batch, strict=True):
+            assert torch.equal(torch.stack(expected), given)
+
+
 def test_images_below_the_crop_are_left_out_or_refused(photos, random_image):
     write_image(random_image(40, 200), photos / "flat.png")
     pack = pack_folder(photos, 4)
@@ -253,7 +268,7 @@ def test_a_server_that_falls_silent_or_hangs_up_is_an_error(fault, tmp_path, mon
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(DataError, match="could not be fetched whole"):
             fetch_div2k(tmp_path, address, {"train": ("a.zip", "0" * 32)})
-    socket.setdefaulttimeout(None)
+    assert socket.getdefaulttimeout() is None
 
 
 def test_no_network_is_an_error_that_says_what_to_do(tmp_path):

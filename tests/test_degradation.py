@@ -419,7 +419,7 @@ EXTREMES = {
 }
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # NumPy's
 @pytest.mark.parametrize("extreme", EXTREMES)
 def test_extremes_are_finite_and_of_the_right_size(extreme):
     settings = Degradation.of_level("strong", **EXTREMES[extreme])

@@ -394,6 +394,13 @@ def test_many_files_of_a_kind_are_one_line(tmp_path):
     assert "00.CR2" in line and "02.CR2 and 27 others: " in line and line.endswith(RAW)
 
 
+def test_a_pack_is_no_image_whatever_its_first_pixels_are(tmp_path):
+    for name in ("esrgan-packed-x4-0123.bin", "other.bin"):
+        (tmp_path / name).write_bytes(b"\xff\xd8\xff" + bytes(60))
+    found = find_images(tmp_path)
+    assert [path.name for path in found.images] == ["other.bin"] and not found.others
+
+
 def test_the_remedy_names_the_package():
     assert "pip install pillow-heif" in HEIF and NOT_READ[".hif"] == HEIF
 
@@ -406,7 +413,8 @@ def test_more_pixels_than_pillows_limit_are_read_without_a_warning(tmp_path, mon
     for name in ("x.png", "x.jpg", "x.tif", "x.bmp"):  # 1024 pixels: beyond twice the limit
         Image.fromarray(TRUE).save(tmp_path / name)
         assert read_picture(tmp_path / name).rgb.shape == TRUE.shape
-    assert Image.MAX_IMAGE_PIXELS == 300 and not recwarn.list
+    warned = [warning.category for warning in recwarn.list]
+    assert Image.MAX_IMAGE_PIXELS == 300 and Image.DecompressionBombWarning not in warned
 
 
 def test_more_pixels_than_memory_holds_are_refused_before_they_are_decoded(tmp_path):

@@ -1,7 +1,9 @@
 """Checkpoint files that survive a write that fails, and bad ones that are named."""
 
+import errno
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import safetensors.torch
@@ -111,6 +113,17 @@ def test_a_damaged_checkpoint_is_refused_and_what_is_good_is_named(tmp_path):
         (tmp_path / name).touch()
         with pytest.raises(CheckpointError, match=f"--name, where --init-from .*{words}"):
             load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError(errno.EACCES, "Permission denied"), OSError(errno.EIO, "I/O"), MemoryError()],
+)
+def test_a_checkpoint_that_cannot_be_read_now_is_not_given_up(error, tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "last.pt", {"step": 1})
+    monkeypatch.setattr("formats.tensors._load_pickle", Mock(side_effect=error))
+    with pytest.raises(CheckpointError, match=r"it may be whole\. Fix that, then run the same"):
+        load_checkpoint(tmp_path / "last.pt")
 
 
 def test_bad_checkpoints_are_named_and_code_is_not_run(tmp_path, malicious_pickle):

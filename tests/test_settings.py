@@ -1,6 +1,7 @@
 """Settings that have no effect, that may change when a run goes on, that belong to its weights."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from config import Config, Degradation, flat, parse_args
 from model import SRResNet, VGGDiscriminator
 from training.ranks import Ranks
+from training.runs import At
 from training.settings import (
     check_batch_size,
     check_device,
@@ -15,6 +17,7 @@ from training.settings import (
     idle_settings,
     list_changes,
     phases_left,
+    refuse_unlike_ranks,
     settings_of_weights,
     with_what_is_over,
 )
@@ -264,6 +267,23 @@ def test_one_crop_at_a_time_is_refused_where_srresnet_would(patch, crops):
     else:
         with pytest.raises(DeviceError, match=f"psnr.patch {patch} "):
             check_batch_size(config, Ranks(count=2), ["psnr"])
+
+
+@pytest.mark.parametrize(
+    "field, value", [("psnr.lr", 1e-3), ("last.pt", "psnr step 7"), ("images", ["b"]), ("seed", 1)]
+)
+def test_processes_that_would_learn_apart_are_refused(field, value, monkeypatch):
+    def others(changes):
+        monkeypatch.setattr(Ranks, "gather", lambda ranks, own: [*own, own[0] | changes])
+
+    def check():
+        refuse_unlike_ranks(Config(), At("psnr", 3, 0), ["a"], Ranks(count=2))
+
+    others({"vgg_weights": "/another/place", "device": "cpu"})
+    check()
+    others({field: value})
+    with pytest.raises(DeviceError, match=re.escape(f"but {value!r} for process 1: give all")):
+        check()
 
 
 def test_a_batch_is_shared_evenly_or_refused():

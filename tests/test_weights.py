@@ -11,7 +11,6 @@ import http.server
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -800,6 +799,8 @@ def server(tmp_path, monkeypatch):
     save_generator(small(), tmp_path / "net.pth")
     content = (tmp_path / "net.pth").read_bytes()
 
+    given_up = threading.Event()
+
     class Handler(http.server.BaseHTTPRequestHandler):
         answer = "whole"
         requests = 0
@@ -815,7 +816,7 @@ def server(tmp_path, monkeypatch):
             self.wfile.write(body.get(Handler.answer, content))
             self.wfile.flush()
             if Handler.answer == "stalls":
-                time.sleep(3)
+                given_up.wait(60)
 
         def log_message(self, *_):
             pass
@@ -825,9 +826,9 @@ def server(tmp_path, monkeypatch):
     url = f"http://127.0.0.1:{running.server_port}/net.pth"
     published = {"Net_x4": (url, hashlib.sha256(content).hexdigest())}
     monkeypatch.setattr(formats.published, "PUBLISHED", published)
-    monkeypatch.setattr(formats.published, "PATIENCE", 1)
     monkeypatch.chdir(tmp_path)
     yield Handler
+    given_up.set()
     running.shutdown()
     running.server_close()
 
@@ -851,8 +852,12 @@ def test_a_published_name_is_downloaded_once(server, capsys):
         ("hangs up", "closed connection"),
     ],
 )
-def test_a_broken_transfer_leaves_nothing_and_tells_the_way_out(server, answer, reason):
+def test_a_broken_transfer_leaves_nothing_and_tells_the_way_out(
+    server, answer, reason, monkeypatch
+):
     server.answer = answer
+    if answer == "stalls":
+        monkeypatch.setattr(formats.published, "PATIENCE", 1)
     with pytest.raises(WeightsError, match=reason) as error:
         load_generator("Net_x4")
     url = formats.published.PUBLISHED["Net_x4"][0]

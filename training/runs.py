@@ -31,7 +31,7 @@ from training.settings import (
     settings_of_weights,
     with_what_is_over,
 )
-from upscaling.devices import DeviceError
+from upscaling.devices import DeviceError, is_out_of_memory
 from utils import naming, remove_leftovers, replacing
 from weights import Generator, save_generator
 
@@ -212,6 +212,8 @@ class RunFolder(AbstractContextManager):
         try:
             load(state)
         except (KeyError, RuntimeError, ValueError) as error:
+            if is_out_of_memory(cause := error.__cause__ or error):
+                raise cause from None
             raise CheckpointError(
                 f"{self.last} does not fit this configuration ({error}); "
                 "undo what changed, or choose another --name for a new run"
@@ -348,6 +350,12 @@ def load_checkpoint(path: Path) -> dict:
         state, _ = load_tensors(path)
     except UnreadableError as error:
         reason = str(error).partition(";")[0]  # behind it, how to get the file again
+        cause = error.__cause__
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno):
+            raise CheckpointError(
+                f"{path} cannot be read now ({reason}); it may be whole. "
+                "Fix that, then run the same command again."
+            ) from error
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint ({reason}). Move it away to start afresh, or "
             f"choose another --name{advise_start(path.parent)}."

@@ -9,6 +9,9 @@ from config import PHASES, Config, Degradation, Phase, flat
 from training.ranks import Ranks
 from upscaling.devices import DeviceError
 
+# What may differ between the machines of a run: where things are there, and how it computes.
+OF_A_MACHINE = {"device", "compile", "recompute", "vgg_weights", "init_from", "init_discriminator"}
+
 
 def identity(config: Config, phase: str) -> set[str]:
     """The settings whose change makes another run of one in this phase, as `flat` calls them."""
@@ -118,6 +121,9 @@ def list_changes(config: Config, before: dict, phase: str, step: int) -> list[st
     """
     now, idle = flat(dataclasses.asdict(config)), idle_settings(config, phase, step)
     fixed = identity(config, phase) - idle.keys()
+    own = f"{phase}.adversarial"  # without it no discriminator would be kept, or none is there
+    if step > 0 and own not in idle and (now[own] > 0) != (before[own] > 0):
+        fixed.add(own)
     changes = []
     for field in now:
         if now[field] == before[field]:
@@ -158,6 +164,25 @@ def check_device(device: torch.device, dtype: torch.dtype, ranks: Ranks) -> None
         raise DeviceError(
             "processes cannot share an MPS device; leave out torchrun, or --device cpu"
         )
+
+
+def refuse_unlike_ranks(config: Config, at: object, images: Iterable[str], ranks: Ranks) -> None:
+    """Processes would learn apart, and only their last one be kept, if each had another start.
+
+    Args:
+        at: where the run goes on from.
+        images: what tells their packs apart.
+    """
+    own = flat(settings_of_weights(config)) | {"last.pt": str(at), "images": sorted(images)}
+    everyone = ranks.gather([own])
+    for rank, other in enumerate(everyone):
+        for field in sorted(own.keys() - OF_A_MACHINE):
+            if other[field] != everyone[0][field]:
+                raise DeviceError(
+                    f"{field} is {everyone[0][field]!r} for process 0 but {other[field]!r} for "
+                    f"process {rank}: give all the same command, and checkpoints/ and the images "
+                    "on storage that they share"
+                )
 
 
 def check_batch_size(config: Config, ranks: Ranks, phases: Iterable[str]) -> None:

@@ -1,5 +1,6 @@
 """Where a network computes: the device, the precision, the memory format."""
 
+import errno
 import platform
 import shutil
 import sys
@@ -95,7 +96,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is what Python, NumPy, a CPU's or a GPU's allocator raise when it is full."""
     signs = ["allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED"]
     signs += ["bad_alloc", "bad allocation"]
+    signs += ["Unable to allocate", "Insufficient memory"]  # NumPy's in a worker; OpenCV's
     kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    speaks = isinstance(error, RuntimeError) or type(error).__module__ == "cv2"
+    return (
+        isinstance(error, kinds)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (speaks and any(sign in str(error) for sign in signs))
     )
