@@ -261,15 +261,12 @@ def test_the_recipe_ends_in_a_table_and_curves_and_goes_on(tmp_path, photos, mon
     monkeypatch.setattr(recipe, "draw", lambda curves, path: kept.append(curves))
     recipe.main()
     assert "step/s" not in capfd.readouterr().err  # all of it was done
-    seconds = recipe.seconds_of_steps(
-        "x2-first", recipe.parse_args()
-    )  # that were measured at first
-    steps = [
-        max(5, int(1.2 * share / second))
-        for share, second in zip((1 / 3, 2 / 3), seconds, strict=True)
-    ]
+    # By the time of a step that was measured at first.
+    seconds = recipe.seconds_of_steps("x2-first", recipe.parse_args())
+    minutes = 0.0
+    for share, second in zip((1 / 3, 1 - 1 / 3), seconds, strict=True):
+        minutes += max(5, int(60 * 0.02 * share / second)) * second / 60
     for curve in kept[-1].values():
-        minutes = sum(number * second for number, second in zip(steps, seconds, strict=True)) / 60
         assert curve[-1]["minutes"] == pytest.approx(minutes)
 
 
