@@ -309,9 +309,9 @@ except SystemExit as ended:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux counts")
 def test_showing_takes_hardly_more_memory_than_upscaling(tmp_path, random_image):
     small = Image.fromarray(random_image(40, 60))
-    small.resize((900, 600), Image.Resampling.BICUBIC).save(tmp_path / "photo.png")
+    small.resize((600, 400), Image.Resampling.BICUBIC).save(tmp_path / "photo.png")
     (tmp_path / "hr").mkdir()
-    small.resize((3600, 2400), Image.Resampling.BICUBIC).save(tmp_path / "hr/photo.jpg")
+    small.resize((2400, 1600), Image.Resampling.BICUBIC).save(tmp_path / "hr/photo.jpg")
     net = RRDBNet(scale=4, features=4, blocks=1, growth=4)
     save_generator(net, tmp_path / "net.safetensors")
 
@@ -331,6 +331,7 @@ def test_showing_takes_hardly_more_memory_than_upscaling(tmp_path, random_image)
         assert status == "0"
         return float(peak)
 
-    plain = peak()
-    assert peak("--report", "--compare", "--outscale", "2") < 1.25 * plain
-    assert peak("--report", "--compare", "--hr", "hr") < 1.25 * plain
+    # Measured: -4 to 8 bytes a pixel of the result, of which the largest picture alone has 12.
+    plain, allowed = peak(), 27 * 2400 * 1600 / 2**30
+    assert peak("--report", "--compare", "--outscale", "2") < plain + allowed
+    assert peak("--report", "--compare", "--hr", "hr") < plain + allowed
