@@ -26,7 +26,15 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from upscaling.flags import parse_args
-from utils import Bar, prepare_for_torch, prepare_output, printable, result_of, silence
+from utils import (
+    Bar,
+    end_as_by_ctrl_c,
+    prepare_for_torch,
+    prepare_output,
+    printable,
+    result_of,
+    silence,
+)
 
 if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds
     prepare_output()
@@ -271,9 +279,8 @@ def check_tiles(
     if not arguments.check_tiles:
         return
     with failure_noted(job, results):
-        worst, mean = upscaler.tile_difference(picture.rgb)
-        tiles = f"tiles differ from the whole by at most {worst:.3g}/255"
-        tqdm.write(printable(f"{job.source}: {tiles}, {mean:.2g}/255 on average"))
+        said = upscaler.what_tiles_change(picture.rgb)
+        tqdm.write(printable(f"{job.source}: {said}"))
 
 
 def finish(
@@ -397,6 +404,7 @@ def sum_up(
 
 if __name__ == "__main__":
     silence_pillow()
+    end_as_by_ctrl_c()
     try:
         with Ranks.of_torchrun() as ranks:
             status = main(ranks)

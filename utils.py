@@ -80,6 +80,16 @@ class StopRequest(AbstractContextManager):
                 signal.signal(number, handler)
 
 
+def end_as_by_ctrl_c() -> None:
+    """Have SIGTERM and a closed terminal raise KeyboardInterrupt, too.
+
+    Otherwise they end the process at once, and what is written half stays in its folder.
+    """
+    for number in STOPS[1:]:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup's children have SIGHUP
+            signal.signal(number, signal.default_int_handler)
+
+
 def result_of(future: Future) -> Any:
     """Its result, once it is there; Ctrl-C is heard meanwhile.
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from upscaling.weights_flags import ALPHAS, SUFFIXES, parse_args
-from utils import prepare_for_torch, prepare_output, printable, replacing
+from utils import end_as_by_ctrl_c, prepare_for_torch, prepare_output, printable, replacing
 
 if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds
     prepare_output()
@@ -125,7 +125,10 @@ def _load(path_or_name: str | Path, scale: int | None) -> tuple[Loaded, Path, Fo
     found, part = find_generator(path, content)
     net = _build(f"{path}{part}", found.state, scale or told_scale(path, content, metadata))
     if scale and net.scale != scale:
-        raise WeightsError(f"{path}{part} is x{net.scale}, not x{scale}")
+        raise WeightsError(
+            f"{path}{part} is x{net.scale}, not x{scale}, and nothing changes that; "
+            f"for results {scale} times as large: test.py --outscale {scale}"
+        )
     return Loaded(net, metadata, part), path, found
 
 
@@ -273,7 +276,9 @@ def save_generator(
     if layout == "ncnn":
         return _save_pair(pair_named(path, net.scale), net)
     if path.suffix not in SUFFIXES[layout]:
-        raise ValueError(f"{path}: {layout} is written to {' or '.join(SUFFIXES[layout])}")
+        others = [name for name, suffixes in SUFFIXES.items() if path.suffix in suffixes]
+        remedy = f"; {path.suffix} is of the layout {' or '.join(others)}" if others else ""
+        raise ValueError(f"{path}: {layout} is written to {' or '.join(SUFFIXES[layout])}{remedy}")
     network = type(net).__name__
     if network == "SRResNet" and layout not in ("basicsr", "onnx"):
         raise ValueError(f"{path}: SRResNet has no {layout} layout; choose basicsr or onnx")
@@ -382,6 +387,7 @@ def show_alphas(arguments: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     silence_pillow()
+    end_as_by_ctrl_c()
     try:
         sys.exit(main())
     except (WeightsError, UsageError, DeviceError) as error:

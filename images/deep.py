@@ -8,9 +8,14 @@ import imagecodecs
 import numpy as np
 from PIL.ImageFile import ImageFile
 
-from images.kinds import CODESTREAM, TRUNCATED, ImageError
+from images.frames import first_of
+from images.kinds import CODESTREAM, HDR, TRUNCATED, ImageError
 from images.levels import Pixels, from_array, rgb_of_inks, scaled
 from images.png import refuse_missing_rows
+
+BC6H = (94, 95, 96)  # DXGI's formats of half floats
+CUBE_MAP, VOLUME = 0x200, 0x200000  # of a DDS file's caps2
+TEXTURE_3D, TEXTURE_CUBE = 4, 4  # of its extension's dimension, and of its flags
 
 logging.getLogger("imagecodecs").setLevel(logging.CRITICAL)  # it logs libpng's warnings
 
@@ -30,6 +35,10 @@ def read_deep(file: ImageFile, content: Callable[[], bytes]) -> Pixels | None:
         return _netpbm(file, content)
     if file.format == "JPEG2000" and file.mode not in ("P", "PA"):
         return _jpeg_2000(file, content())
+    if file.format == "TGA" and file.mode == "RGBA":
+        return _opaque_tga(file, content())
+    if file.format == "DDS" and _dds_kind(content()) in BC6H:
+        raise ImageError(HDR)
     alone = getattr(file, "n_frames", 1) == 1  # of several, imagecodecs would decode all
     return _avif(content()) if file.format == "AVIF" and alone else None
 
@@ -37,13 +46,15 @@ def read_deep(file: ImageFile, content: Callable[[], bytes]) -> Pixels | None:
 def left_out(file: ImageFile, content: Callable[[], bytes]) -> list[str]:
     """Remarks on what nothing here reads, of a file that Pillow has opened but not loaded.
 
-    Bits beyond 8, and the fourth bytes of BMP, which mean nothing but to programs that keep alpha
-    there.
+    Bits beyond 8, the other faces of cube maps, and the fourth bytes of BMP, which mean nothing but
+    to programs that keep alpha there.
     """
     if file.format in ("BMP", "DIB") and "BGRX" in str(file.tile[0]):
         start = file.tile[0][2]
         fourth = np.frombuffer(content(), np.uint8)[start : start + 4 * math.prod(file.size)][3::4]
         return ["3 of 4 channels"] if fourth.any() and (fourth != 255).any() else []
+    if file.format == "DDS" and (count := _dds_pictures(content())) > 1:
+        return [first_of(count)]
     bits = file.info.get("bit_depth", 8)  # pillow-heif says so
     if file.format == "AVIF":
         bits = _avif_bits(content())
@@ -108,6 +119,33 @@ def _jpeg_2000(file: ImageFile, encoded: bytes) -> Pixels | None:
     if file.mode == "CMYK":
         return Pixels(rgb_of_inks(levels, file.info.get("icc_profile")))
     return from_array(levels)
+
+
+def _opaque_tga(file: ImageFile, encoded: bytes) -> Pixels | None:
+    """A fourth byte that is 0 everywhere, where the header says that none of its bits is alpha."""
+    if encoded[17] & 0x0F:  # Truevision's TGA specification 2.0, field 5.6
+        return None
+    rgba = np.asarray(file)
+    return None if rgba[..., 3].any() else from_array(rgba[..., :3].copy())
+
+
+def _dds_kind(encoded: bytes) -> int:
+    """The DXGI format of a file whose header has Direct3D 10's extension; 0: it has none."""
+    return int.from_bytes(encoded[128:132], "little") if encoded[84:88] == b"DX10" else 0
+
+
+def _dds_pictures(encoded: bytes) -> int:
+    """Faces, slices and layers, without the smaller copies of each (Microsoft's DDS_HEADER)."""
+    depth, caps = (int.from_bytes(encoded[at : at + 4], "little") for at in (24, 112))
+    faces = (caps & 0xFE00).bit_count() - 1 if caps & CUBE_MAP else 1
+    slices = max(1, depth) if caps & VOLUME else 1
+    if not _dds_kind(encoded):
+        return faces * slices
+    dimension, flags, layers = (
+        int.from_bytes(encoded[at : at + 4], "little") for at in (132, 136, 140)
+    )
+    slices = max(1, depth) if dimension == TEXTURE_3D else 1
+    return max(1, layers) * slices * (6 if flags & TEXTURE_CUBE else 1)
 
 
 def _avif(encoded: bytes) -> Pixels | None:

@@ -20,7 +20,7 @@ from images.bands import bands
 from images.colour import GRAY, adobe_rgb, checked_profile, colour_space, to_srgb
 from images.deep import left_out, read_deep
 from images.filetypes import GIF, JPEG, PNG, TIFF, WEBP, WRITTEN, FileType
-from images.frames import ANIMATED, FRAMES, PAGES, frame_of, later_frames, plays_of
+from images.frames import ANIMATED, FRAMES, PAGES, first_of, frame_of, later_frames, plays_of
 from images.gif import GifAnimation, as_few_colours, encoded_gif
 from images.jpeg import with_segments
 from images.kinds import ImageError, reason_of, refuse_raw, special_kind
@@ -29,7 +29,7 @@ from images.modes import pixels_of
 from images.opening import opened
 from images.pages import TiffPages
 from images.png import PngAnimation, profile_chunk, with_chunks
-from images.tiff import Tiff, first_of, is_tiff, later_pages, read_tiff
+from images.tiff import Tiff, is_tiff, later_pages, read_tiff
 from images.webp import WebpAnimation, is_lossless_webp
 from utils import replacing
 
@@ -209,18 +209,20 @@ def _read_other(path: str | Path, several: tuple[str, ...]) -> Picture:
         moves = count > 1 and file.format in ANIMATED and FRAMES in several
         remarks = [] if count == 1 or moves else [first_of(count)]
         converted = file.mode in ("CMYK", "LAB")  # to sRGB, which the profile does not fit
+        remarks += [f"{file.mode} turned into sRGB"] if converted else []
 
         @cache  # several look into it
         def content() -> bytes:
             return opening.content or Path(path).read_bytes()
 
-        pixels, duration = read_deep(file, content), None
-        if pixels is None:
+        deep, duration = read_deep(file, content), None
+        if deep is None:
             remarks += left_out(file, content)
-        if moves:
-            deep, (pixels, duration) = pixels, frame_of(file)
+        if moves:  # its frames are Pillow's, of 8 bits
+            pixels, duration = frame_of(file)
             remarks += ["8 bits of more"] if deep and deep.rgb.dtype != pixels.rgb.dtype else []
-        pixels = pixels or pixels_of(file)
+        else:
+            pixels = deep or pixels_of(file)
         profile = None if converted else file.info.get("icc_profile")
         if not profile and opening.says_adobe_rgb():
             profile = adobe_rgb()

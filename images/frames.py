@@ -24,6 +24,11 @@ class Frame(NamedTuple):
     duration: float | None
 
 
+def first_of(count: int) -> str:
+    """A remark on a file of several pictures."""
+    return f"the first of {count} frames"
+
+
 def frame_of(file: ImageFile) -> Frame:
     """The one that Pillow is at. Those of one file have the same channels."""
     pixels = pixels_of(file)

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, TiffFile, TiffPage
 
+from images.frames import first_of
 from images.kinds import TIFF_STARTS, TRUNCATED, ImageError, NoLimit, reason_of, refuse_too_large
 from images.levels import Pixels, from_channels, in_bands, rgb_of_inks, rgb_of_lab, scaled, straight
 from images.metadata import Metadata, tiff_metadata
@@ -76,11 +77,6 @@ def read_tiff(path: str | Path) -> tuple[Tiff, int]:
     return tiff, len(pages)
 
 
-def first_of(count: int) -> str:
-    """A remark on a file of several pictures."""
-    return f"the first of {count} frames"
-
-
 def later_pages(path: str | Path) -> Iterator[Tiff | ImageError]:
     """All pictures but the first; an error stands for each that cannot be read."""
     with open(path, "rb") as stream, TiffFile(stream) as file:
@@ -120,6 +116,8 @@ def _read_page(path: str | Path, page: TiffPage) -> Tiff:
             remarks.append(f"{used} of {page.samplesperpixel} channels")
     if _photometric(page) in (PHOTOMETRIC.SEPARATED, *LAB):
         profile = None  # they are sRGB by now
+        name = "L*a*b*" if _photometric(page) in LAB else "CMYK"
+        remarks.append(f"{name} turned into sRGB")
     metadata, damage = _metadata(path, page.offset)
     remarks += [damage] if damage else []
     return Tiff(pixels, orientation, profile, ", ".join(remarks), metadata)

@@ -182,7 +182,7 @@ def test_cmyk_goes_through_its_profile(tmp_path):
         given = io.BytesIO(file.info["icc_profile"])
         expected = ImageCms.profileToProfile(file, given, srgb, outputMode="RGB")
     read = read_picture(tmp_path / "x.jpg")
-    assert read.profile is None
+    assert read.profile is None and read.remark == "CMYK turned into sRGB"
     assert np.abs(read.rgb.astype(int) - np.array(expected)).max() <= 2
 
 

@@ -301,6 +301,59 @@ def test_a_kind_that_pillow_does_not_know_is_not_called_damaged(tmp_path):
         read_picture(tmp_path / "x.dds")
 
 
+def test_light_in_half_floats_is_refused(tmp_path):
+    """BC6H_UF16 is 95 in DirectX's list; a block has 16 bytes, as BC3's."""
+    Image.new("RGBA", (8, 8)).save(tmp_path / "x.dds", pixel_format="BC3")
+    content = bytearray((tmp_path / "x.dds").read_bytes())
+    content[128:132] = struct.pack("<I", 95)
+    (tmp_path / "x.dds").write_bytes(content)
+    with pytest.raises(ImageError, match=r"x\.dds: it holds light as floating-point"):
+        read_picture(tmp_path / "x.dds")
+
+
+@pytest.mark.parametrize(
+    "layout, numbers, count",
+    [
+        ("DXT1", {}, 1),
+        ("DXT1", {112: 0xFE00}, 6),  # a cube map with all its faces
+        ("DXT1", {112: 0x200000, 24: 5}, 5),  # a volume of five slices
+        ("BC3", {}, 1),
+        ("BC3", {136: 4}, 6),
+        ("BC3", {136: 4, 140: 2}, 12),
+        ("BC3", {140: 7}, 7),
+        ("BC3", {132: 4, 24: 3}, 3),
+    ],
+)
+def test_of_a_texture_with_several_pictures_the_first_is_read_and_told(
+    layout, numbers, count, tmp_path
+):
+    """The header's places: Microsoft's DDS_HEADER and DDS_HEADER_DXT10, behind the magic number."""
+    Image.new("RGBA", (8, 8), (9, 8, 7, 255)).save(tmp_path / "x.dds", pixel_format=layout)
+    content = bytearray((tmp_path / "x.dds").read_bytes())
+    assert (content[84:88] == b"DX10") == (layout == "BC3")
+    for place, number in numbers.items():
+        content[place : place + 4] = struct.pack("<I", number)
+    (tmp_path / "x.dds").write_bytes(content)
+    picture = read_picture(tmp_path / "x.dds")
+    assert picture.remark == (f"the first of {count} frames" if count > 1 else "")
+
+
+@pytest.mark.parametrize("run_lengths", [False, True])
+@pytest.mark.parametrize("bits, alpha, kept", [(0, 0, False), (8, 0, True), (0, 9, True)])
+def test_a_fourth_byte_of_tga_that_nobody_wrote_hides_nothing(
+    bits, alpha, kept, run_lengths, tmp_path
+):
+    rgba = np.dstack([TRUE, np.full(TRUE.shape[:2], alpha, np.uint8)])
+    rle = "tga_rle" if run_lengths else None
+    Image.fromarray(rgba).save(tmp_path / "x.tga", compression=rle)
+    content = bytearray((tmp_path / "x.tga").read_bytes())
+    content[17] = content[17] & 0xF0 | bits
+    (tmp_path / "x.tga").write_bytes(content)
+    picture = read_picture(tmp_path / "x.tga")
+    assert np.array_equal(picture.rgb, TRUE)
+    assert (picture.alpha is not None) == kept
+
+
 def test_other_files_and_unfinished_ones_are_passed_over(tmp_path):
     for name, content in {
         **{"a.txt": b"BM is how a text may begin", "a.py": b"GIF = 89", "a.json": b"{}"},

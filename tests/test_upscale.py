@@ -13,6 +13,7 @@ import time
 import types
 import weakref
 from pathlib import Path
+from unicodedata import normalize
 
 import imagecodecs
 import numpy as np
@@ -667,6 +668,36 @@ class FarSighted(torch.nn.Module):
         return torch.nn.functional.avg_pool2d(x, side, 1, self.radius)  # with zeros around
 
 
+@pytest.mark.parametrize(
+    "side, tile, said",
+    [
+        (1000, 64, r"tiles differ .* at most \d+/255, [\d.]+/255 on average$"),
+        (1000, 240, "it is one tile"),
+        (100, 64, r"tiles differ .* on average \(of its central 100x100 pixels\)"),
+        (60, 64, "too large to compare with"),
+    ],
+)
+def test_tiles_are_compared_with_as_much_as_memory_holds(
+    side, tile, said, random_image, monkeypatch
+):
+    monkeypatch.setattr(upscaling.upscaler, "largest_whole", lambda net, device: side)
+    upscaler, given = Upscaler(FarSighted(), "cpu", "fp32", tile=tile), []
+    measure = upscaler.tile_difference
+    monkeypatch.setattr(
+        upscaler, "tile_difference", lambda part: given.append(part) or measure(part)
+    )
+    image = imresize(random_image(20, 30), 8)
+    assert re.search(said, upscaler.what_tiles_change(image))
+    if side == 100:
+        assert np.array_equal(given[0], image[30:130, 70:170])
+
+
+def test_a_whole_takes_no_more_than_half_of_the_memory(net, monkeypatch):
+    """Three maps of 4 features in fp32 at twice the size: 192 bytes a pixel."""
+    monkeypatch.setattr(upscaling.upscaler, "available_memory", lambda: 2 * 192 * 500**2)
+    assert upscaling.upscaler.largest_whole(net, torch.device("cpu")) == 500
+
+
 def test_what_tiles_change_is_measured(random_image):
     image = imresize(random_image(20, 30), 8)
     upscaler = Upscaler(FarSighted(), "cpu", "fp32", tile=64)
@@ -682,6 +713,39 @@ def test_what_a_tile_sees_beyond_its_edge_does_not_count(random_image):
     whole = Upscaler(FarSighted(8), "cpu", "fp32", tile=0)(image).astype(int)
     tiled = Upscaler(FarSighted(8), "cpu", "fp32", tile=64)(image)
     assert np.abs(whole - tiled).max() <= 1
+
+
+@pytest.mark.parametrize("suffix, mode", [("png", "RGB"), ("jpg", "RGB"), ("png", "P")])
+def test_what_has_no_colour_gets_none(suffix, mode, workplace, net, monkeypatch, random_image):
+    """Scans and pages are mostly kept with three channels, or a palette."""
+    gray = imresize(random_image(6, 8), 4).mean(-1).astype(np.uint8)
+    picture = Image.fromarray(gray).convert("RGB")
+    Path("in").mkdir()
+    (picture.quantize() if mode == "P" else picture).save(f"in/a.{suffix}")
+    with Image.open(f"in/a.{suffix}") as file:
+        assert file.mode == mode
+    assert run(monkeypatch, "in") == 0
+    result = read_image("results/a.png")
+    assert (result == result[..., :1]).all() and np.ptp(result) > 5
+    whole = Upscaler(net, "cpu", "fp32")(read_image(f"in/a.{suffix}"))
+    assert (whole != whole[..., :1]).any()  # the network alone would tint it
+    assert np.abs(result[..., 0] - whole.mean(-1)).max() <= 0.5
+
+
+def test_one_coloured_pixel_is_a_picture_in_colour(net, random_image):
+    gray = np.repeat(random_image(12, 14)[..., :1], 3, -1)
+    upscaler, alpha = Upscaler(net, "cpu", "fp32"), np.full((12, 14), 9, np.uint8)
+
+    def coloured(rgb, alpha, upscaler=upscaler):
+        result = enlarge(Picture(rgb, alpha), upscaler).rgb
+        return bool((result != result[..., :1]).any())
+
+    assert not coloured(gray, None) and not coloured(gray, alpha)
+    gray[11, 13, 2] ^= 1
+    assert coloured(gray, None) and coloured(gray, alpha)
+    alpha[11, 13] = 0  # now nothing of it is to be seen
+    assert not coloured(gray, alpha)
+    assert coloured(gray, alpha, Upscaler(net, "cpu", "fp32", keep_hidden=True))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -735,6 +799,8 @@ def test_what_is_not_read_among_the_originals_is_told(workplace, monkeypatch, ca
 
 @pytest.mark.parametrize("program", ["test", "weights"])
 def test_ctrl_c_ends_a_command_in_words(program, monkeypatch):
+    prepared = []
+    monkeypatch.setattr("utils.end_as_by_ctrl_c", lambda: prepared.append(program))
     monkeypatch.setattr(Ranks, "of_torchrun", lambda: interrupted())
     calls = []
 
@@ -748,6 +814,7 @@ def test_ctrl_c_ends_a_command_in_words(program, monkeypatch):
     monkeypatch.setattr(sys, "argv", [f"{program}.py", "photos"])
     with pytest.raises(SystemExit, match=rf"{program}.py: interrupted; what was done is kept"):
         runpy.run_path(str(ROOT / f"{program}.py"), run_name="__main__")
+    assert prepared == [program]
 
 
 @pytest.mark.parametrize(
@@ -975,6 +1042,16 @@ def test_the_very_same_name_is_the_first_choice(tmp_path):
     assert find_partner(Path("max.png"), found).name == "max.png"
     (tmp_path / "x2.png").touch()
     assert find_partner(Path("x4.png"), partners_in(tmp_path)) is None
+
+
+def test_partners_are_found_however_their_accents_are_written(tmp_path):
+    for form, other in (("NFC", "NFD"), ("NFD", "NFC")):
+        folder = tmp_path / form / normalize(form, "über")
+        folder.mkdir(parents=True)
+        (folder / normalize(form, "café.png")).touch()
+        low_res = Path(normalize(other, "über/caféx4.png"))
+        (found,) = partners_in(tmp_path / form).values()
+        assert find_partner(low_res, partners_in(tmp_path / form)) == found[0]
 
 
 def test_partners_that_fit_equally_well_are_named(tmp_path):

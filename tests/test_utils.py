@@ -40,8 +40,10 @@ from upscaling.devices import DeviceError, choose_device, choose_precision, is_o
 from upscaling.inputs import UsageError
 from upscaling.upscaler import Upscaler
 from utils import (
+    STOPS,
     StopRequest,
     WriteError,
+    end_as_by_ctrl_c,
     listed,
     naming,
     nowhere,
@@ -192,6 +194,25 @@ def test_sigterm_leaves_an_error_the_time_to_be_told():
     with StopRequest():
         pass
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGHUP is POSIX")
+def test_a_kill_or_a_closed_terminal_leaves_nothing_half_written(tmp_path):
+    before = {number: signal.getsignal(number) for number in STOPS}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        end_as_by_ctrl_c()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "x") as file:
+                file.write(b"half")
+                signal.raise_signal(number)
+            assert not list(tmp_path.iterdir())
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it
+        end_as_by_ctrl_c()
+        signal.raise_signal(signal.SIGHUP)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.slow

@@ -104,6 +104,10 @@ def contradiction(arguments: argparse.Namespace) -> str:
             "--report, --hr and --metrics tell of what is upscaled in the same call: leave out "
             "--skip-existing, or the three"
         )
+    if arguments.check_tiles and arguments.quiet:
+        return "--check-tiles says what it finds, which --quiet hides: leave one out"
+    if arguments.check_tiles and arguments.tile == 0:
+        return "--check-tiles tells what tiles change, and --tile 0 makes none: leave one out"
     return contradiction_of_engine(arguments)
 
 
@@ -197,7 +201,7 @@ def add_result_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "-f",
         "--format",
-        choices=("png", "jpg", "webp", "same"),
+        choices=("png", "jpg", "webp", "tif", "same"),
         help="PNG, the default, keeps alpha and 16 bits; same is the input's",
     )
     group.add_argument("--suffix", type=part_of_name, default="", help="goes behind each name: _x4")

@@ -138,7 +138,7 @@ def identity(path: Path) -> tuple[str, str, int]:
     Names may ignore case and how an accent is written, which realpath tells on Windows alone.
     """
     number = os.stat(path).st_ino if os.path.exists(path) else 0
-    name = unicodedata.normalize("NFC", path.name).casefold()
+    name = composed(path.name).casefold()
     return os.path.realpath(path.parent), name, number
 
 
@@ -180,7 +180,8 @@ def partners_in(hr: Path) -> dict[Path, list[Path]]:
         raise UsageError(f"--hr {hr}: no such folder")
     found: dict[Path, list[Path]] = {}
     for path in find_images(hr).images:
-        found.setdefault(path.relative_to(hr).parent / plain(path.stem), []).append(path)
+        name = Path(composed(str(path.relative_to(hr))))
+        found.setdefault(name.parent / plain(name.stem), []).append(path)
     return found
 
 
@@ -194,9 +195,11 @@ def find_partner(name: Path, high_res: dict[Path, list[Path]]) -> Path | None:
     Raises:
         UsageError: several fit equally well.
     """
+    name = Path(composed(str(name)))
     wanted = plain(name.stem)
 
     def distance(path: Path) -> tuple[bool, ...]:
+        path = Path(composed(path.name))
         return path.name != name.name, path.stem != name.stem, path.stem != wanted
 
     for folder in (name.parent, Path()):
@@ -207,6 +210,11 @@ def find_partner(name: Path, high_res: dict[Path, list[Path]]) -> Path | None:
                 raise UsageError(f"{name} may belong to {listed(fitting)}: give it one's name")
             return Path(fitting[0])
     return None
+
+
+def composed(name: str) -> str:
+    """Letters with marks as one character each: a Mac may write two, and other systems one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def plain(stem: str) -> str:

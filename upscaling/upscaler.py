@@ -20,6 +20,7 @@ from tqdm import tqdm
 from images.bands import bands
 from images.files import Picture, bleed
 from images.resize import imresize, imresize_to
+from images.strips import centre_window
 from upscaling.arguments import OVERLAP, SMALLEST_TILE
 from upscaling.devices import autocast, choose_device, choose_precision, is_out_of_memory, place
 from upscaling.inputs import UsageError
@@ -145,6 +146,19 @@ class Upscaler:
     def bicubic(self, image: np.ndarray) -> np.ndarray:
         """The same size by MATLAB's bicubic."""
         return self._resized(image, self.scale, self.size_of(image))
+
+    def what_tiles_change(self, image: np.ndarray) -> str:
+        """In words; of an image that memory does not hold whole, around its centre."""
+        part = image[centre_window(image.shape[:2], largest_whole(self.net, self.device))]
+        height, width = part.shape[:2]
+        if max(height, width) <= self.tile:
+            return "it is one tile" if part.size == image.size else "too large to compare with"
+        worst, mean = self.tile_difference(part)
+        where = "" if part.size == image.size else f" (of its central {width}x{height} pixels)"
+        return (
+            f"tiles differ from the whole by at most {worst:.3g}/255, {mean:.2g}/255 on "
+            f"average{where}"
+        )
 
     def tile_difference(self, image: np.ndarray) -> tuple[float, float]:
         """Between the result in tiles and the whole one: the largest and the mean, in 255ths."""
@@ -287,7 +301,8 @@ def assembled(
         for sharp in results[1:]:
             alpha = np.where((smooth == 0) | (smooth == top), smooth, mean_colour(sharp))
     gray = {(1, 3): False, (3, 1): True}.get(upscaler.channels, picture.gray)
-    if gray:
+    # A network of RGB gives gray a tint, which many files of gray have three channels for.
+    if gray or (upscaler.channels == (3, 3) and is_neutral(picture, upscaler.keep_hidden)):
         rgb = np.repeat(mean_colour(rgb)[..., None], 3, -1)
     enlarged = replace(picture, rgb=rgb, alpha=alpha, gray=gray)
     if sequence := picture.sequence:
@@ -298,11 +313,26 @@ def assembled(
             return enlarge(picture, upscaler)
 
         enlarged.sequence = sequence.mapped(later)
+    remarks = [picture.remark]
     if gray != picture.gray and picture.profile:
-        dropped = "without its profile, which is for another number of channels"
+        remarks.append("without its profile, which is for another number of channels")
         enlarged.profile = None
-        enlarged.remark = ", ".join(filter(None, (picture.remark, dropped)))
+    if (upscaler.width or upscaler.height) and rgb.size < picture.rgb.size:
+        remarks.append("smaller than its original")
+    enlarged.remark = "; ".join(filter(None, remarks))
     return enlarged
+
+
+def is_neutral(picture: Picture, hidden: bool) -> bool:
+    """Whether it has no colour, or none that is to be seen: what alpha hides counts if `hidden`."""
+    for band in bands(len(picture.rgb), picture.rgb[0].size):
+        colours = picture.rgb[band]
+        tinted = (colours != colours[..., :1]).any(-1)
+        if picture.alpha is not None and not hidden:
+            tinted &= picture.alpha[band] > 0
+        if tinted.any():
+            return False
+    return True
 
 
 def visible_colours(rgb: np.ndarray, alpha: np.ndarray, upscaler: Upscaler) -> np.ndarray:
@@ -352,7 +382,13 @@ def mean_colour(rgb: np.ndarray) -> np.ndarray:
 
 
 def choose_tile(net: Network, device: torch.device) -> int:
-    """A tile whose activations take less than half of the memory that is free.
+    """A tile whose activations take less than half of the memory that is free."""
+    largest = 512 if device.type == "cuda" else 384  # beyond that it gets hardly faster
+    return max(SMALLEST_TILE, min(largest_whole(net, device) // 32 * 32, largest))
+
+
+def largest_whole(net: Network, device: torch.device) -> int:
+    """The side in pixels of what the network can be given so that half of the free memory stays.
 
     Counted are three maps of all features in fp32, after the last enlargement; on a CPU the
     generator's end works in bands, and takes less. ncnn holds more, for its Winograd convolutions.
@@ -363,9 +399,7 @@ def choose_tile(net: Network, device: torch.device) -> int:
     elif device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
     features = max(weight.shape[0] for weight in net.parameters())
-    side = math.isqrt(free // 2 // (maps * 4 * features * net.scale**2))
-    largest = 512 if device.type == "cuda" else 384  # beyond that it gets hardly faster
-    return max(SMALLEST_TILE, min(side // 32 * 32, largest))
+    return math.isqrt(free // 2 // (maps * 4 * features * net.scale**2))
 
 
 def explain(source: Path, error: Exception) -> str:
