@@ -175,21 +175,21 @@ class CropStream(Dataset):
     ) -> tuple[Crops, tuple[int, int], list[Step]]:
         """Crops of an HR image; the crop's surroundings are degraded along with it."""
         margin = -(-MARGIN // self.scale)
-        # More above and before it, so that JPEG's blocks begin anywhere in the crop.
+        # More above and to the left, so that JPEG's blocks begin anywhere in the crop.
         above, before = (margin + int(n) for n in random.integers(JPEG_BLOCK, size=2))
-        first, start = max(0, top - above), max(0, left - before)
-        rows = slice(first * self.scale, (top + side + margin) * self.scale)
-        columns = slice(start * self.scale, (left + side + margin) * self.scale)
+        window_top, window_left = max(0, top - above), max(0, left - before)
+        rows = slice(window_top * self.scale, (top + side + margin) * self.scale)
+        columns = slice(window_left * self.scale, (left + side + margin) * self.scale)
         window = image[rows, columns]
         size = window.shape[:2]
         steps = draw_steps(self.degradation, size, self.scale, random)
         prepared = sharpen(window) if self.degradation.sharpen else window
         low_res = degrade(prepared, steps, random)
-        top, left = top - first, left - start
-        high_res = target = cut(window, top, left, side, self.scale)
+        inner = top - window_top, left - window_left, side
+        high_res = target = cut(window, *inner, self.scale)
         if self.degradation.sharpen:
-            target = cut(prepared, top, left, side, self.scale)
-        return Crops(cut(low_res, top, left, side), high_res, target), size, steps
+            target = cut(prepared, *inner, self.scale)
+        return Crops(cut(low_res, *inner), high_res, target), size, steps
 
 
 def cut(image: np.ndarray, top: int, left: int, side: int, scale: int = 1) -> np.ndarray:

@@ -362,7 +362,7 @@ def write_page_and_table(
     if arguments.hr or arguments.metrics:
         report_scores(results.scores, arguments.output / TABLE, upscaler.scale)
     if arguments.report:
-        summary = f"{Path(weights).name}, {upscaler.size}, {len(results.shown)} images"
+        summary = f"{Path(weights).name}, {upscaler.size_in_words}, {len(results.shown)} images"
         page = write_page(arguments.output, results.shown, summary)
         print(printable(f"Results beside bicubic, to compare by eye: {page}"))
 

@@ -14,6 +14,7 @@ from PIL.ImageFile import ImageFile
 
 from images.exif import DESCRIPTIVE, PREFIX, USER_COMMENT, Data, Entry, Exif, nothing_yet, read_exif
 from images.gif import divided, gif_blocks, joined
+from images.png import text_of
 from images.xmp import as_utf8, mended_xmp, without_regions
 
 Text = tuple[bytes, bytes]  # type and content of a chunk of PNG
@@ -315,17 +316,11 @@ def _split(texts: list[Text]) -> tuple[dict[bytes, bytes], list[Text]]:
 
 
 def read_text(kind: bytes, data: bytes) -> tuple[bytes, str | None]:
-    """Keyword and text of one of PNG's chunks (section 11.3.3); None if it is damaged."""
-    keyword, _, rest = data.partition(b"\0")
-    packed, encoding = kind == b"zTXt", "utf-8" if kind == b"iTXt" else "latin-1"
-    if kind == b"iTXt":
-        packed = rest[:1] == b"\1"
-        rest = rest[2:].partition(b"\0")[2].partition(b"\0")[2]
-    elif packed:
-        rest = rest[1:]
+    """Keyword and text of one of PNG's chunks of text; None if it is damaged."""
+    keyword, text, packed = text_of(kind, data)
     try:
-        text = zlib.decompressobj().decompress(rest, LONGEST) if packed else rest
-        return keyword, text.decode(encoding)
+        text = zlib.decompressobj().decompress(text, LONGEST) if packed else text
+        return keyword, text.decode("utf-8" if kind == b"iTXt" else "latin-1")
     except (zlib.error, UnicodeDecodeError):
         return keyword, None
 

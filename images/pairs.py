@@ -2,8 +2,8 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -39,6 +39,50 @@ class DataError(ValueError):
 # ------------------------------------------------------------------------------------- by name
 
 
+class Rule(NamedTuple):
+    """When the name of an LR image fits that of an HR image.
+
+    Attributes:
+        marks: what may stand behind the HR image's stem.
+        with_suffix: the types of the files have to be the same, too.
+        any_case: capital letters are as good as small ones.
+    """
+
+    marks: tuple[str, ...]
+    with_suffix: bool
+    any_case: bool
+
+    def key(self, name: Path, mark: str = "") -> str:
+        """What an LR image's name and a fitting one's with its mark have in common."""
+        suffix = name.suffix if self.with_suffix else ""
+        text = name.with_name(f"{name.stem}{mark}{suffix}").as_posix()
+        return text.casefold() if self.any_case else text
+
+    def fitting(
+        self, folder: Path, paths: list[Path], lr_folder: Path, lr_paths: list[Path]
+    ) -> dict[Path, list[Path]]:
+        """HR file -> the LR files that fit it, where there are any."""
+        by_key: dict[str, list[Path]] = {}
+        for path in lr_paths:
+            by_key.setdefault(self.key(path.relative_to(lr_folder)), []).append(path)
+        found = {}
+        for path in paths:
+            keys = [self.key(path.relative_to(folder), mark) for mark in self.marks]
+            if partners := [partner for key in keys for partner in by_key.get(key, [])]:
+                found[path] = partners
+        return found
+
+
+def rules_of(scale: int) -> list[Rule]:
+    """The rules that names are paired by, the strictest first."""
+    mark = f"x{scale}"
+    return [
+        Rule(marks, with_suffix, any_case)
+        for any_case in (False, True)
+        for marks, with_suffix in ((("",), True), ((mark,), True), (("", mark), False))
+    ]
+
+
 def find_partners(
     folder: Path, paths: list[Path], lr_folder: Path, lr_paths: list[Path], scale: int
 ) -> dict[Path, Path]:
@@ -53,18 +97,8 @@ def find_partners(
     high, low = list(paths), list(lr_paths)
     partners: dict[Path, Path] = {}
     unclear: list[str] = []
-    wholes_and_marks = ((True, ("",)), (True, (f"x{scale}",)), (False, ("", f"x{scale}")))
-    for any_case, (whole, marks) in product((False, True), wholes_and_marks):
-        by_key: dict[str, list[Path]] = {}
-        for path in low:
-            by_key.setdefault(key(path.relative_to(lr_folder), "", whole, any_case), []).append(
-                path
-            )
-        found = {}
-        for path in high:
-            keys = [key(path.relative_to(folder), mark, whole, any_case) for mark in marks]
-            if fitting := [partner for k in keys for partner in by_key.get(k, [])]:
-                found[path] = fitting
+    for rule in rules_of(scale):
+        found = rule.fitting(folder, high, lr_folder, low)
         claims = Counter(partner for fitting in found.values() for partner in fitting)
         for path, fitting in found.items():
             if len(fitting) == 1 and claims[fitting[0]] == 1:
@@ -73,19 +107,14 @@ def find_partners(
                 unclear.append(f"{path} ({' or '.join(map(str, fitting))})")
         high = [path for path in high if path not in found]
         low = [path for path in low if path not in claims]
-    by_stem = {key(path.relative_to(folder), "", False, True): path for path in partners}
+    loosest = Rule(("",), with_suffix=False, any_case=True)
+    by_stem = {loosest.key(path.relative_to(folder)): path for path in partners}
     missing = []
     for path in high:
-        other = by_stem.get(key(path.relative_to(folder), "", False, True))
+        other = by_stem.get(loosest.key(path.relative_to(folder)))
         missing.append(f"{path} ({partners[other]} is for {other})" if other else f"{path}")
     refuse_unpaired(lr_folder, missing, unclear, len(paths), scale)
     return partners
-
-
-def key(name: Path, mark: str, whole: bool, any_case: bool) -> str:
-    """What two names have in common that fit: sub/0001x4.png for sub/0001.png and the mark x4."""
-    text = name.with_name(f"{name.stem}{mark}{name.suffix if whole else ''}").as_posix()
-    return text.casefold() if any_case else text
 
 
 def refuse_unpaired(

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from images.kinds import COARSE, PNG_START, ImageError, cut_short
 
@@ -43,18 +43,32 @@ class Chunks:
     remarks: list[str] = field(default_factory=list)
 
 
+class Text(NamedTuple):
+    """What one of PNG's chunks of text holds (section 11.3.3)."""
+
+    keyword: bytes
+    text: bytes
+    packed: bool  # by zlib
+
+
+def text_of(kind: bytes, data: bytes) -> Text:
+    keyword, _, rest = data.partition(b"\0")
+    if kind == b"zTXt":  # a byte names the method
+        return Text(keyword, rest[1:], True)
+    if kind == b"iTXt":  # whether it is packed, the method, the language and the keyword in it
+        text = rest[2:].partition(b"\0")[2].partition(b"\0")[2]
+        return Text(keyword, text, rest[:1] == b"\1")
+    return Text(keyword, rest, False)
+
+
 def _is_swollen(kind: bytes, data: bytes) -> bool:
     """Whether a packed text is larger than Pillow unpacks; it would refuse the file."""
-    rest = data.partition(b"\0")[2]
-    if kind == b"iTXt" and rest[:1] == b"\1":
-        packed = rest[2:].partition(b"\0")[2].partition(b"\0")[2]
-    elif kind == b"zTXt":
-        packed = rest[1:]
-    else:
+    _, text, packed = text_of(kind, data)
+    if not packed:
         return False
     try:
         unpacking = zlib.decompressobj()
-        unpacking.decompress(packed, LARGEST_TEXT)
+        unpacking.decompress(text, LARGEST_TEXT)
     except zlib.error:
         return False
     return not unpacking.eof

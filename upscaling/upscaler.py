@@ -100,7 +100,7 @@ class Upscaler:
         self.wrap, self.keep_hidden = wrap, keep_hidden
         self.progress = progress
         sides = [f"{side} {way}" for side, way in ((width, "wide"), (height, "high")) if side]
-        self.size = " and ".join(sides) or f"x{self.scale:g}"
+        self.size_in_words = " and ".join(sides) or f"x{self.scale:g}"
         self.lock = threading.Lock()  # one image at a time, whichever thread it comes from
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
