@@ -309,6 +309,8 @@ def test_a_flag_that_only_others_have_names_ours(flag, value, monkeypatch, capsy
         ("a.png --skip-existing --metrics niqe", "leave out --skip-existing"),
         ("a.png --width 5 --hr hr", "give --outscale"),
         ("a.png --height 5 --metrics niqe", "give --outscale"),
+        ("a.png --check-tiles --quiet", "which --quiet hides: leave one out"),
+        ("a.png --check-tiles --tile 0", "--tile 0 makes none: leave one out"),
         ("a.png --width 0", "invalid positive int value: '0'"),
         ("a.png --height 2.5", "invalid positive int value"),
         ("a.png -s 0", "invalid positive float value"),

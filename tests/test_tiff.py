@@ -291,6 +291,7 @@ def test_inks_go_through_their_profile(bits, tmp_path):
         np.ptp(np.array(expected)) > 100
         and read_.profile is None
         and read_.rgb.dtype == stored.dtype
+        and read_.remark == "CMYK turned into sRGB"
     )
     assert np.abs(read_.rgb / (257 if bits == 16 else 1) - np.array(expected)).max() <= 1.1
 
@@ -342,6 +343,7 @@ def test_lab_is_converted(kind, bits, tmp_path):
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     picture = read(tmp_path, levels, photometric=kind, iccprofile=ink_profile())
     assert picture.rgb.dtype == levels.dtype and picture.profile is None
+    assert picture.remark == "L*a*b* turned into sRGB"
     assert np.abs(picture.rgb / (2**bits - 1) - srgb).max() <= 0.7 / 255
 
 

@@ -395,6 +395,16 @@ def test_memory_that_runs_out_at_a_resume_is_not_the_checkpoints_fault(
                 run(patch, "--psnr.steps", "4", "--gan.steps", "0")
 
 
+def test_processes_are_compared_before_anything_is_written(workplace, monkeypatch):
+    refusing = Mock(side_effect=train.DeviceError("unlike"))
+    monkeypatch.setattr(train, "refuse_unlike_ranks", refusing)
+    with pytest.raises(train.DeviceError, match="unlike"):
+        run(monkeypatch)
+    config, at, images, ranks = refusing.call_args.args
+    assert (config.name, at, ranks.count) == ("tiny", At("psnr", 0), 1) and len([*images]) == 1
+    assert not list(Path("checkpoints").rglob("config.json"))
+
+
 def test_other_ranks_draw_no_bars(workplace, monkeypatch):
     seen = []
     monkeypatch.setattr(train, "train", lambda run, given: seen.append(Bar.silent) or 7)

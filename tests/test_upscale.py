@@ -732,6 +732,25 @@ def test_what_has_no_colour_gets_none(suffix, mode, workplace, net, monkeypatch,
     assert np.abs(result[..., 0] - whole.mean(-1)).max() <= 0.5
 
 
+def test_a_network_that_gives_colour_for_gray_does(random_image):
+    torch.manual_seed(0)
+    net = RRDBNet(in_channels=1, out_channels=3, scale=2, features=4, blocks=1, growth=4).eval()
+    gray = np.repeat(random_image(12, 14)[..., :1], 3, -1)
+    result = enlarge(Picture(gray), Upscaler(net, "cpu", "fp32")).rgb
+    assert (result != result[..., :1]).any()
+
+
+def test_a_result_that_is_smaller_than_its_original_is_told(workplace, monkeypatch, capsys):
+    """The photographs are 48 to 96 pixels wide."""
+    assert run(monkeypatch, "photos", "--width", "70") == 0
+    told = re.findall(r"(\S+): smaller than its original", capsys.readouterr().out)
+    assert sorted(map(os.path.normpath, told)) == sorted(
+        os.path.join("photos", name) for name in ("c.bmp", os.path.join("sub", "d.png"))
+    )
+    assert run(monkeypatch, "photos", "--outscale", "0.5") == 0  # which says so itself
+    assert "smaller" not in capsys.readouterr().out
+
+
 def test_one_coloured_pixel_is_a_picture_in_colour(net, random_image):
     gray = np.repeat(random_image(12, 14)[..., :1], 3, -1)
     upscaler, alpha = Upscaler(net, "cpu", "fp32"), np.full((12, 14), 9, np.uint8)

@@ -363,6 +363,8 @@ def test_other_layouts_and_suffixes_are_refused(tmp_path):
         save_generator(small(), tmp_path / "net.ckpt")
     with pytest.raises(ValueError, match=r"\.onnx"):
         save_generator(small(), tmp_path / "net.pth", layout="onnx")
+    with pytest.raises(ValueError, match=r"basicsr is written .*; \.onnx is of the layout onnx$"):
+        save_generator(small(), tmp_path / "net.onnx")
     with pytest.raises(ValueError, match="basicsr, official, old, onnx"):
         save_generator(small(), tmp_path / "net.safetensors", layout="new")
     assert not list(tmp_path.iterdir())
