@@ -334,6 +334,8 @@ def main() -> int:
         metadata |= {"alpha": str(arguments.alpha[0])}
     if arguments.half:
         net.half()
+        if not all(tensor.isfinite().all() for tensor in net.state_dict().values()):
+            raise WeightsError("some weights are too large for --half; leave it out")
     try:
         save_generator(net, arguments.output, arguments.to, metadata)
     except (ValueError, OSError) as error:

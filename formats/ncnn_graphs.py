@@ -209,8 +209,8 @@ KNOWN = {"Input", "Split", "Dropout", "Noop", "Convolution", "PReLU", "ReLU", "C
 KNOWN |= {"BinaryOp", "Interp", "PixelShuffle", "Reorg", "Padding", "Crop"}
 WEIGHTED = ("Convolution", "PReLU")  # of these
 UNSHUFFLES = (1, 2, 4)
-# The factors of the upsampling stages, at scales 1, 2, 3, 4 and 8.
-STAGES: tuple[list[int], ...] = ([], [2], [3], [2, 2], [2, 2, 2])
+# The factors of the upsampling stages, at scales 1, 2, 3, 4 and 8; folding adds one or two.
+STAGES: tuple[list[int], ...] = ([], [2], [3], *([2] * count for count in (2, 3, 4, 5)))
 
 
 class Meanings:

@@ -59,6 +59,7 @@ NETWORKS = {  # a name that tells another generator -> its name
     r"body\.1\.weight$": "SRVGGNetCompact",  # the last, because others have parts named so
 }
 SRFLOW = r"flowUpsamplerNet\."
+SPSR = r"f_HR_conv\d|b_concat_\d"
 OTHER_KINDS = {  # of what spandrel does not know either
     r"lora_|hada_|lokr_": LORA,
     r"diffusion_model\.": "holds a diffusion model",
@@ -66,9 +67,10 @@ OTHER_KINDS = {  # of what spandrel does not know either
     r"body\.\d+\.conv1\.weight$": "holds an MSRResNet; BasicSR runs it",
     r"classifier\.6\.": "holds an image classifier such as VGG19",
     SRFLOW: "holds SRFlow's network; its own programs run it",
+    SPSR: "holds SPSR's network; its own programs run it",
 }
 # Beside a generator's names: it is a part of another network, which sums other maps than ours.
-PART_OF_ANOTHER = re.compile(rf"(?:^|\.){SRFLOW}")
+PART_OF_ANOTHER = re.compile(rf"(?:^|\.)(?:{SRFLOW}|{SPSR})")
 # Keys and modules that discriminators go by, and names in those of known ones.
 CALLED_DISCRIMINATOR = re.compile(r"(?:^|[._])(?:net_?d|d|disc|discriminator|critic)[._]", re.I)
 DISCRIMINATORS = (

@@ -7,11 +7,14 @@ import re
 import zipfile
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
+# Packages whose objects are left out where weights stand beside them. None of their code is run.
+BESIDE = ("mmengine.", "mmcv.", "numpy.", "omegaconf.", "argparse.", "pathlib.", "datetime.")
 LARGEST_HEADER = 100_000_000  # bytes that safetensors' own reader takes
 
 
@@ -30,6 +33,7 @@ def load_tensors(path: str | Path) -> tuple[object, dict[str, str]]:
     Raises:
         UnreadableError: anything else, or a damaged file.
     """
+    start = b""
     try:
         with open(path, "rb") as file:
             start = file.read(512)
@@ -39,7 +43,7 @@ def load_tensors(path: str | Path) -> tuple[object, dict[str, str]]:
     except UnreadableError:
         raise
     except Exception as error:  # a damaged file fails in a dozen ways, all of them the file's
-        raise UnreadableError(_reason(error)) from error
+        raise UnreadableError(_reason(error, start)) from error
 
 
 def _begins_safetensors(start: bytes) -> bool:
@@ -80,7 +84,38 @@ def _load_pickle(path: str | Path) -> object:
         if file.read(2) == b"PK":
             _check_zip(path)
         file.seek(0)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            beside = _not_read(file)
+            if not beside:
+                raise
+        file.seek(0)
+        with torch.serialization.safe_globals([(NotRead, name) for name in beside]):
+            return torch.load(file, map_location="cpu", weights_only=True)
+
+
+class NotRead:
+    """Stands for an object beside the weights: it takes any arguments and state, and keeps none."""
+
+    def __init__(self, *_: object, **__: object):
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _not_read(file: BinaryIO) -> list[str]:
+    """What a file asks for beside tensors, if all of it is of packages in `BESIDE`.
+
+    Training programs save histories, settings and scores along with the weights.
+    """
+    file.seek(0)
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    except Exception:  # it is no zip file, or a damaged one, which the first try has told
+        return []
+    return names if all(name.startswith(BESIDE) for name in names) else []
 
 
 def _check_zip(path: str | Path) -> None:
@@ -94,6 +129,9 @@ def _check_zip(path: str | Path) -> None:
         raise EOFError
     try:
         with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if not any(name.endswith(("data.pkl", "constants.pkl")) for name in names):
+                raise UnreadableError(f"it is an archive of {', '.join(names[:3])}; unpack it")
             for entry in archive.infolist():
                 _check_entry(archive, entry)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
@@ -118,10 +156,12 @@ def _complaint(start: bytes) -> str:
         return "it is a web page; download the file itself"
     if start.startswith(b"version https://git-lfs"):
         return "it only points at the file in Git LFS; run `git lfs pull`"
+    if start.startswith((b"7z\xbc\xaf", b"Rar!")):
+        return "it is an archive; unpack it"
     return ""
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, start: bytes) -> str:
     text = str(error)
     if "TorchScript" in text:
         return "it is a TorchScript program, which can carry code; save its state_dict instead"
@@ -130,6 +170,8 @@ def _reason(error: Exception) -> str:
         if wanted:
             refusal = f"it asks to run code ({wanted[1]}), which is refused"
             return f"{refusal}; save the network's state_dict() instead, which needs none"
+        if start.startswith((b"PK", b"\x80")):
+            return "it is pickled in a way that is not read; save the network's state_dict() alone"
         return "torch.save did not write it"
     if "legacy .tar" in text:
         return "torch.save has not written such files since 2017"

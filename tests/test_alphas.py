@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import weights
-from images.files import read_image, write_image
+from images.files import Picture, as_seen, read_image, write_image
 from images.resize import imresize
 from images.scores import psnr
 from images.tensors import to_image, to_tensor
 from model import RRDBNet
 from upscaling import alphas
 from upscaling.alphas import SHOWN_SIDE
-from upscaling.upscaler import Upscaler
+from upscaling.upscaler import Upscaler, enlarge
 from weights import WeightsError, save_generator
 
 
@@ -83,10 +83,27 @@ def test_labels_say_alpha_and_psnr(nets, monkeypatch):
     drawn = []
     monkeypatch.setattr(alphas, "labelled_strip", lambda pictures, side: drawn.append(pictures))
     upscalers = {alpha: Upscaler(net, "cpu") for alpha, net in zip((0, 0.25), nets, strict=True)}
-    _, scores = alphas.draw_strip(image, Path("a.png"), upscalers)
+    _, scores = alphas.draw_strip(Picture(image), Path("a.png"), upscalers)
     assert list(drawn[0]) == [f"alpha {a:g}, {scores[a]:.2f} dB" for a in (0, 0.25)] + ["HR"]
-    alphas.draw_strip(image, None, upscalers)
+    alphas.draw_strip(Picture(image), None, upscalers)
     assert list(drawn[1]) == ["alpha 0", "alpha 0.25"]
+
+
+def test_strips_show_what_the_command_would_write(nets, random_image):
+    """On white where it is clear, and gray where it is gray."""
+    image, alpha = random_image(20, 24), np.full((20, 24), 255, np.uint8)
+    alpha[:, :12] = 0
+    image[:, :12] = (255, 0, 0)  # which nothing of is to be seen
+    upscalers = {1.0: Upscaler(nets[1], "cpu", "fp32")}
+    drawn, _ = alphas.draw_strip(Picture(image, alpha), None, upscalers)
+    expected = as_seen(enlarge(Picture(image, alpha), upscalers[1.0]))
+    left = (drawn.shape[1] - 48) // 2
+    assert np.array_equal(drawn[-40:, left : left + 48], expected)
+    assert (expected[:, :20] == 255).all()
+    gray = np.repeat(image[..., :1], 3, -1)
+    drawn, _ = alphas.draw_strip(Picture(gray, gray=True), None, upscalers)
+    cell = drawn[-40:, left : left + 48]
+    assert (cell == cell[..., :1]).all()
 
 
 @pytest.mark.parametrize("with_original", [True, False])

@@ -389,7 +389,7 @@ def test_results_keep_their_profile_and_what_is_shown_is_srgb(
 def test_strips_of_alphas_are_srgb(tmp_path, identity_weights):
     upscalers = {0.5: Upscaler(load_generator(identity_weights), "cpu", "fp32")}
     image = np.repeat(np.repeat(CHART, 16, 0), 16, 1)
-    strip, _ = draw_strip(image, None, upscalers, P3)
+    strip, _ = draw_strip(Picture(image, profile=P3), None, upscalers)
     expected = as_srgb(image, XY_P3, srgb_decode)
     left = (strip.shape[1] - image.shape[1]) // 2
     difference = np.abs(strip[22:, left : left + image.shape[1]] - expected)

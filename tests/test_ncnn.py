@@ -21,6 +21,8 @@ NETWORKS = {
     "x2 of squares of 2": lambda: rrdbnet(scale=2, unshuffle=2),
     "x1 of squares of 2": lambda: rrdbnet(scale=1, unshuffle=2),
     "x1 of squares of 4": lambda: rrdbnet(scale=1, unshuffle=4),
+    "x4 of squares of 4": lambda: rrdbnet(scale=4, unshuffle=4),
+    "x8 of squares of 4": lambda: rrdbnet(scale=8, unshuffle=4, blocks=1),
     "ESRGAN+": lambda: rrdbnet(plus=True),
     "odd numbers of channels": lambda: rrdbnet(features=5, growth=3, blocks=1),
     **{

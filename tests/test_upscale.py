@@ -692,10 +692,25 @@ def test_tiles_are_compared_with_as_much_as_memory_holds(
         assert np.array_equal(given[0], image[30:130, 70:170])
 
 
-def test_a_whole_takes_no_more_than_half_of_the_memory(net, monkeypatch):
-    """Three maps of 4 features in fp32 at twice the size: 192 bytes a pixel."""
-    monkeypatch.setattr(upscaling.upscaler, "available_memory", lambda: 2 * 192 * 500**2)
-    assert upscaling.upscaler.largest_whole(net, torch.device("cpu")) == 500
+@pytest.mark.parametrize(
+    "channels, scale, options, bytes_a_pixel",
+    [
+        (3, 4, {}, 3 * 16 * 16),  # three maps of 4 features in fp32, 16 times as large
+        (3, 1, {}, 16 * 16),  # 16 of the input's size, for Winograd's convolutions
+        (3, 4, {"ensemble": True}, 3 * 16 * 16),  # one turn after the other
+        (1, 4, {"ensemble": True}, 3 * 3 * 16 * 16),  # each colour is an image
+    ],
+)
+def test_a_whole_takes_no_more_than_half_of_the_memory(
+    channels, scale, options, bytes_a_pixel, monkeypatch
+):
+    free = 2 * bytes_a_pixel * 200**2
+    monkeypatch.setattr(upscaling.upscaler, "available_memory", lambda: free)
+    sizes = dict(scale=scale, features=4, blocks=1, growth=4)
+    net = RRDBNet(in_channels=channels, out_channels=channels, **sizes).eval()
+    upscaler = Upscaler(net, "cpu", "fp32", **options)
+    assert upscaling.upscaler.largest_whole(upscaler.net, upscaler.device) == 200
+    assert upscaler.tile == 192  # a multiple of 32
 
 
 def test_what_tiles_change_is_measured(random_image):

@@ -4,16 +4,21 @@ The reference is spandrel's ESRGAN network, whose parameters have the old releas
 other layouts' files are built key by key from the tables below, which are not weights.py's.
 """
 
+import argparse
 import builtins
 import functools
 import hashlib
 import http.server
+import io
 import subprocess
 import sys
 import threading
+import types
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 import safetensors.torch
@@ -504,6 +509,11 @@ def bad_contents():
             | {"flowUpsamplerNet.layers.0.bias": nothing},
             "SRFlow's network",
         ),
+        "SPSR": (
+            {"model.0.weight": nothing, "model.1.sub.0.RDB1.conv1.0.weight": nothing}
+            | {"f_HR_conv1.0.weight": nothing, "b_concat_1.0.weight": nothing},
+            "SPSR's network",
+        ),
         "SRVGG": (
             {"params": {"body.0.weight": nothing, "body.1.weight": nothing}},
             "SRVGGNetCompact",
@@ -552,7 +562,27 @@ def bad_files(tmp_path_factory):
         "picture": (b"\x89PNG\r\n\x1a\n" + bytes(500), "torch.save did not write it"),
         "text": (b"weights", "torch.save did not write it"),
         "TorchScript": ((folder / "script").read_bytes(), "is a TorchScript program"),
+        "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(100), "it is an archive; unpack it"),
+        "zip": (zipped({"net.pth": whole}), "it is an archive of net.pth; unpack it"),
+        "another pickle": (
+            saved_as(small().state_dict(), pickle_protocol=4),
+            "pickled in a way that is not read; save the network's state_dict",
+        ),
     }
+
+
+def zipped(files):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return content.getvalue()
+
+
+def saved_as(state, **options):
+    content = io.BytesIO()
+    torch.save(state, content, **options)
+    return content.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -560,6 +590,7 @@ def bad_files(tmp_path_factory):
     [
         *("nothing", "web page", "LFS", "cut", "cut at the end", "cut safetensors", "cut header"),
         *("a hole", "an old .tar", "picture", "text", "TorchScript"),
+        *("7z", "zip", "another pickle"),
     ],
 )
 @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
@@ -590,6 +621,48 @@ def test_what_is_no_file_is_named(tmp_path):
     (tmp_path / "net.onnx").write_bytes(b"\x08\x08\x12\x07pytorch")
     with pytest.raises(WeightsError, match="written but not read"):
         load_generator(tmp_path / "net.onnx")
+
+
+class HistoryBuffer:
+    """As mmengine's: a checkpoint of it has some, whose state holds arrays of NumPy."""
+
+    def __init__(self):
+        self.log = np.arange(3.0)
+
+
+@pytest.mark.parametrize("code", [False, True])
+def test_what_stands_beside_weights_is_passed_over(code, malicious_pickle, tmp_path, monkeypatch):
+    for name in ("mmengine", "mmengine.logging"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["mmengine.logging"].HistoryBuffer = HistoryBuffer
+    monkeypatch.setattr(HistoryBuffer, "__module__", "mmengine.logging")
+    _, marker = malicious_pickle
+
+    class Bomb:
+        def __reduce__(self):
+            return open, (str(marker), "w")
+
+    beside = {"log": HistoryBuffer(), "best": np.float64(30.1), "args": argparse.Namespace(lr=1)}
+    beside |= {"folder": Path("a/b")} | ({"bomb": Bomb()} if code else {})
+    torch.save({"params": small().state_dict()} | beside, tmp_path / "net.pth")
+    for name in ("mmengine", "mmengine.logging"):
+        monkeypatch.delitem(sys.modules, name)
+    if code:
+        with pytest.raises(WeightsError, match="asks to run code"):
+            load_generator(tmp_path / "net.pth")
+    else:
+        assert_equal_weights(load_generator(tmp_path / "net.pth"), small(), 0)
+    assert not marker.exists()
+
+
+def test_weights_that_fp16_cannot_hold_are_not_written_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = small()
+    net.conv_first.weight.data[0, 0, 0, 0] = 1e5
+    save_generator(net, "net.pth")
+    with pytest.raises(WeightsError, match="too large for --half"):
+        run(monkeypatch, "convert", "net.pth", "-o", "half.safetensors", "--half")
+    assert not Path("half.safetensors").exists()
 
 
 def test_code_in_a_pickle_is_refused_and_not_run(malicious_pickle):

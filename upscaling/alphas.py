@@ -1,15 +1,15 @@
 """Pictures to choose alpha by: a photograph through networks from the PSNR network to the GAN."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from images.colour import to_srgb
-from images.files import read_picture, to_8_bits, write_image
+from images.files import Picture, as_seen, read_picture, to_8_bits, write_image
 from images.names import fitting
 from images.scores import psnr
-from images.strips import centre, labelled_strip
+from images.strips import centre_window, labelled_strip
 from upscaling.inputs import (
     Input,
     UsageError,
@@ -21,7 +21,7 @@ from upscaling.inputs import (
     read_high_res,
 )
 from upscaling.jobs import distinct_names, refuse_results_among
-from upscaling.upscaler import Upscaler, check_size, explain
+from upscaling.upscaler import Upscaler, enlarge, explain
 from utils import Bar, printable
 
 SHOWN_SIDE = 512  # pixels around the centre of larger results
@@ -58,8 +58,7 @@ def write_strips(
         path = photograph.path
         try:
             picture = read_picture(path)
-            image = to_8_bits(picture.rgb)
-            strip, score = draw_strip(image, partner, upscalers, picture.profile)
+            strip, score = draw_strip(picture, partner, upscalers)
             write_image(strip, strips[path])
         except Exception as error:  # of any kind: decoders raise a dozen
             failures.append(explain(path, error))
@@ -96,41 +95,36 @@ def strip_names(photographs: list[Input], output: Path) -> dict[Path, Path]:
 
 
 def draw_strip(
-    image: np.ndarray,
-    partner: Path | None,
-    upscalers: dict[float, Upscaler],
-    profile: bytes | None = None,
+    picture: Picture, partner: Path | None, upscalers: dict[float, Upscaler]
 ) -> tuple[np.ndarray, dict[float, float]]:
-    """What each network makes of an image, side by side, and how close that is to the truth.
+    """What each network makes of a picture, side by side, and how close that is to the truth.
 
-    The strip is in sRGB. Scores compare the files' own numbers, as papers do.
+    The strip is in sRGB and on white. Scores compare the files' own numbers, as papers do.
 
     Args:
-        image: uint8, (H, W, 3).
+        picture: of any kind; 8 bits of it count.
         partner: file of the HR image, which then ends the strip. Without it there is no PSNR, and
-            only the image's centre, which the strip shows, is upscaled.
+            only the picture's centre, which the strip shows, is upscaled.
         upscalers: by alpha.
-        profile: what the image's colours are; None: sRGB.
 
     Returns:
         The strip, uint8 (h, w, 3), and by alpha the PSNR of the whole image on Y in dB.
     """
     scale: int = next(iter(upscalers.values())).net.scale
-    pictures, scores = {}, {}
-    high_res = None
-    if partner is None:
-        image = centre(image, SHOWN_SIDE // scale + 2 * CONTEXT)
-    else:
-        size = (image.shape[0] * scale, image.shape[1] * scale)
-        high_res = read_high_res(partner, size, scale)
+    strip, scores = {}, {}
+    height, width = picture.rgb.shape[:2]
+    high_res, side = None, SHOWN_SIDE // scale + 2 * CONTEXT
+    if partner is not None:
+        high_res, side = read_high_res(partner, (height * scale, width * scale), scale), 2**62
+    window = centre_window((height, width), side)
+    alpha_of_it = None if picture.alpha is None else to_8_bits(picture.alpha[window])
+    given = replace(picture, rgb=to_8_bits(picture.rgb[window]), alpha=alpha_of_it)
     for alpha, upscaler in upscalers.items():
-        check_size(image, upscaler)
-        enlarged, label = upscaler(image), f"alpha {alpha:g}"
+        enlarged, label = enlarge(given, upscaler), f"alpha {alpha:g}"
         if high_res:
-            scores[alpha] = psnr(enlarged, high_res.rgb, scale)
+            scores[alpha] = psnr(enlarged.rgb, high_res.rgb, scale)
             label += f", {scores[alpha]:.2f} dB"
-        shown = centre(enlarged, SHOWN_SIDE).copy()  # and let go of the rest
-        pictures[label] = to_srgb(shown, profile)
+        strip[label] = as_seen(enlarged, centre_window(enlarged.rgb.shape[:2], SHOWN_SIDE))
     if high_res:
-        pictures["HR"] = to_srgb(centre(high_res.rgb, SHOWN_SIDE), high_res.profile)
-    return labelled_strip(pictures, SHOWN_SIDE), scores
+        strip["HR"] = as_seen(high_res, centre_window(high_res.rgb.shape[:2], SHOWN_SIDE))
+    return labelled_strip(strip, SHOWN_SIDE), scores

@@ -84,13 +84,13 @@ class Upscaler:
         check_channels(net, "the network")
         self.channels = channels_of(net)
         self.device = choose_device(device) if isinstance(device, str) else device
-        self.tile = choose_tile(net, self.device) if tile is None else tile
         if self.channels == (1, 1):
             net = PerChannel(net)
         elif self.channels != (3, 3):
             net = Recoloured(net)
         if ensemble:
             net = Ensemble(net)
+        self.tile = choose_tile(net, self.device) if tile is None else tile
         self.net: Network = place(net, self.device)
         self.dtype = choose_precision(precision, self.device)
         self.automatic = precision == "auto"
@@ -391,15 +391,20 @@ def largest_whole(net: Network, device: torch.device) -> int:
     """The side in pixels of what the network can be given so that half of the free memory stays.
 
     Counted are three maps of all features in fp32, after the last enlargement; on a CPU the
-    generator's end works in bands, and takes less. ncnn holds more, for its Winograd convolutions.
+    generator's end works in bands, and takes less, but its Winograd convolutions take as much as 16
+    maps before any enlargement. ncnn's hold more.
     """
-    free, maps = available_memory(), 3
+    images = 1
+    while isinstance(net, (PerChannel, Recoloured, Ensemble)):
+        images, net = images * (3 if isinstance(net, PerChannel) else 1), net.net
+    enlarged = net.scale**2
+    free, maps = available_memory(), max(3 * enlarged, 16)
     if isinstance(net, NcnnNetwork):
-        free, maps = net.free_memory(), 12
+        free, maps = net.free_memory(), 12 * enlarged
     elif device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
+        free, maps = torch.cuda.mem_get_info(device)[0], 3 * enlarged
     features = max(weight.shape[0] for weight in net.parameters())
-    return math.isqrt(free // 2 // (maps * 4 * features * net.scale**2))
+    return math.isqrt(free // 2 // (images * maps * 4 * features))
 
 
 def explain(source: Path, error: Exception) -> str:
