@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
 from upscaling.app_flags import parse_args
-from utils import prepare_for_torch, prepare_output, printable
+from utils import hear_kill, prepare_for_torch, prepare_output, printable
 
 if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds
     prepare_output()
@@ -140,6 +140,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    hear_kill()
     try:
         main()
     except (OSError, UsageError, WeightsError) as error:

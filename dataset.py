@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from config import Degradation
 from images.flags import Preview, parse_args
-from utils import prepare_output, replacing, worker_init
+from utils import hear_kill, prepare_output, replacing, worker_init
 
 if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds
     prepare_output()
@@ -87,7 +87,7 @@ class Crops(NamedTuple):
         return Crops(function(self.low_res), high_res, target)
 
     def pin_memory(self) -> "Crops":
-        """As the loader asks for it."""
+        """As the loader of newer torch asks for it."""
         return self.map(torch.Tensor.pin_memory)
 
 
@@ -361,4 +361,5 @@ def main(args: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     silence_pillow()
+    hear_kill()
     main()

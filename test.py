@@ -28,7 +28,7 @@ from pathlib import Path
 from upscaling.flags import parse_args
 from utils import (
     Bar,
-    end_as_by_ctrl_c,
+    hear_kill,
     prepare_for_torch,
     prepare_output,
     printable,
@@ -404,7 +404,7 @@ def sum_up(
 
 if __name__ == "__main__":
     silence_pillow()
-    end_as_by_ctrl_c()
+    hear_kill()
     try:
         with Ranks.of_torchrun() as ranks:
             status = main(ranks)

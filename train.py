@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable
 
 from config import Config, Phase, given_settings, layer_weights, parse_args
-from utils import Bar, StopRequest, listed, nowhere, prepare_for_torch, prepare_output
+from utils import Bar, StopRequest, hear_kill, listed, nowhere, prepare_for_torch, prepare_output
 
 if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds
     prepare_output(needed=False)  # a run is worth more than the terminal it was started from
@@ -394,6 +394,7 @@ def load_vgg(config: Config, phases: list[str], device: torch.device) -> VGGFeat
 def run_as_program() -> None:
     """`main`, whose foreseeable errors end the process with a line and a status."""
     silence_pillow()
+    hear_kill()  # until a StopRequest hears all
     try:
         status = main()
     except (DataError, DeviceError, VGGError, CheckpointError, WeightsError) as error:

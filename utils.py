@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, NoReturn, TextIO
 
 from tqdm import tqdm
 
@@ -80,14 +80,20 @@ class StopRequest(AbstractContextManager):
                 signal.signal(number, handler)
 
 
-def end_as_by_ctrl_c() -> None:
+def hear_kill() -> None:
     """Have SIGTERM and a closed terminal raise KeyboardInterrupt, too.
 
     Otherwise they end the process at once, and what is written half stays in its folder.
     """
-    for number in STOPS[1:]:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup's children have SIGHUP
-            signal.signal(number, signal.default_int_handler)
+    heard = [n for n in STOPS[1:] if signal.getsignal(n) != signal.SIG_IGN]  # as nohup has SIGHUP
+
+    def interrupt(*_) -> NoReturn:
+        for number in heard:  # a second one would interrupt the tidying up
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in heard:
+        signal.signal(number, interrupt)
 
 
 def result_of(future: Future) -> Any:

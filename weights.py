@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from upscaling.weights_flags import ALPHAS, SUFFIXES, parse_args
-from utils import end_as_by_ctrl_c, prepare_for_torch, prepare_output, printable, replacing
+from utils import hear_kill, prepare_for_torch, prepare_output, printable, replacing
 
 if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds
     prepare_output()
@@ -389,7 +389,7 @@ def show_alphas(arguments: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     silence_pillow()
-    end_as_by_ctrl_c()
+    hear_kill()
     try:
         sys.exit(main())
     except (WeightsError, UsageError, DeviceError) as error:

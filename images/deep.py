@@ -11,6 +11,7 @@ from PIL.ImageFile import ImageFile
 from images.frames import first_of
 from images.kinds import CODESTREAM, HDR, TRUNCATED, ImageError
 from images.levels import Pixels, from_array, rgb_of_inks, scaled
+from images.modes import pixels_of
 from images.png import refuse_missing_rows
 
 BC6H = (94, 95, 96)  # DXGI's formats of half floats
@@ -35,7 +36,7 @@ def read_deep(file: ImageFile, content: Callable[[], bytes]) -> Pixels | None:
         return _netpbm(file, content)
     if file.format == "JPEG2000" and file.mode not in ("P", "PA"):
         return _jpeg_2000(file, content())
-    if file.format == "TGA" and file.mode == "RGBA":
+    if file.format == "TGA" and file.has_transparency_data:
         return _opaque_tga(file, content())
     if file.format == "DDS" and _dds_kind(content()) in BC6H:
         raise ImageError(HDR)
@@ -125,8 +126,8 @@ def _opaque_tga(file: ImageFile, encoded: bytes) -> Pixels | None:
     """A fourth byte that is 0 everywhere, where the header says that none of its bits is alpha."""
     if encoded[17] & 0x0F:  # Truevision's TGA specification 2.0, field 5.6
         return None
-    rgba = np.asarray(file)
-    return None if rgba[..., 3].any() else from_array(rgba[..., :3].copy())
+    rgb, alpha, gray = pixels_of(file)
+    return None if alpha is None or alpha.any() else Pixels(rgb, None, gray)
 
 
 def _dds_kind(encoded: bytes) -> int:

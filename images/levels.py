@@ -1,5 +1,6 @@
 """Pixels by value: any number of bits, alpha that is multiplied in, inks and L*a*b*, to RGB."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -41,6 +42,23 @@ def from_array(pixels: np.ndarray) -> Pixels:
     if pixels.shape[2] in (2, 4):
         return from_channels(pixels[..., :-1], pixels[..., -1])
     return from_channels(pixels)
+
+
+def is_neutral(rgb: np.ndarray, alpha: np.ndarray | None) -> bool:
+    """Whether (H, W, 3) has no colour where alpha, (H, W), leaves something to see."""
+    for band in bands(len(rgb), rgb[0].size):
+        tinted = (rgb[band] != rgb[band][..., :1]).any(-1)
+        if alpha is not None:
+            tinted &= alpha[band] > 0
+        if tinted.any():
+            return False
+    return True
+
+
+def colourfulness(rgb: np.ndarray) -> float:
+    """The mean difference between the channels of a pixel, in 255ths."""
+    spread = sum(float(np.ptp(rgb[band], -1).sum()) for band in bands(len(rgb), rgb[0].size))
+    return spread * 255 / np.iinfo(rgb.dtype).max / math.prod(rgb.shape[:2])
 
 
 def with_alpha(pixels: Pixels) -> Pixels:

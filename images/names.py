@@ -3,11 +3,17 @@
 import hashlib
 import os
 import sys
+import unicodedata
 from pathlib import Path
 
 from utils import nearest
 
 PACKED = "esrgan-packed"  # how the names of packs of images begin
+
+
+def composed(name: str) -> str:
+    """Letters with marks as one character each: a Mac may write two, and other systems one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def name_length(name: str) -> int:

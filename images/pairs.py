@@ -8,6 +8,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from images.names import composed
 from images.resize import imresize
 from utils import listed
 
@@ -55,7 +56,7 @@ class Rule(NamedTuple):
     def key(self, name: Path, mark: str = "") -> str:
         """What an LR image's name and a fitting one's with its mark have in common."""
         suffix = name.suffix if self.with_suffix else ""
-        text = name.with_name(f"{name.stem}{mark}{suffix}").as_posix()
+        text = composed(name.with_name(f"{name.stem}{mark}{suffix}").as_posix())
         return text.casefold() if self.any_case else text
 
     def fitting(

@@ -354,6 +354,15 @@ def test_a_fourth_byte_of_tga_that_nobody_wrote_hides_nothing(
     assert (picture.alpha is not None) == kept
 
 
+def test_a_palette_of_tga_whose_fourth_bytes_nobody_wrote_hides_nothing(tmp_path):
+    """A palette of 32 bits a colour, of which Pillow writes none: Truevision's header by hand."""
+    header = struct.pack("<BBBHHBHHHHBB", 0, 1, 1, 0, 2, 32, 0, 0, 2, 1, 8, 0x20)
+    colours = bytes([3, 2, 1, 0, 6, 5, 4, 0])  # BGRA
+    (tmp_path / "x.tga").write_bytes(header + colours + bytes([1, 0]))
+    picture = read_picture(tmp_path / "x.tga")
+    assert picture.alpha is None and picture.rgb.tolist() == [[[4, 5, 6], [1, 2, 3]]]
+
+
 def test_other_files_and_unfinished_ones_are_passed_over(tmp_path):
     for name, content in {
         **{"a.txt": b"BM is how a text may begin", "a.py": b"GIF = 89", "a.json": b"{}"},

@@ -38,6 +38,7 @@ def pairs(tmp_path, high, low):
         {"cat.png": "cat.png", "Cat.png": "Cat.png"},
         {"a.b.png": "a.b.jpg", "a.c.png": "a.cx4.jpg"},
         {"cat.png": "cat.png", "catx4.png": "catx4.png"},
+        {"caf\u00e9.png": "cafe\u0301x4.png"},  # one character, and two of a Mac
     ],
     ids=str,
 )

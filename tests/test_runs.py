@@ -117,12 +117,23 @@ def test_a_damaged_checkpoint_is_refused_and_what_is_good_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     "error",
-    [PermissionError(errno.EACCES, "Permission denied"), OSError(errno.EIO, "I/O"), MemoryError()],
+    [
+        *(PermissionError(errno.EACCES, "Permission denied"), OSError(errno.EIO, "I/O")),
+        *(MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")),
+    ],
 )
 def test_a_checkpoint_that_cannot_be_read_now_is_not_given_up(error, tmp_path, monkeypatch):
     save_checkpoint(tmp_path / "last.pt", {"step": 1})
     monkeypatch.setattr("formats.tensors._load_pickle", Mock(side_effect=error))
     with pytest.raises(CheckpointError, match=r"it may be whole\. Fix that, then run the same"):
+        load_checkpoint(tmp_path / "last.pt")
+
+
+def test_numbers_that_lead_out_of_a_file_are_damage(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "last.pt", {"step": 1})
+    error = OSError(errno.EINVAL, "Invalid argument")
+    monkeypatch.setattr("formats.tensors._load_pickle", Mock(side_effect=error))
+    with pytest.raises(CheckpointError, match="Move it away to start afresh"):
         load_checkpoint(tmp_path / "last.pt")
 
 

@@ -740,6 +740,16 @@ def without_shared_memory():
     )
 
 
+class OfTheCompiler(RuntimeError):
+    __module__ = "torch._dynamo.exc"
+
+
+OUT_OF_SHARED_MEMORY = (
+    "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's "
+    "workers are out of shared memory. Please try to raise your shared memory limit."
+)
+
+
 def many_files():
     raise RuntimeError("Too many open files. Communication with the workers is no longer possible.")
 
@@ -753,7 +763,11 @@ def many_files():
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory ran out ([Errno"),
         (reraised(many_files), "possible. Raise the limit (ulimit -n"),
         (OSError(errno.EMFILE, "Too many open files"), "Too many open files. Raise the limit"),
-        (torch._dynamo.exc.BackendCompilerFailed(None, Exception("no gcc"), None), "--compile"),
+        (
+            OfTheCompiler("backend='inductor' raised:\nRuntimeError: no gcc"),
+            "fails here (RuntimeError: no gcc): leave out --compile",
+        ),
+        (RuntimeError(OUT_OF_SHARED_MEMORY), "processes share ran out (DataLoader worker"),
     ],
 )
 def test_faults_of_the_machine_are_said_with_what_to_do(error, words, monkeypatch):
@@ -761,6 +775,15 @@ def test_faults_of_the_machine_are_said_with_what_to_do(error, words, monkeypatc
     with pytest.raises(SystemExit, match=re.escape(words)) as stop:
         train.run_as_program()
     assert "\n" not in stop.value.code
+
+
+def test_a_kill_before_the_first_step_tidies_up(monkeypatch):
+    prepared = Mock()
+    monkeypatch.setattr(train, "hear_kill", prepared)
+    monkeypatch.setattr(train, "main", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(SystemExit, match="interrupted"):
+        train.run_as_program()
+    prepared.assert_called_once_with()
 
 
 def test_other_errors_of_files_are_said_in_a_line_and_those_of_the_program_are_shown(monkeypatch):

@@ -14,6 +14,7 @@ import types
 import weakref
 from pathlib import Path
 from unicodedata import normalize
+from unittest.mock import Mock
 
 import imagecodecs
 import numpy as np
@@ -675,21 +676,32 @@ class FarSighted(torch.nn.Module):
         (1000, 240, "it is one tile"),
         (100, 64, r"tiles differ .* on average \(of its central 100x100 pixels\)"),
         (60, 64, "too large to compare with"),
+        (100, 120, r"of its central 100x100 pixels\)"),  # and 32 from each other side
     ],
 )
 def test_tiles_are_compared_with_as_much_as_memory_holds(
     side, tile, said, random_image, monkeypatch
 ):
     monkeypatch.setattr(upscaling.upscaler, "largest_whole", lambda net, device: side)
-    upscaler, given = Upscaler(FarSighted(), "cpu", "fp32", tile=tile), []
+    upscaler, given = Upscaler(FarSighted(), "cpu", "fp32", tile=tile, wrap=tile == 120), []
     measure = upscaler.tile_difference
     monkeypatch.setattr(
         upscaler, "tile_difference", lambda part: given.append(part) or measure(part)
     )
     image = imresize(random_image(20, 30), 8)
     assert re.search(said, upscaler.what_tiles_change(image))
-    if side == 100:
+    if side == 100 and tile == 64:
         assert np.array_equal(given[0], image[30:130, 70:170])
+
+
+def test_too_little_memory_for_a_comparison_is_no_failure(random_image, monkeypatch):
+    upscaler = Upscaler(FarSighted(), "cpu", "fp32", tile=64)
+    monkeypatch.setattr(upscaler, "tile_difference", Mock(side_effect=MemoryError))
+    said = upscaler.what_tiles_change(imresize(random_image(20, 30), 8))
+    assert said == "not enough memory to compare with the whole"
+    monkeypatch.setattr(upscaler, "tile_difference", Mock(side_effect=RuntimeError("a fault")))
+    with pytest.raises(RuntimeError, match="a fault"):
+        upscaler.what_tiles_change(imresize(random_image(20, 30), 8))
 
 
 @pytest.mark.parametrize(
@@ -745,6 +757,29 @@ def test_what_has_no_colour_gets_none(suffix, mode, workplace, net, monkeypatch,
     whole = Upscaler(net, "cpu", "fp32")(read_image(f"in/a.{suffix}"))
     assert (whole != whole[..., :1]).any()  # the network alone would tint it
     assert np.abs(result[..., 0] - whole.mean(-1)).max() <= 0.5
+
+
+class Colouring(torch.nn.Module):
+    """So much more red than the rest, from RGB to RGB."""
+
+    in_channels, scale = 3, 1
+
+    def __init__(self, red):
+        super().__init__()
+        self.red = torch.nn.Parameter(torch.tensor([red / 255]))
+
+    def forward(self, x):
+        return x + self.red * torch.tensor([1.0, 0, 0])[:, None, None]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("red, kept", [(12, False), (30, True)])
+def test_a_network_that_means_to_colour_does(red, kept, dtype):
+    """RRDBNets that were trained for it have three channels on both sides."""
+    full = np.iinfo(dtype).max
+    upscaler = Upscaler(Colouring(red), "cpu", "fp32")
+    result = enlarge(Picture(np.full((8, 9, 3), full // 2, dtype)), upscaler).rgb
+    assert (result != result[..., :1]).any() == kept
 
 
 def test_a_network_that_gives_colour_for_gray_does(random_image):
@@ -834,7 +869,7 @@ def test_what_is_not_read_among_the_originals_is_told(workplace, monkeypatch, ca
 @pytest.mark.parametrize("program", ["test", "weights"])
 def test_ctrl_c_ends_a_command_in_words(program, monkeypatch):
     prepared = []
-    monkeypatch.setattr("utils.end_as_by_ctrl_c", lambda: prepared.append(program))
+    monkeypatch.setattr("utils.hear_kill", lambda: prepared.append(program))
     monkeypatch.setattr(Ranks, "of_torchrun", lambda: interrupted())
     calls = []
 

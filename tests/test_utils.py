@@ -43,7 +43,7 @@ from utils import (
     STOPS,
     StopRequest,
     WriteError,
-    end_as_by_ctrl_c,
+    hear_kill,
     listed,
     naming,
     nowhere,
@@ -200,15 +200,17 @@ def test_sigterm_leaves_an_error_the_time_to_be_told():
 def test_a_kill_or_a_closed_terminal_leaves_nothing_half_written(tmp_path):
     before = {number: signal.getsignal(number) for number in STOPS}
     try:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        end_as_by_ctrl_c()
         for number in (signal.SIGTERM, signal.SIGHUP):
+            for each in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(each, signal.SIG_DFL)
+            hear_kill()
             with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "x") as file:
                 file.write(b"half")
                 signal.raise_signal(number)
+            signal.raise_signal(number)  # while it tidies up, that is
             assert not list(tmp_path.iterdir())
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it
-        end_as_by_ctrl_c()
+        hear_kill()
         signal.raise_signal(signal.SIGHUP)
     finally:
         for number, handler in before.items():

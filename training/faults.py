@@ -9,6 +9,7 @@ LOST_WORKER_SIGNS = ("DataLoader worker (pid", "Pin memory thread exited")
 SHARED_MEMORY_SIGNS = (
     "allocate shared memory",
     "shared file mapping",
+    "out of shared memory",
     "No space left on device (28)",
 )
 
@@ -45,6 +46,8 @@ def remedy_for(error: Exception) -> str | None:
 
 
 def reason_of(error: Exception) -> str:
-    """A line of it: the first; the last of what a worker sends, which is a whole traceback."""
+    """The line that says most: the last of a worker's traceback, of others mostly the first."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[-1] if lines[0].startswith("Caught ") else lines[0]
+    if lines[0].startswith("Caught "):
+        return lines[-1]
+    return lines[1] if lines[0].endswith(" raised:") and lines[1:] else lines[0]  # torch.compile's

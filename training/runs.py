@@ -1,6 +1,7 @@
 """A run's folder: who may write in it, what a resume may change, checkpoints, kept generators."""
 
 import dataclasses
+import errno
 import functools
 import itertools
 import json
@@ -351,7 +352,9 @@ def load_checkpoint(path: Path) -> dict:
     except UnreadableError as error:
         reason = str(error).partition(";")[0]  # behind it, how to get the file again
         cause = error.__cause__
-        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno):
+        # EINVAL is what a damaged file's own numbers lead to.
+        failing = isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL)
+        if cause and (failing or is_out_of_memory(cause)):
             raise CheckpointError(
                 f"{path} cannot be read now ({reason}); it may be whole. "
                 "Fix that, then run the same command again."

@@ -10,7 +10,8 @@ from training.ranks import Ranks
 from upscaling.devices import DeviceError
 
 # What may differ between the machines of a run: where things are there, and how it computes.
-OF_A_MACHINE = {"device", "compile", "recompute", "vgg_weights", "init_from", "init_discriminator"}
+OF_A_MACHINE = {"train_dir", "valid_dir", "lr_dir", "valid_lr_dir", "vgg_weights", "init_from"}
+OF_A_MACHINE |= {"init_discriminator", "device", "workers", "compile", "recompute"}
 
 
 def identity(config: Config, phase: str) -> set[str]:
@@ -167,21 +168,22 @@ def check_device(device: torch.device, dtype: torch.dtype, ranks: Ranks) -> None
 
 
 def refuse_unlike_ranks(config: Config, at: object, images: Iterable[str], ranks: Ranks) -> None:
-    """Processes would learn apart, and only their last one be kept, if each had another start.
+    """Processes that differ would learn apart, or wait for one another for ever.
 
     Args:
         at: where the run goes on from.
         images: what tells their packs apart.
     """
-    own = flat(settings_of_weights(config)) | {"last.pt": str(at), "images": sorted(images)}
+    own = flat(dataclasses.asdict(config)) | {"last.pt": str(at), "images": sorted(images)}
     everyone = ranks.gather([own])
     for rank, other in enumerate(everyone):
         for field in sorted(own.keys() - OF_A_MACHINE):
             if other[field] != everyone[0][field]:
+                values = f"{field} is {everyone[0][field]!r} for process 0 but {other[field]!r} for"
+                differ = values if field != "images" else "images differ between process 0 and"
                 raise DeviceError(
-                    f"{field} is {everyone[0][field]!r} for process 0 but {other[field]!r} for "
-                    f"process {rank}: give all the same command, and checkpoints/ and the images "
-                    "on storage that they share"
+                    f"{differ} process {rank}: give all the same command, and checkpoints/ and the "
+                    "images on storage that they share"
                 )
 
 

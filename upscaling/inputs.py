@@ -3,13 +3,13 @@
 import glob
 import os
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from images.files import Picture, read_picture, to_8_bits, whole_8_bits
 from images.kinds import NO_IMAGES, ImageError, find_images, images_among, special_kind
+from images.names import composed
 from utils import listed
 
 
@@ -210,11 +210,6 @@ def find_partner(name: Path, high_res: dict[Path, list[Path]]) -> Path | None:
                 raise UsageError(f"{name} may belong to {listed(fitting)}: give it one's name")
             return Path(fitting[0])
     return None
-
-
-def composed(name: str) -> str:
-    """Letters with marks as one character each: a Mac may write two, and other systems one."""
-    return unicodedata.normalize("NFC", name)
 
 
 def plain(stem: str) -> str:

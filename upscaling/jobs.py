@@ -1,7 +1,6 @@
 """What is read from where and written to where, all of it checked before any work."""
 
 import os
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -10,7 +9,7 @@ from pathlib import Path
 from images.files import WRITTEN, Picture, read_picture
 from images.gif import count_frames
 from images.kinds import has_suffix
-from images.names import digest, fitting, longest_name, name_length
+from images.names import composed, digest, fitting, longest_name, name_length
 from images.tiff import count_pages
 from upscaling.inputs import Input, UsageError, find_inputs, find_partner, partners_in, places
 
@@ -45,7 +44,7 @@ def plan(
     Args:
         sources: images, folders that are searched in depth, and patterns of those.
         output: the folder; for one image also the file to write, if it has an image's suffix.
-        kind: of results: "png" (None stands for it), "jpg", "webp", or "same" as the input.
+        kind: of results: "png" (None stands for it), "jpg", "webp", "tif", or "same" as the input.
         suffix: goes behind each name.
         compare: whether side-by-side pictures are wanted.
         hr: folder of HR images.
@@ -92,7 +91,7 @@ def distinct_names(images: list[Input], endings: list[str]) -> list[Path]:
     while True:
         sharing: dict[str, list[int]] = {}
         for i, (_, name) in enumerate(chosen):
-            result = unicodedata.normalize("NFC", f"{name}{endings[i]}").casefold()
+            result = composed(f"{name}{endings[i]}").casefold()
             sharing.setdefault(result, []).append(i)
         groups = [group for group in sharing.values() if len(group) > 1]
         if not groups:

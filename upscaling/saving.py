@@ -44,7 +44,7 @@ class Saving:
             os.utime(job.target, ns=(times.st_atime_ns, times.st_mtime_ns))
         rest = picture.sequence
         all_of_it = f"all {rest.count} {rest.kind}" if rest else ""
-        return [*filter(None, (all_of_it, picture.remark, remark))]
+        return [*filter(None, dict.fromkeys((all_of_it, picture.remark, remark)))]
 
 
 def _stripped(picture: Picture, number: int = 1) -> Picture:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from images.bands import bands
 from images.files import Picture, bleed
+from images.levels import colourfulness, is_neutral
 from images.resize import imresize, imresize_to
 from images.strips import centre_window
 from upscaling.arguments import OVERLAP, SMALLEST_TILE
@@ -34,6 +35,7 @@ CHANNELS = {  # that a generator may take and give -> what its user should know 
     (1, 3): "The network takes gray, of a picture in colour its luma (BT.601), and gives colour.",
     (3, 1): "The network gives gray.",
 }
+COLOURING = 20  # levels of colour that a network means to give; those in the box tint by 2 to 12
 RED, BLUE = 0.299, 0.114  # shares in luma; green has the rest (ITU-R BT.601, section 2.5.1)
 WRAPPED = OVERLAP  # pixels from the other side, as if a tile followed there
 
@@ -59,7 +61,7 @@ class Upscaler:
 
     Attributes:
         channels: what the network takes and gives.
-        size: of results, in words.
+        size_in_words: of results.
 
     Raises:
         UsageError: the network takes or gives another number of channels.
@@ -151,10 +153,17 @@ class Upscaler:
         """In words; of an image that memory does not hold whole, around its centre."""
         part = image[centre_window(image.shape[:2], largest_whole(self.net, self.device))]
         height, width = part.shape[:2]
-        if max(height, width) <= self.tile:
-            return "it is one tile" if part.size == image.size else "too large to compare with"
-        worst, mean = self.tile_difference(part)
         where = "" if part.size == image.size else f" (of its central {width}x{height} pixels)"
+        margin = WRAPPED if self.wrap else 0
+        part = wrapped(part, margin, margin)
+        if max(part.shape[:2]) <= self.tile:
+            return "too large to compare with" if where else "it is one tile"
+        try:
+            worst, mean = self.tile_difference(part)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return "not enough memory to compare with the whole"
         return (
             f"tiles differ from the whole by at most {worst:.3g}/255, {mean:.2g}/255 on "
             f"average{where}"
@@ -302,7 +311,9 @@ def assembled(
             alpha = np.where((smooth == 0) | (smooth == top), smooth, mean_colour(sharp))
     gray = {(1, 3): False, (3, 1): True}.get(upscaler.channels, picture.gray)
     # A network of RGB gives gray a tint, which many files of gray have three channels for.
-    if gray or (upscaler.channels == (3, 3) and is_neutral(picture, upscaler.keep_hidden)):
+    alpha_of_it = None if upscaler.keep_hidden else picture.alpha
+    tinted = upscaler.channels == (3, 3) and is_neutral(picture.rgb, alpha_of_it)
+    if gray or (tinted and colourfulness(rgb) < COLOURING):
         rgb = np.repeat(mean_colour(rgb)[..., None], 3, -1)
     enlarged = replace(picture, rgb=rgb, alpha=alpha, gray=gray)
     if sequence := picture.sequence:
@@ -321,18 +332,6 @@ def assembled(
         remarks.append("smaller than its original")
     enlarged.remark = "; ".join(filter(None, remarks))
     return enlarged
-
-
-def is_neutral(picture: Picture, hidden: bool) -> bool:
-    """Whether it has no colour, or none that is to be seen: what alpha hides counts if `hidden`."""
-    for band in bands(len(picture.rgb), picture.rgb[0].size):
-        colours = picture.rgb[band]
-        tinted = (colours != colours[..., :1]).any(-1)
-        if picture.alpha is not None and not hidden:
-            tinted &= picture.alpha[band] > 0
-        if tinted.any():
-            return False
-    return True
 
 
 def visible_colours(rgb: np.ndarray, alpha: np.ndarray, upscaler: Upscaler) -> np.ndarray:
@@ -391,8 +390,8 @@ def largest_whole(net: Network, device: torch.device) -> int:
     """The side in pixels of what the network can be given so that half of the free memory stays.
 
     Counted are three maps of all features in fp32, after the last enlargement; on a CPU the
-    generator's end works in bands, and takes less, but its Winograd convolutions take as much as 16
-    maps before any enlargement. ncnn's hold more.
+    generator's end works in bands, and takes less. What a dense block holds before any enlargement
+    is as much as 16 maps, with Winograd's convolutions. ncnn's hold more.
     """
     images = 1
     while isinstance(net, (PerChannel, Recoloured, Ensemble)):
@@ -402,7 +401,7 @@ def largest_whole(net: Network, device: torch.device) -> int:
     if isinstance(net, NcnnNetwork):
         free, maps = net.free_memory(), 12 * enlarged
     elif device.type == "cuda":
-        free, maps = torch.cuda.mem_get_info(device)[0], 3 * enlarged
+        free, _ = torch.cuda.mem_get_info(device)
     features = max(weight.shape[0] for weight in net.parameters())
     return math.isqrt(free // 2 // (images * maps * 4 * features))
 
