@@ -246,7 +246,7 @@ class Config:
     )
     growth: int = setting(
         32,
-        "channels per dense convolution of an RRDB; other tools can load 32 only",
+        "channels per dense convolution of an RRDB; most other tools load 32 only",
         low=1,
         identity=True,
         generator="rrdb",
@@ -336,10 +336,12 @@ class Config:
         "auto (bf16 on NVIDIA GPUs from Ampere on and CPUs on Linux that have it), or one of these",
         choices=("auto", "bf16", "fp16", "fp32"),
     )
-    compile: bool = setting(False, "torch.compile: minutes once, then faster steps on a GPU")
+    compile: bool = setting(
+        False, "torch.compile: minutes once, then perhaps faster steps on a GPU"
+    )
     recompute: bool = setting(
         False,
-        "generator blocks compute their activations again going backward: far less memory",
+        "generator blocks compute their activations again going backward: less memory",
         generator="rrdb",
     )
 
@@ -544,7 +546,7 @@ SMALL = dict(
 # paper (Ledig et al., arXiv 1609.04802, section 3.2) with ESRGAN's discriminator; real is
 # Real-ESRGAN (Wang et al., arXiv 2107.10833, section 4.1, and its option files), which starts from
 # --init-from, a network that has had a PSNR phase; compact made two networks in the box, and
-# compact-real is the end of what made the third (docs/training.md), on 2 CPU cores.
+# compact-real is a run of the kind that made the third (docs/training.md), on 2 CPU cores.
 PRESETS: dict[str, dict] = {
     "esrgan": {},
     "srgan": dict(

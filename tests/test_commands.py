@@ -235,7 +235,8 @@ class Sandbox:
         (self.folder / "photo.png").rename(self.folder / "PHOTO")
         for i, name in enumerate(("baby", "bird")):
             high_res = picture(96, 128, seed=i)
-            write_image(high_res, self._new(f"Set5/HR/{name}.png"))
+            for folder in ("Set5", "Set14"):
+                write_image(high_res, self._new(f"{folder}/HR/{name}.png"))
             low_res = imresize(high_res, 1 / 4)
             write_image(low_res, self._new(f"Set5/LR_bicubic/X4/{name}x4.png"))
 

@@ -48,8 +48,8 @@ class Upscaler:
             another number, `.out_channels` (1 or 3).
         device: "auto" (CUDA, then MPS, then CPU), "cuda", "mps", "cpu", or a torch.device.
         precision: "bf16", "fp32", or "auto": bf16 for 8-bit images where the hardware has it.
-        tile: largest side of a tile in input pixels; 0: the whole image at once; None: as large as
-            half of the free memory allows. Tiles shrink if memory runs out all the same.
+        tile: largest side of a tile in input pixels; 0: the whole image at once; None: 384 (512 on
+            CUDA), or what half of the free memory allows. They shrink if it runs out all the same.
         batch: tiles that are computed at once.
         scale: of the result, by MATLAB's bicubic from the network's own scale; None: that one.
         ensemble: average the 8 flips and rotations; takes 8 times as long.
