@@ -797,6 +797,10 @@ def test_a_result_that_is_smaller_than_its_original_is_told(workplace, monkeypat
     assert sorted(map(os.path.normpath, told)) == sorted(
         os.path.join("photos", name) for name in ("c.bmp", os.path.join("sub", "d.png"))
     )
+    frames = [Image.new("RGB", (80, 60), colour) for colour in ("red", "green", "blue")]
+    frames[0].save("moving.gif", save_all=True, append_images=frames[1:])
+    assert run(monkeypatch, "moving.gif", "--width", "70") == 0
+    assert capsys.readouterr().out.count("smaller than its original") == 1  # of all its frames
     assert run(monkeypatch, "photos", "--outscale", "0.5") == 0  # which says so itself
     assert "smaller" not in capsys.readouterr().out
 
