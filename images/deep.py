@@ -123,11 +123,12 @@ def _jpeg_2000(file: ImageFile, encoded: bytes) -> Pixels | None:
 
 
 def _opaque_tga(file: ImageFile, encoded: bytes) -> Pixels | None:
-    """A fourth byte that is 0 everywhere, where the header says that none of its bits is alpha."""
+    """Without a fourth byte that is 0 everywhere, if the header says that none of it is alpha."""
     if encoded[17] & 0x0F:  # Truevision's TGA specification 2.0, field 5.6
         return None
-    rgb, alpha, gray = pixels_of(file)
-    return None if alpha is None or alpha.any() else Pixels(rgb, None, gray)
+    pixels = pixels_of(file)
+    hides_all = pixels.alpha is not None and not pixels.alpha.any()
+    return pixels._replace(alpha=None) if hides_all else pixels
 
 
 def _dds_kind(encoded: bytes) -> int:
@@ -137,16 +138,18 @@ def _dds_kind(encoded: bytes) -> int:
 
 def _dds_pictures(encoded: bytes) -> int:
     """Faces, slices and layers, without the smaller copies of each (Microsoft's DDS_HEADER)."""
-    depth, caps = (int.from_bytes(encoded[at : at + 4], "little") for at in (24, 112))
-    faces = (caps & 0xFE00).bit_count() - 1 if caps & CUBE_MAP else 1
-    slices = max(1, depth) if caps & VOLUME else 1
-    if not _dds_kind(encoded):
-        return faces * slices
-    dimension, flags, layers = (
-        int.from_bytes(encoded[at : at + 4], "little") for at in (132, 136, 140)
-    )
-    slices = max(1, depth) if dimension == TEXTURE_3D else 1
-    return max(1, layers) * slices * (6 if flags & TEXTURE_CUBE else 1)
+
+    def number(at: int) -> int:
+        return int.from_bytes(encoded[at : at + 4], "little")
+
+    if _dds_kind(encoded):
+        faces = 6 if number(136) & TEXTURE_CUBE else 1
+        solid, layers = number(132) == TEXTURE_3D, max(1, number(140))
+    else:
+        caps = number(112)
+        faces = (caps & 0xFE00).bit_count() - 1 if caps & CUBE_MAP else 1
+        solid, layers = bool(caps & VOLUME), 1
+    return faces * layers * (max(1, number(24)) if solid else 1)
 
 
 def _avif(encoded: bytes) -> Pixels | None:

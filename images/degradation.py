@@ -11,7 +11,6 @@ in config.py, as `Degradation`.
 
 import hashlib
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,6 +20,7 @@ import numpy as np
 from scipy import special
 
 from config import Degradation
+from images.names import composed
 
 FAMILIES = ("Gaussian", "generalized", "plateau")  # each of them round or elliptic
 SMALL_KERNEL = 13  # below this side, a sinc's cutoff is not lower than pi / 3
@@ -398,7 +398,7 @@ def degrade_whole(
         uint8, (H / scale, W / scale, 3).
     """
     # macOS may take the accents of a file's name apart, and a name may hold bytes of no UTF-8.
-    letters = unicodedata.normalize("NFC", name).encode("utf-8", "surrogatepass")
+    letters = composed(name).encode("utf-8", "surrogatepass")
     key = hashlib.sha256(b"%d " % seed + letters).digest()[:16]
     random = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
     steps = draw_steps(settings, image.shape[:2], scale, random)

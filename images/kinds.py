@@ -230,9 +230,9 @@ def _reason_against(path: Path) -> str | None:
 def _reason_by_content(path: Path) -> str | None:
     """The same by a file's first bytes alone, where hardly any other file has such."""
     try:
-        if path.suffix.lower() in UNFINISHED or special_kind(path):
-            return ""
-        if path.name.startswith(PACKED):  # raw pixels, which may be any kind's first bytes
+        # A pack begins with raw pixels, which may be any kind's first bytes.
+        others = path.suffix.lower() in UNFINISHED or path.name.startswith(PACKED)
+        if others or special_kind(path):
             return ""
         start = _start(path)
     except OSError:  # a link that leads nowhere, or a file that may not be read

@@ -100,6 +100,7 @@ class Upscaler:
         self.scale = scale or self.net.scale
         self.width, self.height = width or 0, height or 0
         self.wrap, self.keep_hidden = wrap, keep_hidden
+        self.margin = WRAPPED if wrap else 0
         self.progress = progress
         sides = [f"{side} {way}" for side, way in ((width, "wide"), (height, "high")) if side]
         self.size_in_words = " and ".join(sides) or f"x{self.scale:g}"
@@ -118,27 +119,27 @@ class Upscaler:
 
     def together(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The same for images of one size and dtype, several at once where they are small."""
-        margin = WRAPPED if self.wrap else 0
         count, dtype, sized = self.at_once(images[0]), self.dtype_for(images[0]), []
         for first in range(0, len(images), count):
             part = images[first : first + count]
             with self.lock:
-                results = self._run([wrapped(image, margin, margin) for image in part], dtype)
+                results = self._run(
+                    [wrapped(image, self.margin, self.margin) for image in part], dtype
+                )
             # Popped, so that a large one goes as soon as its other size is there.
             sized += [self._sized(image, results.pop(0)) for image in part]
         return sized
 
     def _sized(self, image: np.ndarray, result: np.ndarray) -> np.ndarray:
         """What the network made of an image, without its margin and in the size that is wanted."""
-        border = WRAPPED * self.net.scale if self.wrap else 0
+        border = self.margin * self.net.scale
         result = result[border : len(result) - border, border : result.shape[1] - border]
         result = np.ascontiguousarray(result)  # so that the border goes
         return self._resized(result, self.scale / self.net.scale, self.size_of(image))
 
     def at_once(self, image: np.ndarray) -> int:
         """How many of this size are computed together; they take less memory than a tile."""
-        margin = 2 * WRAPPED if self.wrap else 0
-        pixels = (image.shape[0] + margin) * (image.shape[1] + margin)
+        pixels = (image.shape[0] + 2 * self.margin) * (image.shape[1] + 2 * self.margin)
         return max(1, (self.tile // 2) ** 2 // pixels)
 
     def dtype_for(self, image: np.ndarray) -> torch.dtype:
@@ -154,8 +155,7 @@ class Upscaler:
         part = image[centre_window(image.shape[:2], largest_whole(self.net, self.device))]
         height, width = part.shape[:2]
         where = "" if part.size == image.size else f" (of its central {width}x{height} pixels)"
-        margin = WRAPPED if self.wrap else 0
-        part = wrapped(part, margin, margin)
+        part = wrapped(part, self.margin, self.margin)
         if max(part.shape[:2]) <= self.tile:
             return "too large to compare with" if where else "it is one tile"
         try:
@@ -195,8 +195,7 @@ class Upscaler:
     def least_memory(self, image: np.ndarray) -> int:
         """Bytes of what the network makes, and of another size or the copy that is encoded."""
         height, width = self.size_of(image)
-        margin = 2 * WRAPPED if self.wrap else 0
-        given = (image.shape[0] + margin) * (image.shape[1] + margin)
+        given = (image.shape[0] + 2 * self.margin) * (image.shape[1] + 2 * self.margin)
         of_pixel = image.nbytes // math.prod(image.shape[:2])
         return given * of_pixel * self.net.scale**2 + 3 * height * width * image.itemsize
 
@@ -312,8 +311,8 @@ def assembled(
     gray = {(1, 3): False, (3, 1): True}.get(upscaler.channels, picture.gray)
     # A network of RGB gives gray a tint, which many files of gray have three channels for.
     alpha_of_it = None if upscaler.keep_hidden else picture.alpha
-    tinted = upscaler.channels == (3, 3) and is_neutral(picture.rgb, alpha_of_it)
-    if gray or (tinted and colourfulness(rgb) < COLOURING):
+    neutral = upscaler.channels == (3, 3) and is_neutral(picture.rgb, alpha_of_it)
+    if gray or (neutral and colourfulness(rgb) < COLOURING):
         rgb = np.repeat(mean_colour(rgb)[..., None], 3, -1)
     enlarged = replace(picture, rgb=rgb, alpha=alpha, gray=gray)
     if sequence := picture.sequence:
