@@ -26,15 +26,15 @@ def setting(default, help: str, **about):
     low, above, most, below: bounds of a number, or of each in a tuple; `low` and `most` themselves
         are allowed.
     choices: the values it can have.
-    identity: another value is another run, so a resume with one is refused. Of a phase, or of what
-        needs a phase's setting: because a VGG discriminator is built to it, so only where one is.
+    identity: another value is another run, so a resume with one is refused. Of a phase: if it has a
+        VGG discriminator, which is built to it. Of what `needs` another setting: if that is on.
     term: the weight of a term of the loss, which has the field's name.
     generator, discriminator: the kind that has it.
     needs: the setting, of the run or of a phase, without which it has no effect.
     span: two numbers between which one is drawn, the smaller first.
     shares: how often each choice is drawn, in relation to the others.
     odd: only odd numbers.
-    shapes_weights: False where the weights do not depend on it, so their files leave it out.
+    recorded: False where files of weights leave it out: where things are, what watches and saves.
     """
     return dataclasses.field(default=default, metadata={"help": help} | about)
 
@@ -58,7 +58,7 @@ class Phase:
         0.0, "largest norm of a network's gradient; 0: no clipping", low=0
     )
     val_every: int = setting(
-        0, "steps between two validations; 0: the run's val_every", low=0, shapes_weights=False
+        0, "steps between two validations; 0: the run's val_every", low=0, recorded=False
     )
     pixel: float = setting(1.0, "weight of the L1 loss on RGB in [0, 1]", low=0, term=True)
     perceptual: float = setting(0.0, "weight of the L1 loss on VGG19 features", low=0, term=True)
@@ -97,7 +97,7 @@ class Degradation:
         choices=("none", "mild", "strong"),
     )
     mild: float = setting(
-        0.0, "share of the images to which the level mild is done instead of this", low=0, most=1
+        0.0, "share of the images that get the level mild, its own numbers, instead", low=0, most=1
     )
     sharpen: bool = setting(
         False,
@@ -212,26 +212,26 @@ class Config:
     """
 
     name: str = setting(
-        "esrgan", "the run's folder under checkpoints/; same name: resume", shapes_weights=False
+        "esrgan", "the run's folder under checkpoints/; same name: resume", recorded=False
     )
     train_dir: tuple[str, ...] = setting(
-        ("data/train",), "folders of HR images, any size, searched in depth", shapes_weights=False
+        ("data/train",), "folders of HR images, any size, searched in depth", recorded=False
     )
     valid_dir: str = setting(
         "data/valid",
         "folder of HR images that are never trained on; '' for none",
-        shapes_weights=False,
+        recorded=False,
     )
     lr_dir: tuple[str, ...] = setting(
         (),
         "LR images, one folder per train_dir with the same names; none: MATLAB bicubic",
-        shapes_weights=False,
+        recorded=False,
     )
     valid_lr_dir: str = setting(
         "",
         "LR images of valid_dir; none: MATLAB bicubic, or degraded as the crops are",
         needs="valid_dir",
-        shapes_weights=False,
+        recorded=False,
     )
 
     scale: int = setting(
@@ -274,8 +274,8 @@ class Config:
 
     init_from: str = setting(
         "",
-        "a generator's file or name to start from (as test.py --weights takes them); at another "
-        "scale, what fits is taken",
+        "a generator's file or name to start from (as test.py --weights takes them), '' for none; "
+        "at another scale, what fits is taken",
     )
     init_discriminator: str = setting(
         "", "a discriminator's file to start from, or a last.pt", needs="adversarial"
@@ -296,7 +296,7 @@ class Config:
         identity=True,
     )
     max_skipped: int = setting(
-        50, "stop after this many steps in a row with a loss or gradient that is not finite", low=1
+        50, "stop after so many skipped steps in a row (not finite), at the next log_every", low=1
     )
     ema_decay: float = setting(
         0.999, "per step; the averaged generator is the one that is saved", low=0, below=1
@@ -317,14 +317,14 @@ class Config:
         True, "ESRGAN's adversarial loss; false: SRGAN's", needs="adversarial"
     )
     squared_error: bool = setting(
-        False, "compare pixels and features by mean squared error, as SRGAN does, instead of L1"
+        False, "compare pixels and VGG19's features by squared error, as SRGAN does, not by L1"
     )
 
     seed: int = setting(
         0, "of initial weights and of the sample stream", low=0, below=2**64, identity=True
     )
     workers: int = setting(
-        4, "processes that cut crops; 0: the training process itself", low=0, shapes_weights=False
+        4, "processes that cut crops; 0: the training process itself", low=0, recorded=False
     )
     device: str = setting(
         "auto",
@@ -347,28 +347,28 @@ class Config:
         100,
         "steps between two readings of the losses (each waits for a GPU)",
         low=1,
-        shapes_weights=False,
+        recorded=False,
     )
-    val_every: int = setting(5000, "steps between two validations", low=1, shapes_weights=False)
+    val_every: int = setting(5000, "steps between two validations", low=1, recorded=False)
     val_images: int = setting(
         100,
         "images to validate on, the first of them (DIV2K has 100)",
         low=1,
         needs="valid_dir",
-        shapes_weights=False,
+        recorded=False,
     )
     save_every: int = setting(
         1000,
         "steps between two checkpoints: what a power cut can cost",
         low=1,
-        shapes_weights=False,
+        recorded=False,
     )
     keep_generators: int = setting(
         10,
         "the GAN phase keeps the generators of this many last validations, to choose by eye",
         low=0,
         needs="gan.steps",
-        shapes_weights=False,
+        recorded=False,
     )
 
     degradation: Degradation = Degradation()

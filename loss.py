@@ -216,7 +216,8 @@ def generator_loss(
         vgg: needed where perceptual > 0.
         net_d: the discriminator, its parameters frozen; needed for the last two.
         relativistic: the adversarial term is ESRGAN's, or else SRGAN's.
-        distance: between images and between features; SRGAN's is F.mse_loss.
+        distance: between images and between VGG19's features (the discriminator's are compared by
+            L1); SRGAN's is F.mse_loss.
 
     Returns:
         name -> scalar, weight included.

@@ -82,12 +82,13 @@ def train(run: RunFolder, given: set[str]) -> int:
 
     torch.manual_seed(config.seed)
     generator = build_generator(config)
-    if run.checkpoint:
-        run.restore_average(generator)
-    elif config.init_from:
-        start_from(generator, config.init_from)
-    elif config.phase(phases[0]).adversarial > 0:
-        print("The GAN starts from random weights; --init-from, or PSNR steps, give it a start.")
+    if run.checkpoint is None:
+        if config.init_from:
+            start_from(generator, config.init_from)
+        elif config.phase(phases[0]).adversarial > 0:
+            print(
+                "The GAN starts from random weights; --init-from, or PSNR steps, give it a start."
+            )
     generator = place(generator, device)
     size = sum(parameter.numel() for parameter in generator.parameters())
     print(
@@ -161,7 +162,8 @@ def train_phase(
             run.record(at, monitor.row(scores))
             monitor.tell(at, describe(scores))
             monitor.clock.restart()
-        # While steps are skipped, the weights may be what is wrong: the older file is kept.
+        # While steps are skipped, the weights may be what is wrong: the older file is kept, but at
+        # an end, as skipped steps change nothing.
         if save_due and (done or stopped or monitor.faults.in_a_row == 0):
             run.save(learner, monitor.clock.seconds())
             save_due = False
@@ -404,7 +406,7 @@ def run_as_program() -> None:
         sys.exit(f"train.py: {error}")
     except Exception as error:
         if remedy := remedy_for(error):
-            sys.exit(f"train.py: {remedy} The same command goes on from the last saved step.")
+            sys.exit(f"train.py: {remedy} What was saved is kept, and the run goes on from there.")
         if isinstance(error, OSError):
             sys.exit(f"train.py: {error}")
         raise

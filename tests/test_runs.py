@@ -72,8 +72,6 @@ def test_what_a_run_goes_on_from_is_let_go_once_it_is_restored(tmp_path, monkeyp
     run.at, run.checkpoint = Saved.at, {"seconds": 7.5, "net_g": {}}
     assert run.restore(learner) == 7.5 and learner.state["net_g"] == {}
     assert run.checkpoint is None and run.restore(learner) == 0
-    run.at, run.checkpoint = At("psnr", 2), {"seconds": 7.5}  # of a phase that is left out now
-    assert run.restore(learner) == 0 and run.checkpoint is None
 
 
 def test_checkpoints_come_back(tmp_path):

@@ -58,6 +58,7 @@ OTHERS = {"patch", "lr", "milestones", "warmup", "clip_grad_norm", "val_every"}
 OTHERS |= {"pixel", "perceptual", "adversarial", "feature_matching"}
 DEGRADATION = {f"degradation.{field.name}" for field in dataclasses.fields(Degradation)}
 DEGRADATION -= {"degradation.level"}
+ENDED = ("psnr", 9, ["--psnr.steps", "9", "--gan.steps", "0", "--psnr.milestones", "5"])
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,25 @@ def test_settings_of_the_degradation_have_no_effect_at_level_none():
     for level in ("mild", "strong"):
         idle = idle_settings(parse_args(["--degradation.level", level]))
         assert not idle.keys() & DEGRADATION
+
+
+def test_settings_of_the_degradation_have_no_effect_on_what_is_made_mild():
+    idle = idle_settings(parse_args(["--preset", "compact-real"]))
+    why = "no effect on the 70% of images that degradation.mild gives the level mild"
+    assert idle["degradation.jpeg_quality"] == idle["degradation.blur"] == why
+    assert idle.keys() & DEGRADATION == DEGRADATION - {"degradation.mild", "degradation.sharpen"}
+
+
+@pytest.mark.parametrize("phase, step, args", [("gan", 9, ["--gan.steps", "9"]), ENDED])
+def test_what_made_weights_has_no_effect_once_no_step_is_left(phase, step, args):
+    config = parse_args([*args, "--batch-size", "32", "--degradation.level", "strong", *UNET])
+    idle, before = idle_settings(config, phase, step), settings(*args)
+    why = "no effect, as no step is left to do"
+    for name in ("batch_size", "degradation.level", "degradation.gray", "ema_decay", "discriminator"):
+        assert idle[name] == why, name
+    assert not idle.keys() & {"scale", "features", "seed", "betas", "name", "val_images", "log_every"}
+    config = with_what_is_over(config, before, phase, step)
+    assert flat(dataclasses.asdict(config)) == before
 
 
 def test_a_reason_is_given_for_each():

@@ -22,7 +22,7 @@ import pytest
 import safetensors.torch
 import torch
 from programs import ends
-from torch import nn
+from tiny_runs import TINY, Killed, die, results, rows, run, spoil, stop_at, untimed
 from torch._utils import ExceptionWrapper
 
 import train
@@ -40,85 +40,6 @@ from utils import Bar
 from weights import init_generator, load_generator, save_generator
 
 ROOT = Path(__file__).parents[1]
-TINY = [
-    *("--name", "tiny", "--features", "4", "--blocks", "1", "--growth", "4", "--batch-size", "2"),
-    *("--workers", "0", "--device", "cpu", "--precision", "fp32", "--log-every", "1"),
-    *("--vgg-weights", "random", "--vgg-layer", "conv1_2", "--val-every", "2", "--save-every", "2"),
-    *("--val-images", "2"),
-    *("--psnr.steps", "5", "--psnr.patch", "32", "--gan.steps", "4", "--gan.patch", "32"),
-]
-
-
-@pytest.fixture
-def workplace(tmp_path, photos, monkeypatch):
-    """A folder to train in, with a few pictures to train on and to validate with."""
-    monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
-    yield tmp_path
-    signal.signal(signal.SIGTERM, before)  # an error inside train.main() leaves its own
-
-
-@pytest.fixture
-def quick_curves(monkeypatch):
-    """Half a second for each phase is not spent on drawing: tests/test_monitor.py looks at that."""
-    monkeypatch.setattr(training.log, "draw_curves", lambda rows, path: path.touch())
-
-
-@pytest.fixture
-def small_discriminator(monkeypatch, quick_curves):
-    """The paper's has 10 million parameters at any size: seconds per checkpoint, in every run."""
-    monkeypatch.setattr(train, "VGGDiscriminator", SmallDiscriminator)
-
-
-class SmallDiscriminator(nn.Sequential):
-    def __init__(self, patch_size):
-        flat = 4 * (patch_size // 2) ** 2
-        conv = nn.Conv2d(3, 4, kernel_size=2, stride=2)
-        super().__init__(conv, nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(flat, 1))
-
-
-def run(monkeypatch, *args, data=("--train-dir", "photos", "--valid-dir", "photos")):
-    monkeypatch.setattr(sys, "argv", ["train.py", *TINY, *data, *args])
-    return train.main()
-
-
-def results(name="tiny"):
-    folder = Path("checkpoints") / name
-    return [(folder / f"{phase}.safetensors").read_bytes() for phase in ("psnr", "gan")]
-
-
-def rows(name="tiny"):
-    return [
-        json.loads(line)
-        for line in Path("checkpoints", name, "metrics.jsonl").read_text().splitlines()
-    ]
-
-
-def untimed(row):
-    timing = ("seconds", "images/s", "data wait", "peak GiB")
-    return {key: value for key, value in row.items() if key not in timing}
-
-
-def stop_at(monkeypatch, count, action):
-    """Make the count-th update of the EMA do something else first."""
-    calls = []
-    update = train.update_ema
-
-    def counting(*args):
-        calls.append(1)
-        if len(calls) == count:
-            action()
-        update(*args)
-
-    monkeypatch.setattr(train, "update_ema", counting)
-
-
-class Killed(BaseException):
-    """Ends the process as a kill would: nothing catches it, nothing is saved after it."""
-
-
-def die():
-    raise Killed
 
 
 # ------------------------------------------------------------------------------------- both phases
@@ -718,7 +639,7 @@ def test_a_worker_that_dies_while_a_batch_is_on_its_way_is_named(error, cause, m
     with pytest.raises(SystemExit, match=re.escape(f"cuts crops died: {cause}")) as stop:
         train.run_as_program()
     assert ". Most often memory ran out" in stop.value.code
-    assert stop.value.code.endswith("The same command goes on from the last saved step.")
+    assert stop.value.code.endswith("What was saved is kept, and the run goes on from there.")
 
 
 def reraised(failing):
@@ -898,19 +819,6 @@ def test_files_left_out_are_listed_before_the_first_step(
     small = "Left out of the psnr phase: 1 of 5 images, smaller than its 32x32 crop: photos"
     assert output.index(f"{small}/small.png (20x20)") < output.index("parameters")
     assert "text.png" in output
-
-
-def spoil(monkeypatch, steps):
-    """Make the pixel loss of these steps nan."""
-    calls = []
-    loss = train.generator_loss
-
-    def spoiled(*args, **kwargs):
-        calls.append(1)
-        terms = loss(*args, **kwargs)
-        return terms | {"pixel": terms["pixel"] * math.nan} if len(calls) in steps else terms
-
-    monkeypatch.setattr(train, "generator_loss", spoiled)
 
 
 def test_a_step_that_is_not_finite_is_skipped_named_and_counted(

@@ -70,6 +70,11 @@ def load_data(
     others = [line for pack in all_packs for line in pack.others]
     remarks = [f"Left out: {line}" for line in (*others, *unused)]
     remarks += other_images(all_packs, packed or {})
+    if config.scale == 1 and config.degradation.level == "none" and not config.lr_dir:
+        remarks.append(
+            "There is nothing to learn: at scale 1 LR images are HR images, unless "
+            "--degradation.level or --lr-dir makes them others"
+        )
     remarks += [remark for pack in packs for remark in remarks_on(pack)]
     remarks += [remark for name in phases if (remark := below_crop(config, name, packs))]
     scored = []

@@ -208,9 +208,9 @@ class Clock:
 class Balance:
     """Notices when one side of the GAN has not learned for a while.
 
-    A pair is a real patch and the generator's version of it; the discriminator ranks it right if
-    it finds the real one more real. 50% is guessing. Above 99% with next to no loss, its
-    feedback to the generator hardly changes any more from step to step.
+    A pair is a real patch and the generator's version of it, or with a U-Net a pixel of both; the
+    discriminator ranks it right if it finds the real one more real. 50% is guessing. Above 99% with
+    next to no loss, its feedback to the generator hardly changes any more from step to step.
     """
 
     PATIENCE = 10  # readings of the log in a row

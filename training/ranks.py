@@ -57,8 +57,9 @@ class Ranks(AbstractContextManager):
         """The network whose backward pass averages gradients over the ranks."""
         if self.count == 1:
             return net
-        # Buffers are batch norm's running statistics, which training does not read; sending them
-        # out would change them between the two forward passes of the discriminator's step.
+        # Buffers are batch norm's running statistics, which training does not read, and spectral
+        # norm's vectors, which all ranks compute alike from the same start; sending them out would
+        # change them between the two forward passes of the discriminator's step.
         return DistributedDataParallel(net, broadcast_buffers=False)
 
     def mean(self, values: Tensor) -> Tensor:

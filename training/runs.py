@@ -42,7 +42,7 @@ RESULTS = (
     *("psnr.safetensors", "psnr_best.safetensors", "gan.safetensors", "generators/*"),
     *("metrics.jsonl", "curves.png", "samples/*"),
 )
-KEYS = {"phase", "step", "before", "seconds", "config"}  # of last.pt, besides the learner's
+KEYS = {"phase", "step", "before", "seconds", "config"}  # that every last.pt has
 
 
 class CheckpointError(ValueError):
@@ -155,14 +155,14 @@ class RunFolder(AbstractContextManager):
         if not checkpoint.keys() >= KEYS:
             raise CheckpointError(f"{self.last} was not written by train.py; choose another --name")
         # A setting that a checkpoint does not know came later; its default is how things were.
-        before = flat(dataclasses.asdict(Config())) | flat(checkpoint["config"])
+        had = flat(dataclasses.asdict(Config())) | flat(checkpoint["config"])
         self.at = At(*(checkpoint[key] for key in ("phase", "step", "before")))
         self.checkpoint, packs = checkpoint, checkpoint.get("packs", [])
         # Until version 1.1 there were ids alone.
         self.packs = packs if isinstance(packs, dict) else dict.fromkeys(packs, "")
         try:
-            changes = list_changes(self.config, before, self.at.phase, self.at.step)
-            self.config = with_what_is_over(self.config, before, self.at.phase, self.at.step)
+            changes = list_changes(self.config, had, self.at.phase, self.at.step)
+            self.config = with_what_is_over(self.config, had, self.at.phase, self.at.step)
         except ValueError as error:
             raise CheckpointError(
                 f"{self.last} was trained with {error}: "
@@ -191,27 +191,25 @@ class RunFolder(AbstractContextManager):
         left = self.phases_left()
         return [name for name in left if self.at.step == 0 or name != self.at.phase]
 
-    def restore_average(self, generator: nn.Module) -> None:
-        """Load the averaged generator of the checkpoint, if there is one, whatever its phase."""
-        if self.checkpoint is not None:
-            self._fill(generator.load_state_dict, self.checkpoint.get("ema", {}))
-
     def restore(self, learner: Stateful) -> float:
-        """Load the first phase's learner, if the checkpoint is of that phase, and let go of it.
+        """Load the checkpoint, if there is one, into the learner of its phase, and let go of it.
+
+        Args:
+            learner: of the first of `phases_to_visit`, which is the checkpoint's; later ones find
+                no checkpoint any more.
 
         Returns:
             Seconds that the phase has taken until now.
+
+        Raises:
+            CheckpointError: it does not fit the learner.
         """
         checkpoint, self.checkpoint = self.checkpoint, None
-        if checkpoint is None or self.at.phase != learner.at.phase:
+        if checkpoint is None:
             return 0.0
         learner.at = self.at
-        self._fill(learner.load_state_dict, checkpoint)
-        return checkpoint["seconds"]
-
-    def _fill(self, load: Callable[[dict], object], state: dict) -> None:
         try:
-            load(state)
+            learner.load_state_dict(checkpoint)
         except (KeyError, RuntimeError, ValueError) as error:
             if is_out_of_memory(cause := error.__cause__ or error):
                 raise cause from None
@@ -219,6 +217,7 @@ class RunFolder(AbstractContextManager):
                 f"{self.last} does not fit this configuration ({error}); "
                 "undo what changed, or choose another --name for a new run"
             ) from error
+        return checkpoint["seconds"]
 
     # ------------------------------------------------------------------------------------- writing
 
@@ -262,8 +261,13 @@ class RunFolder(AbstractContextManager):
     @by_the_first_rank
     def keep_generators(self, ema: Generator, at: At, scores: dict[str, float]) -> None:
         """The PSNR phase's best by PSNR; of the GAN phase, whose PSNR says little, the last few."""
-        if scores and self._is_best(at, scores):
-            self._write_generator(ema, "psnr_best.safetensors", at, scores)
+        if scores:
+            rows = self.log.comparable(scores)
+            if self.log.scored() and not rows:
+                self._tell_other_images(at)
+            best = max((row["psnr"] for row in rows if row["phase"] == "psnr"), default=-math.inf)
+            if at.phase == "psnr" and scores["psnr"] > best:
+                self._write_generator(ema, "psnr_best.safetensors", at, scores)
         if at.phase == "gan" and self.config.keep_generators:
             folder = self.folder / "generators"
             folder.mkdir(exist_ok=True)
@@ -276,16 +280,11 @@ class RunFolder(AbstractContextManager):
                 with suppress(OSError):  # on Windows, while another program reads it
                     old.unlink()
 
-    def _is_best(self, at: At, scores: dict[str, float]) -> bool:
-        """Whether no validation of the PSNR phase, on the same images, had a higher PSNR."""
-        rows = self.log.comparable(scores)
-        if self.log.scored() and not rows:
-            tqdm.write(
-                f"The validation images have changed by {at}: scores of before do not compare"
-                f"{', and psnr_best.safetensors starts anew' if at.phase == 'psnr' else ''}."
-            )
-        best = max((row["psnr"] for row in rows if row["phase"] == "psnr"), default=-math.inf)
-        return at.phase == "psnr" and scores["psnr"] > best
+    def _tell_other_images(self, at: At) -> None:
+        tqdm.write(
+            f"The validation images have changed by {at}: scores of before do not compare"
+            f"{', and psnr_best.safetensors starts anew' if at.phase == 'psnr' else ''}."
+        )
 
     def save(self, learner: Stateful, seconds: float) -> None:
         """Write last.pt: everything needed to go on.
@@ -316,8 +315,13 @@ class RunFolder(AbstractContextManager):
 
     @by_the_first_rank
     def finish(self, learner: Stateful) -> None:
-        """Write what a phase ends with: its averaged generator and the curves."""
-        self._write_generator(learner.ema, f"{learner.at.phase}.safetensors", learner.at, {})
+        """Write what a phase ends with: its averaged generator and the curves.
+
+        A generator that an earlier session wrote stays: its metadata has the settings of then.
+        """
+        name = f"{learner.at.phase}.safetensors"
+        if learner.at != self.at or step_of(self.folder / name) != learner.at.step:
+            self._write_generator(learner.ema, name, learner.at, {})
         self.log.draw_curves()
 
     def _write_generator(self, ema: Generator, name: str, at: At, scores: dict) -> None:
@@ -374,6 +378,15 @@ def advise_start(folder: Path) -> str:
         if (folder / name).exists():
             return f", where --init-from {folder / name}{more} goes on from its PSNR phase"
     return ""
+
+
+def step_of(path: Path) -> int | None:
+    """The step of a generator's file that train.py wrote; None if there is no such file."""
+    try:
+        _, metadata = load_tensors(path)
+    except UnreadableError:
+        return None
+    return int(metadata["step"]) if metadata.get("step", "").isdecimal() else None
 
 
 # ----------------------------------------------------------------------- what another run has left

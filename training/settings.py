@@ -5,13 +5,14 @@ from collections.abc import Iterable
 
 import torch
 
-from config import PHASES, Config, Degradation, Phase, flat
+from config import GROUPS, PHASES, Config, Degradation, Phase, flat
 from training.ranks import Ranks
 from upscaling.devices import DeviceError
 
 # What may differ between the machines of a run: where things are there, and how it computes.
 OF_A_MACHINE = {"train_dir", "valid_dir", "lr_dir", "valid_lr_dir", "vgg_weights", "init_from"}
 OF_A_MACHINE |= {"init_discriminator", "device", "workers", "compile", "recompute"}
+NO_STEP = "no step is left to do"
 
 
 def identity(config: Config, phase: str) -> set[str]:
@@ -33,7 +34,7 @@ def settings_of_weights(config: Config) -> dict:
     told = dataclasses.asdict(config)
     for settings, kind in ((told, Config), *((told[name], Phase) for name in PHASES)):
         for field in dataclasses.fields(kind):
-            if not field.metadata.get("shapes_weights", True):
+            if not field.metadata.get("recorded", True):
                 del settings[field.name]
     return told
 
@@ -69,7 +70,8 @@ def idle_settings(config: Config, phase: str = PHASES[0], step: int = 0) -> dict
         if needed in values and not values[needed]:
             idle[field.name] = f"no effect, as {needed} is {values[needed]!r}"
         elif needed and needed not in values and not any(values[f"{n}.{needed}"] for n in left):
-            idle[field.name] = f"no effect, as {needed} is 0 in every phase with steps to do"
+            without = f"{needed} is 0 in every phase with steps to do" if left else NO_STEP
+            idle[field.name] = f"no effect, as {without}"
     if step > 0:
         own = "no effect, as the run has its own weights; another --name starts anew"
         idle["init_from"] = own
@@ -78,13 +80,26 @@ def idle_settings(config: Config, phase: str = PHASES[0], step: int = 0) -> dict
     if own_steps := {name: every for name in left if (every := values[f"{name}.val_every"])}:
         steps = " and ".join(f"{name}.val_every is {every}" for name, every in own_steps.items())
         idle["val_every"] = f"no effect in the phase {' or '.join(own_steps)}, as {steps}"
-    if config.degradation.level == "none":
-        others = [field.name for field in dataclasses.fields(Degradation) if field.name != "level"]
-        why = "no effect, as degradation.level is 'none'"
-        idle |= {f"degradation.{name}": why for name in others}
+    idle |= {f"degradation.{key}": why for key, why in _idle_degradation(config).items()}
     for name in PHASES:
         idle |= {f"{name}.{key}": why for key, why in _idle_in(name, config, phase, step).items()}
+    if not left:
+        done = flat(settings_of_weights(config)).keys() - identity(config, phase)
+        idle = dict.fromkeys(done, f"no effect, as {NO_STEP}") | idle
     return idle
+
+
+def _idle_degradation(config: Config) -> dict[str, str]:
+    names, share = (
+        {field.name for field in dataclasses.fields(Degradation)},
+        config.degradation.mild,
+    )
+    if config.degradation.level == "none":
+        return dict.fromkeys(names - {"level"}, "no effect, as degradation.level is 'none'")
+    if share > 0:
+        why = f"no effect on the {share:.0%} of images that degradation.mild gives the level mild"
+        return dict.fromkeys(names - {"level", "mild", "sharpen"}, why)
+    return {}
 
 
 def _idle_in(name: str, config: Config, phase: str, step: int) -> dict[str, str]:
@@ -137,7 +152,7 @@ def list_changes(config: Config, before: dict, phase: str, step: int) -> list[st
 
 
 def with_what_is_over(config: Config, before: dict, phase: str, step: int) -> Config:
-    """The configuration with the old settings of what is over: phases, and how the run started.
+    """The configuration with the old settings of what is over: how the run started, phases, or all.
 
     Args: as of `list_changes`.
 
@@ -145,7 +160,16 @@ def with_what_is_over(config: Config, before: dict, phase: str, step: int) -> Co
         ValueError: they do not go together.
     """
     idle = idle_settings(config, phase, step)
-    over: dict = {key: before[key] for key in ("init_from", "init_discriminator") if key in idle}
+    names = {"init_from", "init_discriminator", "discriminator", "discriminator_features"}
+    over: dict = {}
+    if not phases_left(config, phase, step):
+        names = settings_of_weights(config).keys() - GROUPS
+        old = {
+            field.name: before[f"degradation.{field.name}"]
+            for field in dataclasses.fields(Degradation)
+        }
+        over["degradation"] = Degradation(**old)
+    over |= {key: before[key] for key in names & idle.keys()}
     for name in phases_over(config, phase, step):
         settings = {
             field.name: before[f"{name}.{field.name}"] for field in dataclasses.fields(Phase)
