@@ -121,7 +121,8 @@ def past_proxies() -> Iterator[None]:
         raise UsageError(f"the page does not open: {str(error).splitlines()[0]}") from error
     finally:
         for name, others in before.items():
-            os.environ.pop(name) if others is None else os.environ.update({name: others})
+            # On Windows both names are one variable.
+            os.environ.pop(name, None) if others is None else os.environ.update({name: others})
 
 
 def main() -> None:

@@ -15,14 +15,14 @@ Exit status: 0 all upscaled, 1 some failed (the rest is done), 2 wrong usage.
 """
 
 import argparse
-import math
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, fields, replace
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 from upscaling.flags import parse_args
@@ -49,15 +49,16 @@ from formats.published import BOX, DEFAULT, trained
 from images.files import Picture, as_seen, to_8_bits, write_image
 from images.opening import silence_pillow
 from images.resize import part_by_nearest
-from images.scores import Metric, MetricError, as_text, load_metrics, rate, save_table
+from images.scores import Metric, MetricError, load_metrics, rate
 from images.strips import centre_window, labelled_strip
-from training.ranks import Ranks, end_process
+from training.ranks import Ranks, end_process, is_lost_connection
 from upscaling.devices import DeviceError, choose_device
 from upscaling.inputs import UsageError, make_output, read_high_res
 from upscaling.jobs import Job, plan, refuse_large_result, refuse_long_name
 from upscaling.ncnn_engine import NcnnNetwork, choose_gpu, import_ncnn
-from upscaling.report import TABLE, page_image, refuse_foreign_files, write_page
-from upscaling.saving import Saving, refuse_quality, summary
+from upscaling.report import page_image, refuse_foreign_files
+from upscaling.results import Results
+from upscaling.saving import Saving, refuse_quality
 from upscaling.upscaler import (
     CHANNELS,
     Upscaler,
@@ -65,28 +66,13 @@ from upscaling.upscaler import (
     ended_by_ctrl_c,
     enlarge,
     enlarge_together,
-    explain,
 )
 from weights import Generator, WeightsError, read_generator
 
 IN_THE_BOX = BOX / f"{DEFAULT}.safetensors"
+A_NIGHT = timedelta(days=7)  # the first process to be done waits for the last
 COMPARED_SIDE = 1024  # --compare shows this many pixels around the centre of larger results
 STRIP = ("input", "bicubic", "ours", "HR")  # from left to right
-
-
-@dataclass
-class Results:
-    """What came of the jobs of one process, or of all."""
-
-    scores: list[dict] = field(default_factory=list)  # rows of the table
-    failures: list[str] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)  # what types of files cannot hold
-    shown: list[dict] = field(default_factory=list)  # images of the page
-    pixels: list[int] = field(default_factory=list)  # of each result
-    skipped: list[Path] = field(default_factory=list)
-
-    def of_all(self, ranks: Ranks) -> "Results":
-        return Results(*(ranks.gather(getattr(self, column.name)) for column in fields(self)))
 
 
 def main(ranks: Ranks) -> int:
@@ -131,18 +117,34 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
         if weights == IN_THE_BOX:
             print("These are the weights in the box; --weights names others (docs/weights.md).")
 
-    began = time.perf_counter()
-    own = work(jobs[ranks.rank :: ranks.count], upscaler, metrics, arguments, ranks.first)
-    results = own.of_all(ranks)
-    results.failures += others
-    seconds = time.perf_counter() - began
+    # As the first process finds them: the others may have begun to write.
+    done = existing(jobs) if arguments.skip_existing and ranks.first else []
+    done = ranks.gather(done)
+    left = [job for job in jobs if job.target not in done]
+    results, began = Results(), time.perf_counter()
+
+    def end_with(results: Results) -> None:
+        results.save(upscaler, weights, arguments)
+        results.sum_up(jobs, done, time.perf_counter() - began, arguments)
+
+    try:
+        own = left[ranks.rank :: ranks.count]
+        work(own, upscaler, metrics, arguments, results, show_progress=ranks.first)
+    except KeyboardInterrupt:
+        if ranks.first:
+            end_with(results)
+        raise
+    results = Results(*(ranks.gather(each) for each in vars(results).values()))
     if ranks.first:
-        try:
-            write_page_and_table(results, upscaler, weights, arguments)
-        except OSError as error:
-            results.failures.append(f"the table or the page was not saved: {error}")
-        sum_up(results, jobs, seconds, arguments)
-    return 1 if results.failures else 0
+        for line in others:
+            results.fail(line)
+        end_with(results)
+    return 1 if results.failures or others else 0
+
+
+def existing(jobs: list[Job]) -> list[Path]:
+    """The results that are there already."""
+    return sorted(job.target for job in jobs if os.path.exists(job.target))
 
 
 def computed_by_ncnn(net: Generator, weights: str | Path, gpu: int | None) -> NcnnNetwork:
@@ -179,14 +181,11 @@ def work(
     upscaler: Upscaler,
     metrics: dict[str, Metric],
     arguments: argparse.Namespace,
+    results: Results,
     show_progress: bool,
-) -> Results:
+) -> None:
     """While the network works on one image, the next is read and the last is written and scored."""
-    results = Results()
-    if arguments.skip_existing:
-        done = {job.target for job in jobs if os.path.exists(job.target)}
-        results.skipped = sorted(done)
-        jobs = [job for job in jobs if job.target not in done]
+    tried = 0
     bar = Bar(read_ahead(jobs), total=len(jobs), unit="image", disable=not show_progress)
     with ThreadPoolExecutor(1) as writer, ended_by_ctrl_c(upscaler):
         last: Future = Future()  # the result that is being written; at first there is none
@@ -201,8 +200,14 @@ def work(
                     finish, job, picture, enlarged, upscaler, metrics, arguments, results
                 )
                 del enlarged  # so that it goes once it is written
+            tried += len(group)
+            if results.in_vain and tried < len(jobs):
+                results.fail(
+                    f"nothing can be written any more: {len(jobs) - tried} images were not tried. "
+                    "Mend that, then go on with --skip-existing"
+                )
+                break
         result_of(last)
-    return results
 
 
 def grouped(
@@ -211,7 +216,7 @@ def grouped(
     """Small pictures of one size that follow each other, for the network at once; others alone."""
     group: list[tuple[Job, Picture]] = []
     for job, reading in jobs:
-        with failure_noted(job, results):
+        with results.noting_failure(job):
             refuse_long_name(job.target)
             picture = result_of(reading)
             refuse_large_result(job.target, upscaler.size_of(picture.rgb))
@@ -240,7 +245,7 @@ def enlarge_group(
         with suppress(Exception):
             together = enlarge_together([picture for _, picture in group], upscaler, bar)
     for i, (job, picture) in enumerate(group):
-        with failure_noted(job, results):
+        with results.noting_failure(job):
             yield job, picture, together[i] if together else enlarge(picture, upscaler, bar)
 
 
@@ -260,15 +265,6 @@ def read_ahead(jobs: list[Job]) -> Iterator[tuple[Job, Future]]:
             yield job, reading
 
 
-@contextmanager
-def failure_noted(job: Job, results: Results) -> Iterator[None]:
-    """One file that cannot be read, does not fit in memory or cannot be written stops no other."""
-    try:
-        yield
-    except Exception as error:  # of any kind: encoders and metrics raise a dozen
-        results.failures.append(explain(job.source, error))
-
-
 def check_tiles(
     job: Job,
     picture: Picture,
@@ -278,7 +274,7 @@ def check_tiles(
 ) -> None:
     if not arguments.check_tiles:
         return
-    with failure_noted(job, results):
+    with results.noting_failure(job):
         said = upscaler.what_tiles_change(picture.rgb)
         tqdm.write(printable(f"{job.source}: {said}"))
 
@@ -293,10 +289,11 @@ def finish(
     results: Results,
 ) -> None:
     """Write, score, show (in sRGB)."""
-    with failure_noted(job, results):
+    with results.noting_failure(job):
         saving = Saving(arguments.quality, arguments.strip_metadata, arguments.keep_time)
         for remark in saving.write(enlarged, job, results.lost):
             tqdm.write(printable(f"{job.source}: {remark}"))
+        results.unwritten.clear()
         # Without --hr, the metrics that need no true image judge every result.
         scored = job.high_res is not None or bool(metrics and not arguments.hr)
         if scored or job.comparison or arguments.report:
@@ -355,58 +352,11 @@ def compare(
         write_image(labelled_strip(shown, COMPARED_SIDE), job.comparison)
 
 
-def write_page_and_table(
-    results: Results, upscaler: Upscaler, weights: str | Path, arguments: argparse.Namespace
-) -> None:
-    """The table of scores and the report page, where they were asked for."""
-    if arguments.hr or arguments.metrics:
-        report_scores(results.scores, arguments.output / TABLE, upscaler.scale)
-    if arguments.report:
-        summary = f"{Path(weights).name}, {upscaler.size_in_words}, {len(results.shown)} images"
-        page = write_page(arguments.output, results.shown, summary)
-        print(printable(f"Results beside bicubic, to compare by eye: {page}"))
-
-
-def report_scores(scores: list[dict], path: Path, scale: float) -> None:
-    """Print the table, say how it was computed, and save it with all digits."""
-    if not scores:
-        print("No image was scored.")
-        return
-    table = save_table(scores, path)
-    print(as_text(table))
-    print(f"Protocol: 8-bit images, {math.ceil(scale)} pixels cropped from each side;", end=" ")
-    if "psnr_y" in table[0]:
-        print("PSNR in dB / SSIM, on Y (BT.601\nluma in [16, 235]) and on RGB;", end=" ")
-        print("SSIM with an 11x11 Gaussian of sigma 1.5;", end=" ")
-    print(printable(f"bicubic is MATLAB's. Saved: {path}"))
-    if "lr_psnr" in table[0]:
-        difference = table[-1]["lr_psnr"]
-        print(f"Shrunk again, the results equal their inputs to {difference:.2f} dB (RGB).")
-
-
-def sum_up(
-    results: Results, jobs: list[Job], seconds: float, arguments: argparse.Namespace
-) -> None:
-    """What was left out, what failed, and where the rest is."""
-    for job in jobs:
-        if arguments.hr and job.high_res is None:
-            print(printable(f"No partner in {arguments.hr}: {job.source}"))
-    for failure in results.failures:
-        print(printable(f"Failed: {failure}"), file=sys.stderr)
-    for line in summary(jobs, arguments.format == "same", results.lost, results.skipped):
-        print(line)
-    print(
-        f"{len(results.pixels)} of {len(jobs) - len(results.skipped)} images upscaled, "
-        f"{sum(results.pixels) / 1e6 / seconds:.2f} megapixels/s; "
-        f"results are in {printable(str(arguments.output))}"
-    )
-
-
 if __name__ == "__main__":
     silence_pillow()
     hear_kill()
     try:
-        with Ranks.of_torchrun() as ranks:
+        with Ranks.of_torchrun(patience=A_NIGHT) as ranks:
             status = main(ranks)
         end_process(status)
     except (UsageError, DeviceError, WeightsError, MetricError) as error:
@@ -414,3 +364,7 @@ if __name__ == "__main__":
         end_process(2)
     except KeyboardInterrupt:
         sys.exit("test.py: interrupted; what was done is kept")
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        sys.exit(f"test.py: another process ended or cannot be reached ({error}); see its message")

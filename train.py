@@ -76,7 +76,7 @@ def train(run: RunFolder, given: set[str]) -> int:
     vgg = load_vgg(config, run.phases_left(), device)
     states_d = load_discriminators(config, run)
     streams, valid, run.packs = load_data(config, run.phases_left(), run.packs)
-    refuse_unlike_ranks(config, run.at, run.packs.values(), ranks)
+    refuse_unlike_ranks(config, run.at, device, run.packs.values(), ranks)
     validation = Validation(valid, device, dtype, run) if valid else None
     run.open_log()
 

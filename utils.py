@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -103,7 +104,10 @@ def result_of(future: Future) -> Any:
     """
     while not future.done():
         wait([future], timeout=0.5)
-    return future.result()
+    try:
+        return future.result()
+    finally:
+        del future  # which an error would hold, and its traceback all that the failed call had
 
 
 def usable_cores() -> int:
@@ -304,7 +308,12 @@ def available_swap() -> int:
     """Bytes of swap space; none in a container with a limit, which may not be allowed any."""
     import psutil
 
-    return 0 if _left_in_groups() else psutil.swap_memory().free
+    if _left_in_groups():
+        return 0
+    try:
+        return psutil.swap_memory().free
+    except (OSError, RuntimeError):  # Windows may have its performance counters turned off
+        return 0
 
 
 def _left_in_groups() -> list[int]:
@@ -354,7 +363,7 @@ def _glibc() -> ctypes.CDLL | None:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path` once the block has ended without an error.
 
-    Anyone who opens `path` meanwhile, or after a kill, finds the old content whole.
+    Anyone who opens `path` meanwhile, or after a kill or a power cut, finds the old content whole.
 
     Raises:
         WriteError: it cannot be written.
@@ -365,12 +374,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with naming(path, temporary):
             with open(temporary, "x+b") as file:
                 yield file
-            _put(temporary, path)
+                file.flush()
+                os.fsync(file.fileno())  # a name may reach the disk long before what it names
+            put(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that is gone, say; why it was not written counts more
+            temporary.unlink(missing_ok=True)
 
 
-def _put(temporary: Path, path: Path) -> None:
+def put(temporary: Path, path: Path) -> None:
     """In the place of `path`. On Windows that fails for as long as a program has either open."""
     end = time.monotonic() + PATIENCE
     while True:
@@ -414,7 +426,7 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except WriteError:
+    except (WriteError, InterruptedError):  # the latter is no fault of the file's
         raise
     except (OSError, RuntimeError) as error:
         # torch.save trips over the file that it could not finish, and hides why it could not.
@@ -440,6 +452,16 @@ NO_ROOM = {
 def free_space(folder: Path) -> str:
     usage = shutil.disk_usage(nearest(folder))
     return f"the disk of {folder} has {gigabytes(usage.free)} free of {gigabytes(usage.total)}"
+
+
+def is_writable(folder: Path) -> bool:
+    """Found by writing: os.access knows neither Windows' access lists nor full disks."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def nearest(folder: Path) -> Path:

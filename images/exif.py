@@ -34,7 +34,8 @@ STRUCTURE = (
     *(0x0200, 0x0201, 0x0202, 0x0203, 0x0205, 0x0206, 0x0207, 0x0208, 0x0209),
     *(0x0211, 0x0212, 0x0213, 0x0214, 0x02BC, 0x83BB, 0x8649, 0x8773, 0x935C),
 )
-POSITIONS = (0x9214, 0xA214)  # of the subject, in pixels of the picture as it was
+# Of the picture as it was: where the subject is, and pixels of the sensor in an inch.
+OF_ITS_PIXELS = (0x9214, 0xA214, 0xA20E, 0xA20F, 0xA210)
 DESCRIPTIVE = (  # what a TIFF file's own directory may tell of the picture, not of its pixels
     *(EXIF, GPS, 0x010D, 0x010E, 0x010F, 0x0110, X_RESOLUTION, Y_RESOLUTION, UNIT, 0x011D),
     *(0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298, *range(0x9C9B, 0x9CA0)),
@@ -129,7 +130,7 @@ class Exif:
         return replace(self, tags=tags)
 
     def _of_size(self, tags: Directory, width: int, height: int) -> Directory:
-        tags = {tag: item for tag, item in tags.items() if tag not in POSITIONS}
+        tags = {tag: item for tag, item in tags.items() if tag not in OF_ITS_PIXELS}
         if isinstance(inner := tags.get(INTEROPERABILITY), dict):
             tags[INTEROPERABILITY] = self._of_size(inner, width, height)
         sizes = {PIXEL_WIDTH: width, PIXEL_HEIGHT: height}

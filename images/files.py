@@ -4,8 +4,8 @@ Pillow reads and writes 8 bits; tifffile and imagecodecs what Pillow cannot.
 """
 
 import io
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
@@ -28,6 +28,7 @@ from images.metadata import Metadata, read_metadata
 from images.modes import pixels_of
 from images.opening import opened
 from images.pages import TiffPages
+from images.pictures import Picture, Sequence
 from images.png import PngAnimation, profile_chunk, with_chunks
 from images.tiff import Tiff, is_tiff, later_pages, read_tiff
 from images.webp import WebpAnimation, is_lossless_webp
@@ -39,67 +40,6 @@ UPRIGHT = {
     **{5: (True, 1), 6: (False, 3), 7: (True, 3), 8: (False, 1)},
 }
 SEVERAL = (*ANIMATED, "HEIF", "DCX")  # what has frames or pages; a phone's JPEG has previews
-
-
-@dataclass
-class Picture:
-    """A decoded image, upright.
-
-    Attributes:
-        rgb: (H, W, 3), uint8 or uint16.
-        alpha: (H, W) of the same dtype, or None for an opaque image.
-        gray: the file has one channel of colour (`rgb` has it three times), and so will a copy.
-        profile: its ICC profile, or None.
-        remark: a phrase about what was left out of the file; mostly empty.
-        complete: no pixel is made up, as the last rows of a file that is cut short are.
-        metadata: what else the file says of it.
-        lossless: its pixels are kept exactly in a file whose type often does not.
-        sequence: the pictures that follow it in its file, if they are wanted.
-        duration: milliseconds that it is shown, of an animation's frame; None: it is no frame.
-    """
-
-    rgb: np.ndarray
-    alpha: np.ndarray | None = None
-    gray: bool = False
-    profile: bytes | None = None
-    remark: str = ""
-    complete: bool = True
-    metadata: Metadata = field(default_factory=Metadata)
-    lossless: bool = False
-    sequence: "Sequence | None" = None
-    duration: float | None = None
-
-    @property
-    def area(self) -> int:
-        """Pixels, with those of the sequence."""
-        return self.rgb[..., 0].size * (self.sequence.count if self.sequence else 1)
-
-
-@dataclass(frozen=True)
-class Sequence:
-    """What follows the first picture of a file.
-
-    Attributes:
-        kind: FRAMES of an animation, or PAGES.
-        count: of all pictures, as the file has it.
-        plays: how often an animation is shown; 0: for ever.
-        rest: reads the file once more, and picture after picture but the first. An error stands
-            for what cannot be read.
-    """
-
-    kind: str
-    count: int
-    plays: int
-    rest: Callable[[], Iterator[Picture | ImageError]]
-
-    def mapped(self, change: Callable[[Picture, int], Picture]) -> "Sequence":
-        """The same of changed pictures; `change` is told which one it is given, from 2 on."""
-
-        def rest() -> Iterator[Picture | ImageError]:
-            for number, picture in enumerate(self.rest(), 2):
-                yield picture if isinstance(picture, ImageError) else change(picture, number)
-
-        return replace(self, rest=rest)
 
 
 Animation: TypeAlias = PngAnimation | WebpAnimation | GifAnimation
@@ -407,8 +347,10 @@ def _as_held(picture: Picture, kind: FileType) -> tuple[Picture, list[str]]:
         rgb, profile = to_srgb(rgb, profile), None
         gray = gray and bool((rgb == rgb[..., :1]).all())
     if alpha is not None and not kind.alpha:
-        remarks.append("on white instead of transparent")
-        rgb, alpha = on_white(rgb, alpha), None
+        if alpha.min() < np.iinfo(alpha.dtype).max:
+            remarks.append("on white instead of transparent")
+            rgb = on_white(rgb, alpha)
+        alpha = None
     if kind is GIF:
         rgb, alpha, changed = as_few_colours(rgb, alpha)
         remarks += ["256 colours, each opaque or clear"] if changed else []
@@ -438,7 +380,9 @@ def _encode(picture: Picture, kind: FileType, quality: int | None) -> bytes:
     chunks = metadata.png_chunks()
     if pixels.dtype == np.uint16:
         chunks += [profile_chunk(profile)] if profile else []
-        return with_chunks(bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels))), chunks)
+        return with_chunks(
+            bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels), level=4)), chunks
+        )
     image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
     image.save(buffer, kind.name, icc_profile=profile, **_options(picture, kind, quality))
     encoded = buffer.getvalue()

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, features
 
 from images.names import PACKED
 from utils import free_memory, listed
@@ -174,11 +174,16 @@ def find_images(folder: str | Path) -> Found:
         others.setdefault(reason, []).append(Path(error.filename))
 
     visited = set()
+    around = Path(os.path.realpath(folder)).parents
     for root, dirs, names in os.walk(folder, followlinks=True, onerror=note):
-        if os.path.realpath(root) in visited:  # a link that leads back up
+        real = Path(os.path.realpath(root))
+        if real in around:  # as in Wine's folders, one of whose links is to all of the disk
+            reason = "a link to a folder that this one is in is not followed"
+            others.setdefault(reason, []).append(Path(root))
+        if real in visited or real in around:
             dirs.clear()
             continue
-        visited.add(os.path.realpath(root))
+        visited.add(real)
         dirs[:] = sorted(name for name in dirs if not name.startswith("."))
         files += (Path(root, name) for name in names if not name.startswith("."))
     found = images_among(files, others)
@@ -418,7 +423,8 @@ def _suffixes() -> frozenset[str]:
 @cache
 def _formats() -> list[str]:
     """Pillow's names of what it decodes by itself, in the order in which they are tried."""
-    return [name for name in READ if name != "AVIF" or find_spec("PIL.AvifImagePlugin")]
+    # Its plugin is there without its codec, too, as in the wheels of Pillow 11.2.
+    return [name for name in READ if name != "AVIF" or features.check("avif")]
 
 
 @cache

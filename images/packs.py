@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from images.kinds import NO_IMAGES, Found, ImageError, find_images
 from images.locks import locked
 from images.names import PACKED, flat_stem
 from images.pairs import DataError, find_partners
-from utils import gigabytes, listed, remove_leftovers, replacing
+from utils import gigabytes, is_writable, listed, remove_leftovers, replacing
 
 if sys.platform != "win32":
     import fcntl
@@ -362,16 +361,6 @@ def lock_of(folder: Path) -> Path:
     raise DataError(f"{folder} cannot be packed: neither it nor data/packs can be written to")
 
 
-def is_writable(folder: Path) -> bool:
-    """Found by writing: os.access knows neither Windows' access lists nor full disks."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
-
-
 def place_for_pack(folder: Path, source: Source, needed: int) -> Path:
     """The path for a new pack, where there is room for its bytes.
 
@@ -452,8 +441,6 @@ def build_pack(
             index = vars(source) | dict(id=source.id, images=images) | about
             encoded = json.dumps(index).encode()
             file.write(encoded + len(encoded).to_bytes(8, "little"))
-            file.flush()
-            os.fsync(file.fileno())
     except OSError as error:
         raise DataError(f"{folder} cannot be packed: {error}") from error
 

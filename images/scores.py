@@ -135,13 +135,15 @@ def load_metrics(names: list[str], device: torch.device, has_reference: bool) ->
             f"pyiqa, which computes {', '.join(names)}, cannot be imported ({brief(error)}): "
             "pip install pyiqa"
         ) from error
+    # Some compute in fp64, which MPS does not have.
+    place = torch.device("cpu") if device.type == "mps" else device
     metrics = {}
     for name in names:
         if name not in pyiqa.list_models():
             known = ", ".join(pyiqa.list_models())
             raise MetricError(f"pyiqa has no metric {name!r}; it has: {known}")
         try:
-            metrics[name] = pyiqa.create_metric(name, device=device)
+            metrics[name] = pyiqa.create_metric(name, device=place)
         except Exception as error:  # of any kind: a hundred networks of many authors
             raise MetricError(
                 f"pyiqa cannot load {name} ({brief(error)}); it downloads weights on first use"
@@ -222,20 +224,23 @@ def _without_border(picture: np.ndarray, border: int) -> torch.Tensor:
     return to_tensor(picture[border:-border, border:-border])
 
 
-def save_table(scores: list[dict], path: Path) -> list[dict]:
-    """Write the scores with all digits; returns them in order, with a last row of means."""
+def with_mean(scores: list[dict]) -> list[dict]:
+    """The scores in order, with a last row of means."""
     scores = sorted(scores, key=lambda row: row["image"])
-    columns = list(scores[0])
-    mean = {column: float(np.mean([row[column] for row in scores])) for column in columns[1:]}
-    table = [*scores, {"image": "mean"} | mean]
+    columns = [column for column in scores[0] if column != "image"]
+    mean = {column: float(np.mean([row[column] for row in scores])) for column in columns}
+    return [*scores, {"image": "mean"} | mean]
+
+
+def save_table(table: list[dict], path: Path) -> None:
+    """Write rows of scores with all digits."""
     # A name's bytes may be no UTF-8: those are escaped.
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
+    writer = csv.DictWriter(text, list(table[0]))
     writer.writeheader()
     writer.writerows(table)
     with replacing(path) as file:
         file.write(text.getvalue().encode("utf-8", "backslashreplace"))
-    return table
 
 
 def as_text(table: list[dict]) -> str:

@@ -124,8 +124,13 @@ def _read_page(path: str | Path, page: TiffPage) -> Tiff:
 
 
 def _metadata(path: str | Path, offset: int) -> tuple[Metadata, str]:
-    with open(path, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-        return tiff_metadata(data, offset)
+    with open(path, "rb") as file:
+        try:
+            data = mmap(file.fileno(), 0, access=ACCESS_READ)
+        except OSError:  # some network drives and FUSE's direct_io map no file
+            return tiff_metadata(file.read(), offset)
+        with data:
+            return tiff_metadata(data, offset)
 
 
 def _pictures(file: TiffFile) -> tuple[list[TiffPage], bool]:

@@ -8,7 +8,10 @@ SIZES = {
     b"http://ns.adobe.com/exif/1.0/": {b"PixelXDimension": 0, b"PixelYDimension": 1},
 }
 UPRIGHT = (b"http://ns.adobe.com/tiff/1.0/", b"Orientation")
-LEFT_OUT = {  # of what is not in the result: thumbnails, more XMP, a video or pictures behind it
+# Of what is not in the result: thumbnails, more XMP, a video or pictures behind it; places in
+# pixels of the picture as it was.
+LEFT_OUT = {
+    b"http://ns.adobe.com/exif/1.0/": rb"SubjectArea|SubjectLocation|FocalPlane\w+",
     b"http://ns.adobe.com/xap/1.0/": rb"Thumbnails",
     b"http://ns.adobe.com/xmp/note/": rb"HasExtendedXMP",
     b"http://ns.google.com/photos/1.0/camera/": rb"Mo\w+|MicroVideo\w*",
@@ -21,6 +24,7 @@ REGIONS = {  # of the pixels as they are stored: names and places of faces
     b"http://www.metadataworkinggroup.com/schemas/regions/": rb"Regions",
     b"http://ns.microsoft.com/photo/1.2/": rb"RegionInfo",
     b"http://iptc.org/std/Iptc4xmpExt/2008-02-29/": rb"ImageRegion",
+    b"http://ns.acdsee.com/regions/": rb"\w+",
 }
 
 

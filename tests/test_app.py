@@ -80,6 +80,19 @@ def test_the_page_is_not_asked_for_through_a_proxy(before, monkeypatch, tmp_path
         raise OSError("port")
 
 
+def test_windows_has_one_variable_for_both_names_of_a_proxy(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "gradio", MagicMock(__spec__=ModuleSpec("gradio", None)))
+    past_proxies = load_program("app").past_proxies
+    environ = os._Environ({}, str.upper, str, str, str)
+    monkeypatch.setattr(environ, "_data", {})
+    monkeypatch.setattr("os.environ", environ)
+    monkeypatch.setattr("os.putenv", lambda *_: None)
+    monkeypatch.setattr("os.unsetenv", lambda *_: None)
+    with past_proxies():
+        assert environ["no_proxy"].endswith("127.0.0.1,localhost")
+    assert not environ
+
+
 def test_an_old_gradio_is_named_with_the_remedy(monkeypatch):
     gradio = MagicMock(spec=["Progress"], __spec__=ModuleSpec("gradio", None), __version__="4.1")
     monkeypatch.setitem(sys.modules, "gradio", gradio)

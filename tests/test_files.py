@@ -5,11 +5,12 @@ import itertools
 import struct
 import zlib
 from contextlib import contextmanager
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from images import files
 from images.colour import build_profile
@@ -22,7 +23,9 @@ from images.files import (
     write_image,
     write_picture,
 )
+from images.frames import FRAMES, PAGES
 from images.kinds import ImageError, find_images
+from images.pictures import Sequence
 from utils import replacing
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -303,3 +306,100 @@ def test_bleeding_takes_the_nearest_visible_colour():
         near = visible[distance <= distance.min() * 1.06]
         assert any(np.array_equal(bled[y, x], rgb[a, b]) for a, b in near)
     assert np.array_equal(bleed(rgb, alpha * 0), rgb)
+
+
+def test_transparency_that_shows_nothing_needs_no_white(tmp_path, random_image):
+    """As a Mac's screenshots have it: four channels, all of them opaque."""
+    rgb, full = random_image(16, 16), np.full((16, 16), 255, np.uint8)
+    assert write_picture(Picture(rgb, full), tmp_path / "a.jpg") == ""
+    write_picture(Picture(rgb), tmp_path / "b.jpg")
+    assert (tmp_path / "a.jpg").read_bytes() == (tmp_path / "b.jpg").read_bytes()
+    full[3, 5] = 254
+    remark = write_picture(Picture(rgb, full), tmp_path / "a.jpg")
+    assert remark == "on white instead of transparent"
+
+
+def pictures_of(kind, count, random_image):
+    pictures = [Picture(random_image(8, 8, i), duration=50.0) for i in range(1, count + 1)]
+    pictures[0].sequence = Sequence(kind, count, 0, lambda: iter(pictures[1:]))
+    return pictures[0]
+
+
+def refusing(picture, number):
+    if number == 3:
+        raise MemoryError("its result of 32x32 pixels")
+    return picture
+
+
+def test_a_page_that_cannot_be_enlarged_costs_no_other(tmp_path, random_image):
+    picture = pictures_of(PAGES, 4, random_image)
+    picture.sequence = picture.sequence.mapped(refusing)
+    with pytest.raises(ImageError, match=r"picture 3 of 4: its result .* The others are in"):
+        write_picture(picture, tmp_path / "x.tif")
+    with tifffile.TiffFile(tmp_path / "x.tif") as file:
+        pages = [page.asarray() for page in file.pages]
+    for page, seed in zip(pages, (1, 2, 4), strict=True):
+        assert np.array_equal(page, random_image(8, 8, seed))
+
+
+def test_an_animation_ends_where_a_frame_cannot_be_enlarged(tmp_path, random_image):
+    picture = pictures_of(FRAMES, 4, random_image)
+    picture.sequence = picture.sequence.mapped(refusing)
+    with pytest.raises(ImageError, match="picture 3 of 4: its result"):
+        write_picture(picture, tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as file:
+        assert file.n_frames == 2
+
+
+def test_ctrl_c_ends_a_file_of_several_pictures(tmp_path, random_image):
+    def interrupted(picture, number):
+        raise InterruptedError
+
+    picture = pictures_of(PAGES, 4, random_image)
+    picture.sequence = picture.sequence.mapped(interrupted)
+    with pytest.raises(InterruptedError):
+        write_picture(picture, tmp_path / "x.tif")
+    assert not (tmp_path / "x.tif").exists()
+
+
+def test_a_tiff_on_a_drive_that_maps_no_file_is_read_with_its_metadata(tmp_path, monkeypatch):
+    tifffile.imwrite(tmp_path / "x.tif", np.zeros((8, 8, 3), np.uint8), resolution=(300, 300))
+    expected = read_picture(tmp_path / "x.tif").metadata
+    monkeypatch.setattr("images.tiff.mmap", Mock(side_effect=OSError(19, "No such device")))
+    assert read_picture(tmp_path / "x.tif").metadata == expected and expected.dpi == (300, 300)
+
+
+def test_what_was_measured_in_pixels_of_the_original_is_left_out(tmp_path, random_image):
+    """With the sensor's pixels an inch, a program would find a sensor four times as wide."""
+    exif = Image.Exif()
+    inner = exif.get_ifd(ExifTags.IFD.Exif)
+    inner[0xA20E], inner[0xA20F], inner[0xA210] = 4000.0, 4000.0, 2
+    inner[0xA214], inner[0x8827] = (3, 4), 100
+    xmp = (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+        b'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
+        b'xmlns:exif="http://ns.adobe.com/exif/1.0/" exif:FocalPlaneXResolution="4000/1" '
+        b'exif:SubjectLocation="3 4" exif:ISOSpeed="100"><exif:SubjectArea><rdf:Seq><rdf:li>3'
+        b"</rdf:li></rdf:Seq></exif:SubjectArea></rdf:Description></rdf:RDF></x:xmpmeta>"
+    )
+    Image.fromarray(random_image(8, 8)).save(tmp_path / "in.jpg", exif=exif, xmp=xmp)
+    write_picture(read_picture(tmp_path / "in.jpg"), tmp_path / "out.jpg")
+    with Image.open(tmp_path / "out.jpg") as file:
+        told = file.getexif().get_ifd(ExifTags.IFD.Exif)
+        assert told[0x8827] == 100 and not told.keys() & {0xA20E, 0xA20F, 0xA210, 0xA214}
+        xmp = file.info["xmp"]
+    assert b"ISOSpeed" in xmp and b"FocalPlane" not in xmp and b"Subject" not in xmp
+
+
+@pytest.mark.parametrize("orientation", [1, 3])
+def test_acdsees_regions_are_of_pictures_that_lie_as_they_lay(orientation, tmp_path, random_image):
+    regions = (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+        b'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
+        b'xmlns:acdsee-rs="http://ns.acdsee.com/regions/"><acdsee-rs:Regions><rdf:li>Ada</rdf:li>'
+        b"</acdsee-rs:Regions></rdf:Description></rdf:RDF></x:xmpmeta>"
+    )
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(random_image(8, 8)).save(tmp_path / "in.jpg", exif=exif, xmp=regions)
+    assert (b"Ada" in read_picture(tmp_path / "in.jpg").metadata.xmp) == (orientation == 1)

@@ -489,3 +489,15 @@ def test_more_pixels_than_memory_holds_are_refused_before_they_are_decoded(tmp_p
 
 def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def test_an_avif_that_this_pillow_has_no_codec_for_is_named(tmp_path, monkeypatch):
+    """Its plugin is there all the same, as in the wheels of Pillow 11.2."""
+    (tmp_path / "x.avif").write_bytes(b"\0\0\0\x1cftypavif" + bytes(40))
+    monkeypatch.setattr(features, "check", lambda name: False)
+    kinds._formats.cache_clear()
+    try:
+        with pytest.raises(ImageError, match=r"AVIF is read by Pillow 11\.3 and newer"):
+            read_picture(tmp_path / "x.avif")
+    finally:
+        kinds._formats.cache_clear()

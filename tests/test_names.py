@@ -277,7 +277,7 @@ def test_same_for_a_type_that_is_not_written_is_png(tmp_path, photo):
 def test_an_image_that_cannot_fit_in_memory_is_named_and_the_others_are_done(
     run, photo, photos, monkeypatch, capsys
 ):
-    free = 64 * 64 * 3 + 64 * 64 * 3  # the result, and the copy that is encoded, of b.png
+    free = 64 * 64 * (3 + 12)  # of b.png the result, and its tile in floating point
     memory = psutil.virtual_memory()._replace(available=free)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     monkeypatch.setattr("images.kinds.PIXEL_BYTES", 1)  # they can all be read

@@ -113,9 +113,23 @@ def test_what_made_weights_has_no_effect_once_no_step_is_left(phase, step, args)
     config = parse_args([*args, "--batch-size", "32", "--degradation.level", "strong", *UNET])
     idle, before = idle_settings(config, phase, step), settings(*args)
     why = "no effect, as no step is left to do"
-    for name in ("batch_size", "degradation.level", "degradation.gray", "ema_decay", "discriminator"):
+    for name in (
+        "batch_size",
+        "degradation.level",
+        "degradation.gray",
+        "ema_decay",
+        "discriminator",
+    ):
         assert idle[name] == why, name
-    assert not idle.keys() & {"scale", "features", "seed", "betas", "name", "val_images", "log_every"}
+    assert not idle.keys() & {
+        "scale",
+        "features",
+        "seed",
+        "betas",
+        "name",
+        "val_images",
+        "log_every",
+    }
     config = with_what_is_over(config, before, phase, step)
     assert flat(dataclasses.asdict(config)) == before
 
@@ -294,6 +308,7 @@ def test_one_crop_at_a_time_is_refused_where_srresnet_would(patch, crops):
     [
         *(("psnr.lr", 1e-3), ("last.pt", "psnr step 7"), ("images", ["b"]), ("seed", 1)),
         ("log_every", 7),  # at whose steps the processes wait for one another
+        ("kind of device", "cuda"),
     ],
 )
 def test_processes_that_would_learn_apart_are_refused(field, value, monkeypatch):
@@ -301,7 +316,8 @@ def test_processes_that_would_learn_apart_are_refused(field, value, monkeypatch)
         monkeypatch.setattr(Ranks, "gather", lambda ranks, own: [*own, own[0] | changes])
 
     def check():
-        refuse_unlike_ranks(Config(), At("psnr", 3, 0), ["a"], Ranks(count=2))
+        at, device = At("psnr", 3, 0), torch.device("cpu")
+        refuse_unlike_ranks(Config(), at, device, ["a"], Ranks(count=2))
 
     others({"vgg_weights": "/another/place", "device": "cpu", "train_dir": ["elsewhere"]})
     check()

@@ -12,7 +12,7 @@ from images.resize import enlarge_nearest
 from images.tensors import to_image, to_tensor
 from model import RRDBNet
 from upscaling.tiles import _blend_weights, _spans, upscale
-from upscaling.upscaler import Ensemble, PerChannel, Recoloured
+from upscaling.wrappers import Ensemble, PerChannel, Recoloured
 
 
 class Nearest(nn.Module):

@@ -134,6 +134,27 @@ def test_the_average_is_of_all_steps_and_is_what_is_saved(
         torch.testing.assert_close(actual.detach().double(), expected, rtol=0, atol=1e-7)
 
 
+def test_a_new_generator_is_of_the_runs_seed(workplace, quick_curves, monkeypatch):
+    still = ["--psnr.steps", "1", "--psnr.lr", "1e-30", "--gan.steps", "0", "--seed", "7"]
+    run(monkeypatch, *still, data=("--train-dir", "photos"))
+    torch.manual_seed(7)
+    expected = RRDBNet(features=4, blocks=1, growth=4).state_dict()
+    trained = safetensors.torch.load_file("checkpoints/tiny/psnr.safetensors")
+    torch.testing.assert_close(trained, dict(expected), rtol=0, atol=1e-7)
+
+
+def test_a_trained_file_has_the_settings_but_no_folder_of_this_machine(
+    workplace, quick_curves, monkeypatch
+):
+    run(monkeypatch, "--psnr.steps", "2", "--gan.steps", "0")
+    for name in ("psnr", "psnr_best"):
+        with safetensors.safe_open(f"checkpoints/tiny/{name}.safetensors", "pt") as file:
+            settings = json.loads(file.metadata()["config"])
+            assert "photos" not in str(file.metadata())
+        assert (settings["features"], settings["psnr"]["patch"]) == (4, 32)
+        assert not {"name", "train_dir", "valid_dir"} & settings.keys()
+
+
 def test_what_is_validated_and_kept_is_the_average(workplace, small_discriminator, monkeypatch):
     """As in the files that a phase ends with, of which the test above is."""
     judged, validate = [], training.validation.Validation.__call__
@@ -321,8 +342,17 @@ def test_processes_are_compared_before_anything_is_written(workplace, monkeypatc
     monkeypatch.setattr(train, "refuse_unlike_ranks", refusing)
     with pytest.raises(train.DeviceError, match="unlike"):
         run(monkeypatch)
-    config, at, images, ranks = refusing.call_args.args
+    config, at, device, images, ranks = refusing.call_args.args
     assert (config.name, at, ranks.count) == ("tiny", At("psnr", 0), 1) and len([*images]) == 1
+    assert device == torch.device("cpu")
+    assert not list(Path("checkpoints").rglob("config.json"))
+
+
+def test_what_the_device_cannot_do_is_refused_before_anything_is_written(workplace, monkeypatch):
+    """As on a Mac, where fp16 has no scaled loss."""
+    monkeypatch.setattr(train, "choose_device", lambda name, local: torch.device("mps"))
+    with pytest.raises(train.DeviceError, match="precision is 'fp16': MPS has no scaled loss"):
+        run(monkeypatch, "--precision", "fp16")
     assert not list(Path("checkpoints").rglob("config.json"))
 
 

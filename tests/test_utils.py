@@ -1,6 +1,7 @@
 """Devices and precisions, files that are written whole, stopping, names and output."""
 
 import errno
+import gc
 import io
 import multiprocessing
 import os
@@ -14,11 +15,13 @@ import threading
 import time
 import weakref
 import zipfile
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_sharer
 from multiprocessing.connection import Client
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -51,6 +54,7 @@ from utils import (
     printable,
     remove_leftovers,
     replacing,
+    result_of,
     silence,
     worker_init,
 )
@@ -136,6 +140,59 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_file_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):
+    """Or a power cut would leave an empty file that looks like a result."""
+    done, synced, put = [], os.fsync, os.replace
+
+    def sync(number):
+        synced(number)
+        done.append(os.fstat(number).st_size)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", lambda *paths: done.append("named") or put(*paths))
+    with replacing(tmp_path / "x") as file:
+        file.write(b"new")
+    assert done == [3, "named"]
+
+
+def test_a_disk_that_is_gone_is_told_by_the_name_of_the_file(tmp_path, monkeypatch):
+    gone = Mock(side_effect=OSError(5, "Input/output error"))
+    monkeypatch.setattr(os, "fsync", gone)
+    monkeypatch.setattr(Path, "unlink", gone)
+    said = r"x cannot be written \(Input/output error\)"
+    with pytest.raises(WriteError, match=said), replacing(tmp_path / "x") as file:
+        file.write(b"new")
+    assert gone.call_count == 2
+
+
+def test_an_error_holds_nothing_of_what_has_failed():
+    """Twenty damaged pictures would else stay in memory until Python looks for cycles."""
+    held = []
+
+    def fail():
+        pixels = np.zeros(10)
+        held.append(weakref.ref(pixels))
+        raise OSError("damaged")
+
+    gc.disable()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            for _ in range(5):
+                with suppress(OSError):
+                    result_of(pool.submit(fail))
+            pool.submit(int).result()  # whose frames are those of the last one's no more
+        assert sum(pixels() is not None for pixels in held) <= 1
+    finally:
+        gc.enable()
+
+
+def test_swap_that_cannot_be_counted_is_none(monkeypatch):
+    """As on a Windows whose performance counters are turned off."""
+    counters = RuntimeError("PdhAddEnglishCounterW failed. Performance counters may be disabled.")
+    monkeypatch.setattr(psutil, "swap_memory", Mock(side_effect=counters))
+    assert utils.available_swap() == 0
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
@@ -330,6 +387,8 @@ def test_what_another_user_left_unfinished_stays(tmp_path, monkeypatch):
         ),
         RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GiB)"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("Invalid buffer size: 9.75 GB"),  # MPS's, of one tensor
+        RuntimeError("GET was unable to find an engine to execute this computation"),  # cuDNN's
     ],
 )
 def test_every_allocators_error_is_known(error):
@@ -783,8 +842,9 @@ def test_a_containers_limit_of_memory_counts(version, above, tmp_path, monkeypat
     assert utils.available_memory() == 5000000 and utils.available_swap() == 0
     upscaler = Upscaler(RRDBNet(features=8, blocks=1), "cpu")
     assert upscaler.tile == SMALLEST_TILE
-    assert upscaler.fits(np.zeros((200, 200, 3), np.uint8))  # 3.8 million bytes
-    assert not upscaler.fits(np.zeros((240, 240, 3), np.uint8))
+    # The result, Pillow's copy and the file: nine bytes for each of 16 * 184^2 pixels.
+    assert upscaler.fits(np.zeros((184, 184, 3), np.uint8))
+    assert not upscaler.fits(np.zeros((188, 188, 3), np.uint8))
     (folder / used).write_text("13000000\n")
     assert utils.available_memory() == 0
     for unlimited in ("max", str(2**63 - 4096)):
@@ -802,11 +862,12 @@ def test_a_page_lets_go_of_a_picture_that_fails(monkeypatch, tmp_path):
 
     write_image(np.zeros((8, 8, 3), np.uint8), tmp_path / "a.png")
     monkeypatch.setattr(images.files, "_encode", fail)  # its error becomes another's cause
-    monkeypatch.setattr(comparing, "release_memory", lambda: results.append(results[0]()))
+    release = lambda device: results.append((device.type, results[0]()))  # noqa: E731
+    monkeypatch.setattr(comparing, "release_memory_of", release)
     upscaler = Upscaler(RRDBNet(features=8, blocks=1), "cpu")
     with pytest.raises(UsageError, match="no space left"):
         comparing.upscale_file(tmp_path / "a.png", tmp_path / "out", upscaler)
-    assert results[1:] == [None]
+    assert results[1:] == [("cpu", None)]
 
 
 def test_free_memory_releases_where_too_little_is_free(monkeypatch):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 Part = TypeVar("Part")
+AN_HOUR = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,19 @@ class Ranks(AbstractContextManager):
         rank: this process's number. Number 0 writes and logs, for all.
         count: how many there are, on all machines.
         local: this process's number on its machine, which is its GPU's.
+        patience: how long one waits for another: while the first one validates or writes, say.
     """
 
     rank: int = 0
     count: int = 1
     local: int = 0
+    patience: timedelta = AN_HOUR
 
     @classmethod
-    def of_torchrun(cls) -> "Ranks":
+    def of_torchrun(cls, patience: timedelta = AN_HOUR) -> "Ranks":
         names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
-        return cls(*(int(os.environ.get(name, alone)) for name, alone in names.items()))
+        rank, count, local = (int(os.environ.get(name, n)) for name, n in names.items())
+        return cls(rank, count, local, patience)
 
     @property
     def first(self) -> bool:
@@ -42,10 +46,9 @@ class Ranks(AbstractContextManager):
     def __enter__(self) -> "Ranks":
         if self.count > 1:
             # CPU tensors, the control messages, go over gloo even where the networks are on GPUs.
-            # An hour: while the first process validates or writes, the others wait.
             gpus = torch.cuda.is_available() and dist.is_nccl_available()  # Windows has no NCCL
             backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(hours=1))
+            dist.init_process_group(backend, timeout=self.patience)
         return self
 
     def __exit__(self, kind, error, trace) -> None:

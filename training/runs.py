@@ -6,7 +6,6 @@ import functools
 import itertools
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -33,7 +32,7 @@ from training.settings import (
     with_what_is_over,
 )
 from upscaling.devices import DeviceError, is_out_of_memory
-from utils import naming, remove_leftovers, replacing
+from utils import naming, put, remove_leftovers, replacing
 from weights import Generator, save_generator
 
 RUNS = Path("checkpoints")
@@ -341,8 +340,6 @@ def save_checkpoint(path: Path, state: dict) -> None:
     """
     with replacing(path) as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -404,8 +401,11 @@ def set_aside(folder: Path, needed: Path) -> None:
         [path for path in itertools.chain(*map(folder.glob, patterns)) if path.is_file()]
         for patterns in (RESULTS, SETTINGS)
     )
-    needed = needed.resolve()
-    if all(path.resolve() == needed for path in results):
+
+    def is_needed(path: Path) -> bool:
+        return needed.exists() and path.samefile(needed)
+
+    if all(map(is_needed, results)):
         return
     number = next(n for n in itertools.count(1) if not (folder / f"earlier-{n}").exists())
     earlier = folder / f"earlier-{number}"
@@ -413,5 +413,5 @@ def set_aside(folder: Path, needed: Path) -> None:
         target = earlier / path.relative_to(folder)
         with naming(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            (shutil.copy2 if path.resolve() == needed else os.replace)(path, target)
+            (shutil.copy2 if is_needed(path) else put)(path, target)
     print(f"{folder} has results of an earlier run without its last.pt; they are in {earlier} now")

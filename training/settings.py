@@ -191,14 +191,18 @@ def check_device(device: torch.device, dtype: torch.dtype, ranks: Ranks) -> None
         )
 
 
-def refuse_unlike_ranks(config: Config, at: object, images: Iterable[str], ranks: Ranks) -> None:
+def refuse_unlike_ranks(
+    config: Config, at: object, device: torch.device, images: Iterable[str], ranks: Ranks
+) -> None:
     """Processes that differ would learn apart, or wait for one another for ever.
 
     Args:
         at: where the run goes on from.
+        device: that it computes on; of another kind, gradients would travel by other ways.
         images: what tells their packs apart.
     """
     own = flat(dataclasses.asdict(config)) | {"last.pt": str(at), "images": sorted(images)}
+    own["kind of device"] = device.type
     everyone = ranks.gather([own])
     for rank, other in enumerate(everyone):
         for field in sorted(own.keys() - OF_A_MACHINE):

@@ -185,9 +185,7 @@ def load_niqe(device: torch.device, ranks: Ranks) -> Metric | None:
     """NIQE of pyiqa; None where a rank cannot have it, of which the first one tells."""
     metrics, faults = {}, []
     try:
-        # It computes in fp64, which MPS does not have.
-        place = torch.device("cpu") if device.type == "mps" else device
-        metrics = load_metrics(["niqe"], place, has_reference=False)
+        metrics = load_metrics(["niqe"], device, has_reference=False)
     except MetricError as error:
         faults.append(str(error))
     if faults := ranks.gather(faults):

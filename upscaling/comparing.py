@@ -5,11 +5,12 @@ from pathlib import Path
 
 from images.files import as_seen, to_8_bits, write_image
 from images.strips import centre_window
+from upscaling.devices import release_memory_of
 from upscaling.inputs import UsageError
 from upscaling.jobs import plan, refuse_long_name
 from upscaling.saving import Saving
 from upscaling.upscaler import Upscaler, enlarge, explain
-from utils import printable, release_memory
+from utils import printable
 
 COMPARED_SIDE = 4096  # pixels around the centre of larger results that a browser is given
 
@@ -47,7 +48,7 @@ def upscale_file(source: Path, folder: Path, upscaler: Upscaler) -> Compared:
     except Exception as error:  # of any kind: decoders and encoders raise a dozen
         reason = str(error) if isinstance(error, UsageError) else explain(source, error)
     # Not while there is an error, whose traceback holds what was computed.
-    release_memory()  # the next picture may come in hours, or never
+    release_memory_of(upscaler.device)  # the next picture may come in hours, or never
     if result is None:
         raise UsageError(printable(reason.replace(str(source), source.name)))
     return result

@@ -4,11 +4,15 @@ import errno
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from utils import available_memory, release_memory
 
 Placed = TypeVar("Placed", bound=nn.Module | Tensor)
 
@@ -38,7 +42,7 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
-    if name == "auto":
+    if automatic := name == "auto":
         name = next(device for device, there in available.items() if there)
         without_cuda = name == "cpu" and not torch.backends.cuda.is_built()
         if without_cuda and shutil.which("nvidia-smi") and local_rank == 0:
@@ -57,7 +61,26 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
             f"{torch.cuda.device_count()}; give torchrun that --nproc_per_node"
         )
     torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    device = torch.device("cuda", local_rank)
+    if fault := fault_of(device):
+        if not automatic:
+            raise DeviceError(f"device is 'cuda', but {fault}; or use --device cpu")
+        print(f"The GPU of this machine is not used: {fault}", file=sys.stderr)
+        return torch.device("cpu")
+    return device
+
+
+def fault_of(device: torch.device) -> str:
+    """Why a GPU that torch finds computes nothing; empty if it does.
+
+    Newer torch has no kernels for older GPUs (before the RTX 20 series, say), and finds them.
+    """
+    try:
+        return "" if (torch.ones(1, device=device) + 1).item() == 2 else "it miscalculates"
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        advice = "an older GPU takes an older torch: https://pytorch.org/get-started/locally/"
+        return f"torch {torch.__version__} cannot compute on it ({reason}); {advice}"
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
@@ -84,6 +107,34 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype if wanted else None, enabled=wanted)
 
 
+@contextmanager
+def computing(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Autocast to `dtype`, where fp32 is that on NVIDIA GPUs, too.
+
+    From Ampere on their convolutions would round fp32 to 11 significant bits (TF32), of the 16 that
+    a picture may have.
+    """
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), autocast(device, dtype):
+        yield
+
+
+def free_on(device: torch.device) -> int:
+    """Bytes of memory that are free for tensors, with what torch keeps of those that are gone."""
+    if device.type != "cuda":
+        return available_memory()
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def release_memory_of(device: torch.device) -> None:
+    """Give back what torch keeps of tensors that are gone, and what this process does."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+    release_memory()
+
+
 def place(thing: Placed, device: torch.device) -> Placed:
     """A network or images (N, C, H, W), on the device, in the memory format it computes fastest."""
     moving: Any = thing  # networks and tensors take the same arguments, whatever their types say
@@ -95,7 +146,8 @@ def place(thing: Placed, device: torch.device) -> Placed:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is what Python, NumPy, a CPU's or a GPU's allocator raise when it is full."""
     signs = ["allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED"]
-    signs += ["bad_alloc", "bad allocation"]
+    signs += ["bad_alloc", "bad allocation", "Invalid buffer size"]  # MPS's, of a single tensor
+    signs += ["unable to find an engine"]  # cuDNN's, where no algorithm's workspace fits
     signs += ["Unable to allocate", "Insufficient memory"]  # NumPy's in a worker; OpenCV's
     kinds = (MemoryError, torch.OutOfMemoryError)
     speaks = isinstance(error, RuntimeError) or type(error).__module__ == "cv2"

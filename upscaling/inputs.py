@@ -1,5 +1,6 @@
 """What is upscaled, where results go, and which HR image belongs to an LR image by its name."""
 
+import functools
 import glob
 import os
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 from images.files import Picture, read_picture, to_8_bits, whole_8_bits
 from images.kinds import NO_IMAGES, ImageError, find_images, images_among, special_kind
 from images.names import composed
-from utils import listed
+from utils import is_writable, listed, nearest
 
 
 class UsageError(ValueError):
@@ -61,8 +62,8 @@ def find_inputs(sources: Sequence[Path], output: Path, hr: Path | None = None) -
     images: dict[tuple, Input] = {}
     others: list[str] = []
     # A shell's * names the results of an earlier call, too.
-    results = os.path.realpath(output)
-    not_output = [source for source in sources if os.path.realpath(source) != results]
+    results = whereabouts(output)
+    not_output = [source for source in sources if whereabouts(source) != results]
     for source in not_output or sources:
         found = _found(source, output)
         for image in found.images:
@@ -126,23 +127,36 @@ def _matching_names(folder: Path, part: str) -> list[str]:
 
 def _not_results(paths: list[Path], start: Path, output: Path) -> list[Path]:
     """Without those in the folder of results, unless all that is below `start` is in it."""
-    results, start = output.resolve(), start.resolve()
-    if results in (start, *start.parents):
+    place_of, results = functools.cache(whereabouts), whereabouts(output)
+
+    def is_result(path: Path) -> bool:
+        return any(place_of(folder) == results for folder in path.parents)
+
+    if is_result(start.resolve() / "any"):
         return paths
-    return [path for path in paths if results not in path.resolve().parents]
+    return [path for path in paths if not is_result(path.resolve())]
 
 
-def identity(path: Path) -> tuple[str, str, int]:
+def identity(path: Path) -> tuple:
     """Equal for two spellings of a file; a link to it, or its copy elsewhere, is another one.
 
     Names may ignore case and how an accent is written, which realpath tells on Windows alone.
     """
     number = os.stat(path).st_ino if os.path.exists(path) else 0
-    name = composed(path.name).casefold()
-    return os.path.realpath(path.parent), name, number
+    return whereabouts(path.parent), composed(path.name).casefold(), number
 
 
-def places(paths: Iterable[Path]) -> set[Path | tuple[str, str, int]]:
+def whereabouts(folder: Path) -> tuple:
+    """Equal for two spellings of a folder, and for a link to it; it need not be there yet."""
+    there = nearest(folder)
+    rest = folder.absolute().relative_to(there)
+    found = os.stat(there)
+    # Some network drives number no folders.
+    known = (found.st_dev, found.st_ino) if found.st_ino else (os.path.realpath(there),)
+    return *known, composed(rest.as_posix()).casefold()
+
+
+def places(paths: Iterable[Path]) -> set:
     """Of files: what two sets have in common is a file, under any spelling or through a link."""
     return {place for path in paths for place in (path.resolve(), identity(path))}
 
@@ -164,7 +178,7 @@ def make_output(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"the output folder {folder} cannot be made: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
+    if not is_writable(folder):
         raise UsageError(f"the output folder {folder} is not writable; choose another with -o")
 
 

@@ -157,28 +157,29 @@ def refuse_results_among(images: list[Input], endings: list[str], folder: Path) 
     Raises:
         UsageError: so it is; it would get another name, and be upscaled once more.
     """
-    read, whole = {image.path.resolve(): image.path for image in images}, folder.resolve()
+    read = {place: image.path for image in images for place in places([image.path])}
     # Names with a folder's are given where several folders have a picture of one name.
     likely = 4 if len({image.root for image in images}) > 1 else 2
     for image, end in zip(images, endings, strict=True):
         for name in islice(_names(image), likely):
-            result = read.get(whole / f"{name}{end}", image.path)
-            if result != image.path:
-                raise UsageError(f"{result} is an input; choose another output folder with -o")
+            found = read.keys() & places([folder / f"{name}{end}"])
+            if other := next((read[place] for place in found if read[place] != image.path), None):
+                raise UsageError(f"{other} is an input; choose another output folder with -o")
 
 
 def refuse_overwriting(jobs: list[Job]) -> None:
-    written: dict[Path, Path] = {}
+    written: dict[str, Path] = {}
     read = places(path for job in jobs for path in (job.source, job.high_res) if path)
     for job in jobs:
         for target in filter(None, (job.target, job.comparison)):
             if read & places([target]):
                 raise UsageError(f"{target} is an input; choose another output folder with -o")
-            if target in written:
+            name = composed(str(target)).casefold()  # a folder may be called Compare
+            if name in written:
                 raise UsageError(
-                    f"{written[target]} and {job.source} would both become {target}; rename one"
+                    f"{written[name]} and {job.source} would both become {target}; rename one"
                 )
-            written[target] = job.source
+            written[name] = job.source
 
 
 def refuse_large_result(target: Path, size: tuple[int, int]) -> None:

@@ -28,7 +28,8 @@ def upscale(
 ) -> np.ndarray:
     """Run a generator over an image, whole or in overlapping tiles that are blended.
 
-    Only one row of tiles is held in floating point, on the CPU; the device holds `batch` tiles.
+    One row of tiles is held in floating point, on the CPU, and what the next one shares with it;
+    the device holds `batch` tiles.
 
     Args:
         net: in eval mode.
@@ -72,7 +73,8 @@ def upscale(
             end = rows[row + 1][0] if row + 1 < len(rows) else height
             finished = (end - top) * scale
             output[top * scale : end * scale] = to_image(band[:, :finished], image.dtype)
-            unfinished = band[:, finished:]
+            unfinished = band[:, finished:].clone()
+            del band  # before the next one is made
     return output
 
 

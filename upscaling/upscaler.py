@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from images.bands import bands
@@ -23,11 +21,19 @@ from images.levels import colourfulness, is_neutral
 from images.resize import imresize, imresize_to
 from images.strips import centre_window
 from upscaling.arguments import OVERLAP, SMALLEST_TILE
-from upscaling.devices import autocast, choose_device, choose_precision, is_out_of_memory, place
+from upscaling.devices import (
+    choose_device,
+    choose_precision,
+    computing,
+    free_on,
+    is_out_of_memory,
+    place,
+)
 from upscaling.inputs import UsageError
 from upscaling.ncnn_engine import NcnnNetwork
 from upscaling.tiles import Network, upscale, upscale_together
-from utils import available_memory, available_swap, free_memory, printable
+from upscaling.wrappers import Ensemble, PerChannel, Recoloured
+from utils import available_swap, free_memory, printable
 
 CHANNELS = {  # that a generator may take and give -> what its user should know of that
     (3, 3): "",
@@ -36,7 +42,6 @@ CHANNELS = {  # that a generator may take and give -> what its user should know 
     (3, 1): "The network gives gray.",
 }
 COLOURING = 20  # levels of colour that a network means to give; those in the box tint by 2 to 12
-RED, BLUE = 0.299, 0.114  # shares in luma; green has the rest (ITU-R BT.601, section 2.5.1)
 WRAPPED = OVERLAP  # pixels from the other side, as if a tile followed there
 
 
@@ -49,7 +54,8 @@ class Upscaler:
         device: "auto" (CUDA, then MPS, then CPU), "cuda", "mps", "cpu", or a torch.device.
         precision: "bf16", "fp32", or "auto": bf16 for 8-bit images where the hardware has it.
         tile: largest side of a tile in input pixels; 0: the whole image at once; None: 384 (512 on
-            CUDA), or what half of the free memory allows. They shrink if it runs out all the same.
+            CUDA), or what half of the free memory allows. If it runs out all the same, an image
+            gets smaller ones.
         batch: tiles that are computed at once.
         scale: of the result, by MATLAB's bicubic from the network's own scale; None: that one.
         ensemble: average the 8 flips and rotations; takes 8 times as long.
@@ -104,6 +110,7 @@ class Upscaler:
         self.progress = progress
         sides = [f"{side} {way}" for side, way in ((width, "wide"), (height, "high")) if side]
         self.size_in_words = " and ".join(sides) or f"x{self.scale:g}"
+        self.shortages: set[str] = set()  # of memory, that have been told
         self.lock = threading.Lock()  # one image at a time, whichever thread it comes from
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
@@ -122,10 +129,9 @@ class Upscaler:
         count, dtype, sized = self.at_once(images[0]), self.dtype_for(images[0]), []
         for first in range(0, len(images), count):
             part = images[first : first + count]
+            surrounded = [wrapped(image, self.margin, self.margin) for image in part]
             with self.lock:
-                results = self._run(
-                    [wrapped(image, self.margin, self.margin) for image in part], dtype
-                )
+                results = self._run(surrounded, dtype, self.tile, self.batch)
             # Popped, so that a large one goes as soon as its other size is there.
             sized += [self._sized(image, results.pop(0)) for image in part]
         return sized
@@ -171,7 +177,7 @@ class Upscaler:
 
     def tile_difference(self, image: np.ndarray) -> tuple[float, float]:
         """Between the result in tiles and the whole one: the largest and the mean, in 255ths."""
-        with autocast(self.device, self.dtype_for(image)):
+        with computing(self.device, self.dtype_for(image)):
             whole = upscale(self.net, image).astype(np.float64)
             tiled = upscale(self.net, image, self.tile, batch=self.batch)
         difference = np.abs(whole - tiled) * 255 / np.iinfo(image.dtype).max
@@ -193,24 +199,32 @@ class Upscaler:
         return down, across
 
     def least_memory(self, image: np.ndarray) -> int:
-        """Bytes of what the network makes, and of another size or the copy that is encoded."""
+        """Bytes of what is in memory together: of an image's way to its file, the most.
+
+        What the network makes, with the row of tiles that is being blended (fp32); then that and
+        its other size; then the result, Pillow's copy of it (four bytes a pixel) and the file.
+        """
         height, width = self.size_of(image)
-        given = (image.shape[0] + 2 * self.margin) * (image.shape[1] + 2 * self.margin)
-        of_pixel = image.nbytes // math.prod(image.shape[:2])
-        return given * of_pixel * self.net.scale**2 + 3 * height * width * image.itemsize
+        rows, columns = (side + 2 * self.margin for side in image.shape[:2])
+        own = self.net.scale**2 * columns
+        made, result = 3 * own * rows * image.itemsize, 3 * height * width * image.itemsize
+        blended = 12 * own * min(rows, self.tile or rows)
+        return max(made + blended, made + result, 3 * result)
 
     def fits(self, image: np.ndarray) -> bool:
         """Whether there is that much memory now; where not, the system may kill the process."""
         wanted = self.least_memory(image) - available_swap()
         return wanted <= free_memory(wanted)
 
-    def _run(self, images: Sequence[np.ndarray], dtype: torch.dtype) -> list[np.ndarray]:
-        """At the network's own scale; tiles shrink until they fit in memory."""
+    def _run(
+        self, images: Sequence[np.ndarray], dtype: torch.dtype, tile: int, batch: int
+    ) -> list[np.ndarray]:
+        """At the network's own scale; tiles become fewer at once and smaller until they fit."""
         try:
-            with autocast(self.device, dtype):
+            with computing(self.device, dtype):
                 if len(images) > 1:
                     return upscale_together(self.net, images, self.progress)
-                options = dict(tile=self.tile, batch=self.batch)
+                options = dict(tile=tile, batch=batch)
                 return [upscale(self.net, images[0], progress=self.progress, **options)]
         except FloatingPointError:
             if dtype == torch.float32:
@@ -218,13 +232,21 @@ class Upscaler:
             tqdm.write("not finite in half precision; once more in fp32")
             dtype = torch.float32
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or self.tile == SMALLEST_TILE:
+            if not is_out_of_memory(error) or (tile == SMALLEST_TILE and batch == 1):
                 raise
-            self.tile = max(SMALLEST_TILE, (self.tile or max(images[0].shape[:2])) // 2)
-            self.batch = 1
-            tqdm.write(f"not enough memory; going on with tiles of {self.tile} pixels")
+            if batch > 1:
+                batch = 1
+            else:
+                tile = max(SMALLEST_TILE, (tile or max(images[0].shape[:2])) // 2)
+            self._tell_shortage(f"not enough memory; this goes on with tiles of {tile} pixels")
         # Only now, as the error's traceback holds all that the failed attempt had computed.
-        return [self._run([image], dtype)[0] for image in images]
+        return [self._run([image], dtype, tile, batch)[0] for image in images]
+
+    def _tell_shortage(self, sentence: str) -> None:
+        """Once, as the next image is tried with the larger tiles again."""
+        if sentence not in self.shortages:
+            self.shortages.add(sentence)
+            tqdm.write(sentence)
 
 
 @contextmanager
@@ -396,11 +418,9 @@ def largest_whole(net: Network, device: torch.device) -> int:
     while isinstance(net, (PerChannel, Recoloured, Ensemble)):
         images, net = images * (3 if isinstance(net, PerChannel) else 1), net.net
     enlarged = net.scale**2
-    free, maps = available_memory(), max(3 * enlarged, 16)
+    free, maps = free_on(device), max(3 * enlarged, 16)
     if isinstance(net, NcnnNetwork):
         free, maps = net.free_memory(), 12 * enlarged
-    elif device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
     features = max(weight.shape[0] for weight in net.parameters())
     return math.isqrt(free // 2 // (images * maps * 4 * features))
 
@@ -413,54 +433,5 @@ def explain(source: Path, error: Exception) -> str:
     if not isinstance(error, (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError)):
         reason = f"{type(error).__name__}: {reason}"  # whose text alone says little
     if is_out_of_memory(error):
-        reason = f"not enough memory, even for tiles of {SMALLEST_TILE} pixels ({reason})"
+        reason = f"not enough memory ({reason})"
     return reason if name in reason else f"{name}: {reason}"
-
-
-class PerChannel(nn.Module):
-    """A network for grayscale images, which is given each colour as one."""
-
-    def __init__(self, net: Network):
-        super().__init__()
-        self.net = net
-        self.scale, self.unshuffle = net.scale, getattr(net, "unshuffle", 1)
-
-    def forward(self, low_res: Tensor) -> Tensor:
-        """(N, 3, H, W) to (N, 3, scale * H, scale * W)."""
-        return self.net(low_res.flatten(0, 1)[:, None]).unflatten(0, low_res.shape[:2])[:, :, 0]
-
-
-class Recoloured(nn.Module):
-    """A network that takes gray and gives colour, or the other way round, between RGB and RGB."""
-
-    def __init__(self, net: Network):
-        super().__init__()
-        self.net = net
-        self.scale, self.unshuffle = net.scale, getattr(net, "unshuffle", 1)
-
-    def forward(self, low_res: Tensor) -> Tensor:
-        """(N, 3, H, W) to (N, 3, scale * H, scale * W)."""
-        if self.net.in_channels == 1:
-            red, green, blue = low_res.split(1, 1)
-            # In this form the luma of gray is that gray to the last bit.
-            low_res = green + RED * (red - green) + BLUE * (blue - green)
-        high_res = self.net(low_res)
-        return high_res.expand(-1, 3, -1, -1)
-
-
-class Ensemble(nn.Module):
-    """The mean of what a network makes of the 8 flips and rotations (Timofte et al., 2016)."""
-
-    def __init__(self, net: Network):
-        super().__init__()
-        self.net = net
-        self.scale, self.unshuffle = net.scale, getattr(net, "unshuffle", 1)
-
-    def forward(self, low_res: Tensor) -> Tensor:
-        """(N, 3, H, W) to (N, 3, scale * H, scale * W)."""
-        total: Any = 0
-        for quarters in range(4):
-            turned = low_res.rot90(quarters, (2, 3))
-            both = self.net(turned) + self.net(turned.flip(3)).flip(3)
-            total = total + both.rot90(-quarters, (2, 3))
-        return total / 8

@@ -1,0 +1,103 @@
+"""GPUs that torch finds and cannot use, their memory, fp32 that is fp32."""
+
+import sys
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+
+from images.scores import load_metrics
+from model import RRDBNet
+from upscaling import devices
+from upscaling.devices import DeviceError, choose_device, fault_of, free_on, release_memory_of
+from upscaling.upscaler import Upscaler, largest_whole
+
+CUDA = torch.device("cuda", 0)
+OLD_GPU = RuntimeError("CUDA error: no kernel image is available for execution\nCompile with")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """One that torch finds."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+
+
+def test_a_gpu_that_computes_is_used(gpu, monkeypatch):
+    asked = []
+    monkeypatch.setattr(devices, "fault_of", lambda device: asked.append(device) or "")
+    assert choose_device("auto") == choose_device("cuda") == CUDA and asked == [CUDA, CUDA]
+
+
+def test_a_gpu_that_torch_has_no_kernels_for_is_left_alone_with_a_word(gpu, monkeypatch, capsys):
+    monkeypatch.setattr(torch, "ones", Mock(side_effect=OLD_GPU))
+    assert choose_device("auto") == torch.device("cpu")
+    said = capsys.readouterr().err
+    assert "GPU of this machine is not used: torch" in said and "no kernel image" in said
+    assert "an older torch: https://pytorch.org" in said and "Compile with" not in said
+    with pytest.raises(DeviceError, match=r"device is 'cuda', but .*no kernel.*or use --device"):
+        choose_device("cuda")
+
+
+def test_a_device_that_computes_has_no_fault(monkeypatch):
+    assert fault_of(torch.device("cpu")) == ""
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.zeros(1))
+    assert fault_of(torch.device("cpu")) == "it miscalculates"
+
+
+class Looking(torch.nn.Module):
+    """The identity, which notes how NVIDIA's convolutions would compute."""
+
+    scale, in_channels = 1, 3
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append((torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32))
+        return x * self.weight
+
+
+def test_fp32_is_never_tf32_for_a_picture(random_image, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    net = Looking()
+    upscaler = Upscaler(net, "cpu", "fp32", tile=64)
+    upscaler(random_image(100, 100).astype(np.uint16))
+    upscaler.tile_difference(random_image(100, 100))
+    assert set(net.seen) == {(True, False)} and torch.backends.cudnn.allow_tf32
+
+
+def test_what_torch_keeps_of_a_gpus_memory_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 8 * 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * 10**9)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10**9)
+    assert free_on(CUDA) == 3 * 10**9
+    # Three maps of 64 features in fp32, 16 times as large as the input; half of the memory.
+    net = RRDBNet(features=64, blocks=1)
+    assert largest_whole(net, CUDA) == int((3 * 10**9 / 2 / (3 * 16 * 4 * 64)) ** 0.5)
+
+
+def test_a_gpus_memory_is_given_back(monkeypatch):
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append("cuda"))
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: emptied.append("mps"))
+    monkeypatch.setattr(devices, "release_memory", lambda: emptied.append("cpu"))
+    for name in ("cuda", "mps", "cpu"):
+        release_memory_of(torch.device(name))
+    assert emptied == ["cuda", "cpu", "mps", "cpu", "cpu"]
+
+
+def test_metrics_compute_where_fp64_is(monkeypatch):
+    made = []
+    metric = SimpleNamespace(metric_mode="NR")
+    pyiqa = Mock(list_models=lambda: ["niqe"])
+    pyiqa.create_metric = lambda name, device: made.append(device.type) or metric
+    monkeypatch.setitem(sys.modules, "pyiqa", pyiqa)
+    for name in ("mps", "cuda"):
+        load_metrics(["niqe"], torch.device(name), has_reference=False)
+    assert made == ["cpu", "cuda"]

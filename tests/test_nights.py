@@ -1,0 +1,216 @@
+"""A long list of pictures: what is told at once, what stops it, what is kept of it."""
+
+import csv
+import errno
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from programs import load_program
+
+import images.files
+from images.files import read_image, write_image
+from images.kinds import find_images
+from images.resize import imresize
+from model import RRDBNet
+from upscaling.inputs import UsageError, make_output
+from utils import WriteError
+from weights import save_generator
+
+command = load_program("test")
+
+
+@pytest.fixture
+def run(tmp_path, photos, monkeypatch):
+    """Runs test.py in a folder with photos/, low/ (half their size) and a generator at x2."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    save_generator(RRDBNet(scale=2, features=4, blocks=1, growth=4), tmp_path / "net.safetensors")
+    for path in find_images(photos).images:
+        write_image(imresize(read_image(path), 1 / 2), tmp_path / "low" / f"{path.stem}.png")
+
+    def running(*words, ranks=None):
+        words = [*words, "--weights", "net.safetensors", "--precision", "fp32", "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", ["test.py", *words])
+        return command.main(ranks or command.Ranks())
+
+    return running
+
+
+def interrupt_at(monkeypatch, count):
+    """Ctrl-C while the count-th picture is enlarged."""
+    calls, enlarge = [], command.enlarge
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == count:
+            raise KeyboardInterrupt
+        return enlarge(*args)
+
+    monkeypatch.setattr(command, "enlarge", interrupted)
+
+
+def test_ctrl_c_keeps_the_scores_and_the_page(run, monkeypatch, capsys):
+    Path("low/0.png").write_text("no picture")
+    interrupt_at(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        run("low", "--hr", "photos", "--report")
+    with open("results/metrics.csv") as file:
+        assert [row["image"] for row in csv.DictReader(file)] == ["a.png", "b.png", "mean"]
+    page = Path("results/index.html").read_text()
+    assert '"name": "b.png"' in page and '"name": "c.png"' not in page
+    captured = capsys.readouterr()
+    assert captured.err.count("Failed: low/0.png") == 1 and "mean" in captured.out
+    assert "2 of 5 images upscaled" in captured.out
+
+
+def test_a_failure_is_told_when_it_happens(run, monkeypatch, capsys):
+    Path("photos/0.png").write_text("no picture")
+    told, make_room = [], command.make_room
+    watch = lambda *args: told.append(capsys.readouterr().err) or make_room(*args)  # noqa: E731
+    monkeypatch.setattr(command, "make_room", watch)
+    assert run("photos") == 1
+    assert "Failed: photos/0.png" in told[0]
+    assert not any("Failed" in said for said in (*told[1:], capsys.readouterr().err))
+
+
+def full(monkeypatch, numbers, number=errno.ENOSPC):
+    """No room for those results."""
+    calls, write = [], images.files.write_picture
+
+    def writing(picture, path, quality=None):
+        calls.append(path.name)
+        if len(calls) in numbers:
+            error = WriteError(f"{path} cannot be written (no room)")
+            error.errno = number
+            raise error
+        return write(picture, path, quality)
+
+    monkeypatch.setattr("upscaling.saving.write_picture", writing)
+    return calls
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.ENOENT])
+def test_two_results_in_a_row_that_are_not_written_end_the_work(number, run, monkeypatch, capsys):
+    for i in range(6):
+        write_image(read_image("photos/a.png"), Path(f"more/{i}.png"))
+    calls = full(monkeypatch, {2, 3, 4, 5, 6}, number)
+    assert run("more", "--tile", "64") == 1  # each alone
+    error = capsys.readouterr().err
+    assert len(calls) <= 4  # one was being made meanwhile
+    assert f"nothing can be written any more: {6 - len(calls)} images were not tried" in error
+    assert "go on with --skip-existing" in error
+
+
+@pytest.mark.parametrize("numbers, number", [({1, 3}, errno.ENOSPC), ({1, 2, 3}, errno.EFBIG)])
+def test_a_result_that_alone_is_not_written_stops_no_other(numbers, number, run, monkeypatch):
+    calls = full(monkeypatch, numbers, number)
+    assert run("photos") == 1 and len(calls) == 4
+
+
+def test_the_last_results_that_are_not_written_leave_nothing_untried(run, monkeypatch, capsys):
+    full(monkeypatch, {3, 4})
+    assert run("photos") == 1
+    assert "not tried" not in capsys.readouterr().err
+
+
+def test_all_processes_go_by_the_results_that_the_first_one_found(run, monkeypatch, capsys):
+    """A later one may start when others have written; what is left is shared evenly."""
+    run("photos/a.png", "photos/c.bmp")
+    done = [Path("results/a.png"), Path("results/c.png")]
+    seen, gathered = [], []
+    monkeypatch.setattr(command, "work", lambda jobs, *_, **__: seen.append(jobs))
+
+    def gather(ranks, own):
+        gathered.append(own)
+        return done if len(gathered) == 1 else []
+
+    monkeypatch.setattr(command.Ranks, "gather", gather)
+    for rank in range(2):
+        for name in ("b.png", "d.png"):
+            Path("results", name).touch()  # just written by another one
+        gathered.clear()
+        run("photos", "--skip-existing", ranks=command.Ranks(rank, 2))
+        assert gathered[0] == ([] if rank else [Path("results", f"{n}.png") for n in "abc"])
+    assert [[job.source.name for job in jobs] for jobs in seen] == [["b.png"], ["d.png"]]
+
+
+def test_a_folder_that_only_writing_finds_closed_is_told_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("upscaling.inputs.is_writable", lambda folder: False)
+    with pytest.raises(UsageError, match=r"output folder .*out is not writable; choose another"):
+        make_output(tmp_path / "out")
+
+
+def test_a_strip_never_takes_the_place_of_a_result(run, photos):
+    """Where names have no case, Compare/ is the folder of strips."""
+    write_image(read_image(photos / "a.png"), photos / "Compare" / "b.png")
+    with pytest.raises(UsageError, match="would both become"):
+        run("photos", "--compare")
+
+
+# -------------------------------------------------------------- folders under two spellings
+
+
+@pytest.fixture
+def without_case(monkeypatch):
+    """As on a Mac, names have no case: of what the system is asked, not of what is written."""
+    stat, lstat, listdir = os.stat, os.lstat, os.listdir
+
+    def found(path):
+        whole = Path("/")
+        for part in Path(os.path.abspath(path)).parts[1:]:
+            with suppress(OSError):
+                alike = [name for name in listdir(whole) if name.casefold() == part.casefold()]
+                part = next(iter(alike), part)
+            whole /= part
+        return whole
+
+    def asking(ask):
+        return lambda path, **o: ask(path if isinstance(path, int) else found(path), **o)
+
+    monkeypatch.setattr(os, "stat", asking(stat))
+    monkeypatch.setattr(os, "lstat", asking(lstat))
+
+
+@pytest.mark.parametrize(
+    "source, output", [("Album", "album"), ("Album", "ALBUM/../album"), ("Album/a.png", "album")]
+)
+def test_an_original_is_safe_under_another_spelling_of_its_folder(
+    source, output, run, photos, without_case
+):
+    write_image(read_image(photos / "a.png"), Path("Album/a.png"))
+    before = Path("Album/a.png").read_bytes()
+    with pytest.raises(UsageError, match=r"a\.png is an input; choose another output folder"):
+        run(source, "-o", output)
+    assert Path("Album/a.png").read_bytes() == before
+
+
+def test_results_are_no_input_under_another_spelling_of_their_folder(run, photos, without_case):
+    write_image(read_image(photos / "a.png"), Path("Album/a.png"))
+    write_image(read_image(photos / "b.png"), Path("Album/Results/b.png"))
+    assert run("Album", "-o", "Album/results") == 0
+    assert os.listdir("Album/results") == ["a.png"]
+
+
+def test_a_result_may_be_another_ones_input_under_another_spelling(run, photos, without_case):
+    for name in ("a.png", "a.bmp"):
+        write_image(read_image(photos / "a.png"), Path("Album", name))
+    write_image(read_image(photos / "a.png"), Path("Other/a.bmp.png"))
+    with pytest.raises(UsageError, match=r"Other/a\.bmp\.png is an input"):
+        run("Album", "Other/a.bmp.png", "-o", "OTHER")
+
+
+def test_a_link_to_a_folder_around_is_not_followed(tmp_path, photos):
+    """As in Wine's folders, where z: is all of the disk."""
+    write_image(read_image(photos / "a.png"), tmp_path / "around" / "elsewhere" / "x.png")
+    folder = tmp_path / "around" / "mine"
+    write_image(read_image(photos / "a.png"), folder / "deep" / "y.png")
+    (folder / "deep" / "up").symlink_to(tmp_path / "around", target_is_directory=True)
+    (folder / "deep" / "other").symlink_to(tmp_path / "around" / "elsewhere")
+    found = find_images(folder)
+    assert [path.name for path in found.images] == ["x.png", "y.png"]
+    [line] = found.others
+    assert "link to a folder that this one is in" in line and "deep/up" in line
