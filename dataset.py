@@ -44,6 +44,7 @@ MARGIN = 32  # HR pixels around a crop that are degraded with it, so that it has
 JPEG_BLOCK = 8  # pixels
 NO_DEGRADATION = Degradation()
 TURNS = ("e", "r90", "r180", "r270", "v", "h", "t", "hvt")  # albumentations' names for them
+TRANSPOSING = ("r90", "r270", "t", "hvt")  # of which rows become columns
 
 DIV2K_URL = "http://data.vision.ee.ethz.ch/cvl/DIV2K"
 DIV2K_ARCHIVES = {  # split -> file name, MD5
@@ -163,12 +164,14 @@ class CropStream(Dataset):
         if self.degradation.level == "none":
             high_res = cut(pack.high_res(i), top, left, side, self.scale)
             crops = Crops(cut(pack.low_res(i), top, left, side), high_res, high_res)
-            size: tuple[int, int] = high_res.shape[:2]
-            steps: list[Step] = []
-        else:
-            crops, size, steps = self._degraded(pack.high_res(i), top, left, side, random)
-        turned = crops.map(functools.partial(self.turn.apply, group_element=turn))
-        return Sample(turned, pack.name(i), size, steps)
+            turned = crops.map(functools.partial(self.turn.apply, group_element=turn))
+            return Sample(turned, pack.name(i), high_res.shape[:2], [])
+        # Turned first: what JPEG leaves lies along and across as in any photograph, unequally.
+        image = self.turn.apply(pack.high_res(i), group_element=turn)
+        if turn in TRANSPOSING:
+            top, left = left, top
+        crops, size, steps = self._degraded(image, top, left, side, random)
+        return Sample(crops, pack.name(i), size, steps)
 
     def _degraded(
         self, image: np.ndarray, top: int, left: int, side: int, random: np.random.Generator

@@ -1,5 +1,6 @@
 """Names of files that are made from other names, and may become too long."""
 
+import ctypes
 import hashlib
 import os
 import sys
@@ -24,7 +25,12 @@ def name_length(name: str) -> int:
 
 
 def longest_name(folder: Path) -> int:
-    """The largest `name_length` that a file in `folder` may have: 255, or 143 on eCryptfs."""
+    """The largest `name_length` that a file in `folder` may have: 255, or 143 on eCryptfs.
+
+    On Windows a whole path has 259 at most, unless its long paths are turned on.
+    """
+    if sys.platform == "win32" and not ctypes.windll.ntdll.RtlAreLongPathsEnabled():
+        return max(32, min(255, 258 - name_length(os.path.abspath(folder))))  # behind a backslash
     try:
         limit = os.pathconf(nearest(folder), "PC_NAME_MAX")
     except (AttributeError, OSError, ValueError):  # Windows has no such call

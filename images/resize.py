@@ -27,7 +27,9 @@ def imresize(image: np.ndarray, scale: float) -> np.ndarray:
 
 
 def imresize_to(image: np.ndarray, size: tuple[int, int], wrap: bool = False) -> np.ndarray:
-    """The same to a size in pixels, whatever its ratio.
+    """MATLAB's `imresize(image, size, 'bicubic')`: the same, to a size in pixels.
+
+    What shrinks more, rows or columns, comes first there.
 
     Args:
         image: uint8 or uint16, (H, W) or (H, W, C).
@@ -36,7 +38,9 @@ def imresize_to(image: np.ndarray, size: tuple[int, int], wrap: bool = False) ->
     """
     sides = zip(image.shape, size, strict=False)
     rows, columns = (_contributions(given, made / given, made, wrap) for given, made in sides)
-    return _resized(image, rows, columns)
+    if image.shape[1] * size[0] <= image.shape[0] * size[1]:  # rows shrink more, or alike
+        return _resized(image, rows, columns)
+    return _resized(image.swapaxes(0, 1), columns, rows).swapaxes(0, 1)
 
 
 def _resized(

@@ -336,6 +336,39 @@ def test_poisson_noise_grows_with_the_signal(gray):
     assert (np.ptp(noise, axis=-1).max() < 1e-6) == gray
 
 
+class Told:
+    """A generator that draws the same everywhere: normal numbers, and how far a count is off."""
+
+    def __init__(self, deviation):
+        self.deviation = deviation
+
+    def standard_normal(self, shape, dtype):
+        return np.full(shape, self.deviation, dtype)
+
+    def poisson(self, expected):
+        self.expected = np.array(expected, float)
+        return expected + self.deviation
+
+
+# 5 different values, 2 of them of red; and 4 of BT.601's luma: 255, 159.9, 18.2 and 0.
+COLOURED = np.array([[[255, 255, 255], [0, 255, 90], [0, 20, 57], [0, 0, 0]]], np.uint8)
+LUMA = COLOURED @ [0.299, 0.587, 0.114]
+
+
+@pytest.mark.parametrize("deviation", [3, -3])
+@pytest.mark.parametrize("gray", [False, True])
+def test_noise_of_a_coloured_image_is_that_of_the_formulas(gray, deviation):
+    """Clipped at black and at white."""
+    image = (COLOURED / 255).astype(np.float32)
+    result = GaussianNoise(12.0, gray)(image, Told(deviation))
+    np.testing.assert_allclose(result, (image + deviation * 12 / 255).clip(0, 1), atol=1e-6)
+    told, count = Told(deviation), 4 if gray else 8  # 4 and 5 values, to a power of two
+    result = PoissonNoise(0.5, gray)(image, told)
+    np.testing.assert_allclose(result, (image + 0.5 * deviation / count).clip(0, 1), atol=1e-6)
+    levels = np.rint(LUMA)[..., None] if gray else COLOURED
+    np.testing.assert_allclose(told.expected, levels / 255 * count, atol=1e-5)
+
+
 def test_poisson_noise_of_a_large_photograph_takes_little_memory():
     image = random().random((1500, 1000, 3), np.float32)
     tracemalloc.start()
@@ -610,3 +643,28 @@ def test_jpegs_blocks_begin_anywhere_in_a_crop(pack, monkeypatch):
     for axis in (0, 1):
         counts = np.bincount([corner[axis] for corner in corners], minlength=8)
         assert counts.min() > 0.6 * 4000 / 8
+
+
+def test_a_picture_is_turned_before_it_is_degraded(tmp_path, monkeypatch):
+    """As one that was photographed so: JPEG keeps less of what changes downwards."""
+    y, x = np.mgrid[:96, :128]
+    write_image(np.stack((y, x, np.zeros_like(y)), -1).astype(np.uint8), tmp_path / "a.png")
+    seen = []
+
+    def watched(image, steps, random):
+        seen.append(image)
+        return degrade(image, steps, random)
+
+    def orientation(image):
+        y, x = image[..., 0].astype(int), image[..., 1].astype(int)
+        return y[1, 0] - y[0, 0], y[0, 1] - y[0, 0], x[1, 0] - x[0, 0], x[0, 1] - x[0, 0]
+
+    monkeypatch.setattr("dataset.degrade", watched)
+    stream = CropStream([pack_folder(tmp_path, 4)], 32, 0, Degradation.of_level("mild"))
+    crops = [stream.sample(k).crops.high_res for k in range(60)]
+    assert len({orientation(image) for image in seen}) == 8
+    for image, crop in zip(seen, crops, strict=True):
+        assert orientation(image) == orientation(crop)
+    # The window of a turned picture still reaches each of its corners.
+    corners = {(crop[..., 0].min() // 16, crop[..., 1].min() // 16) for crop in crops}
+    assert len(corners) > 20

@@ -15,7 +15,7 @@ from PIL import Image
 from images.bands import bands
 from images.files import read_image, to_8_bits
 from images.kinds import find_images
-from images.resize import imresize, part_by_nearest
+from images.resize import imresize, imresize_to, part_by_nearest
 from images.scores import psnr, ssim
 from images.strips import labelled_strip
 from images.tensors import to_image
@@ -249,3 +249,31 @@ def test_strips_show_every_picture_under_a_label(random_image):
         columns = range(strip.shape[1] - 59)
         assert any(np.array_equal(below[:, x : x + 60], picture) for x in columns)
     assert labelled_strip(pictures, side=16).shape[0] == strip.shape[0] - 24
+
+
+def resized_by_matlab(image, size):
+    """`imresize(image, size)` by its definition: dimensions in the order of their scales."""
+    scales = np.array(size) / image.shape[:2]
+    for axis in np.argsort(scales, kind="stable"):
+        scale, length = scales[axis], image.shape[axis]
+        stretch = min(1, scale)
+        weights = np.zeros((size[axis], length))
+        for i in range(size[axis]):
+            centre = (i + 1) / scale + 0.5 * (1 - 1 / scale)
+            for j in range(int(centre - 2 / stretch) - 1, int(centre + 2 / stretch) + 3):
+                d = abs(stretch * (centre - j))
+                near, far = 1.5 * d**3 - 2.5 * d**2 + 1, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
+                mirrored = (j - 1) % (2 * length)
+                weights[i, min(mirrored, 2 * length - 1 - mirrored)] += (
+                    near if d <= 1 else far if d <= 2 else 0
+                )
+        weights /= weights.sum(1, keepdims=True)
+        result = np.moveaxis(np.tensordot(weights, image.astype(float), (1, axis)), 0, axis)
+        image = np.floor(np.clip(result, 0, 255) + 0.5).astype(np.uint8)
+    return image
+
+
+@pytest.mark.parametrize("size", [(20, 10), (10, 20), (31, 50), (50, 31), (12, 18)])
+def test_what_shrinks_more_is_resized_first(size, random_image):
+    image = random_image(24, 36)
+    assert np.array_equal(imresize_to(image, size), resized_by_matlab(image, size))

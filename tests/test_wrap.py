@@ -71,6 +71,17 @@ def test_the_result_is_the_middle_of_a_wall_of_them(net):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["compact_x4_psnr", "compact_x4_gan", "compact_x4_real"])
+def test_networks_that_see_beyond_the_margin_hardly_notice(name):
+    grain = np.random.default_rng(1).integers(-20, 20, (64, 64, 3))
+    pixels = np.clip(texture(64, 64)[..., :3] + grain, 0, 255).astype(np.uint8)
+    upscaler = Upscaler(load_generator(name), "cpu", "fp32", wrap=True)
+    result, rolled = (upscaler(image) for image in (pixels, np.roll(pixels, (20, 33), (0, 1))))
+    difference = np.roll(result, (80, 132), (0, 1)).astype(int) - rolled
+    assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.slow
 def test_without_it_there_is_a_seam_which_it_closes():
     """Levels between pixels that meet when the result is laid side by side."""
     grain = np.random.default_rng(1).integers(-20, 20, (48, 48, 3))

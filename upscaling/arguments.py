@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,11 @@ def not_empty(text: str) -> str:
 
 
 def a_path(text: str) -> Path:
+    if sys.platform == "win32" and '"' in text:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: a backslash before a closing quote takes what follows into the name; "
+            "leave the backslash out"
+        )
     return Path(not_empty(text))
 
 

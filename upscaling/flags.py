@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from upscaling.arguments import a_path, not_empty, part_of_name, positive, quality, tile_size
 
+DENOISING = "compact_x4_real takes noise away, and the other two in the box keep and sharpen it"
 ELSEWHERE = {  # flags of the Real-ESRGAN programs that are none here -> what to do instead
     "-t": "give --tile N, or leave it out: auto is the default, and 0 the whole image at once",
     "--tile_pad": "leave it out: tiles always overlap",
@@ -24,8 +25,8 @@ ELSEWHERE = {  # flags of the Real-ESRGAN programs that are none here -> what to
     "-v": "leave it out: progress is shown unless there is --quiet",
     "--ext": "give --format, or -f",
     "--fp32": "give --precision fp32",
-    "-dn": "give other weights: compact_x4_psnr is the gentlest in the box",
-    "--denoise_strength": "give other weights: compact_x4_psnr is the gentlest in the box",
+    "-dn": f"give other weights: {DENOISING}",
+    "--denoise_strength": f"give other weights: {DENOISING}",
     "--face_enhance": "there is no such network here",
     "--alpha_upsampler": "leave it out: alpha goes through the network, too",
 }
