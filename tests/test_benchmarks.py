@@ -237,8 +237,35 @@ def test_peers_take_the_cores_that_are_left():
     assert peers.limited_threads() == (0 if len(before) == os.cpu_count() else len(before))
 
 
+@pytest.fixture
+def one_child(monkeypatch):
+    """Of the recipe's children the first is a process; the others, to save its start, are not."""
+    import train
+
+    children, run_to_its_end = [], recipe.run_to_its_end
+
+    def run_here(command, folder):
+        children.append(command)
+        if len(children) == 1:
+            return run_to_its_end(command, folder)
+        _, _, child, optimizer, distance, *flags = command
+        assert child == "--child"
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+            patch.chdir(folder)
+            for owner, name in ((train, "F"), (train, "make_adam"), (sys, "argv")):
+                patch.setattr(owner, name, getattr(owner, name))  # all are put back
+            patch.setattr(train, "hear_kill", lambda: None)
+            recipe.train_here(optimizer, distance, flags)
+        assert end.value.code == 0
+
+    monkeypatch.setattr(recipe, "run_to_its_end", run_here)
+    return children
+
+
 @pytest.mark.slow
-def test_the_recipe_ends_in_a_table_and_curves_and_goes_on(tmp_path, photos, monkeypatch, capfd):
+def test_the_recipe_ends_in_a_table_and_curves_and_goes_on(
+    tmp_path, photos, one_child, monkeypatch, capfd
+):
     size = ["--features", "4", "--blocks", "1", "--growth", "4", "--batch-size", "1"]
     command = ["recipe.py", "--train-dir", str(photos), "--valid-dir", str(photos)]
     command += ["--minutes", "0.02", "--variants", "x2-first", "-o", str(tmp_path)]
@@ -253,7 +280,7 @@ def test_the_recipe_ends_in_a_table_and_curves_and_goes_on(tmp_path, photos, mon
         assert picture.width > 500
     start = (tmp_path / "checkpoints" / "x2-first_0_0.02_1" / "config.json").read_text()
     assert json.loads(start)["init_from"].endswith("x2-first_0_0.02_0/psnr.safetensors")
-    capfd.readouterr()
+    assert len(one_child) >= 4 and "step/s" in capfd.readouterr().err  # two timed, two trained
     for path in (tmp_path / "checkpoints").rglob("*"):
         if path.is_file() and path.name != "metrics.jsonl":
             path.unlink()  # as where only the logs were kept
@@ -367,10 +394,10 @@ def test_only_runs_of_the_same_settings_are_compared(hold):
         assert len(lines) == 1 and lines[0].startswith("No recorded run") and status == 0
 
 
-def test_recorded_runs_are_of_the_presets_as_they_are():
-    root = compare_runs.REFERENCE
-    now = dataclasses.asdict(parse_args(["--preset", "demo"]))
-    recorded = compare_runs.read_settings(root / "demo")
+@pytest.mark.parametrize("name", ["demo", "compact"])
+def test_recorded_runs_are_of_the_presets_as_they_are(name):
+    now = dataclasses.asdict(parse_args(["--preset", name]))
+    recorded = compare_runs.read_settings(compare_runs.REFERENCE / name)
     assert recorded == {
         field: json.loads(json.dumps(value))
         for field, value in compare_runs.flat(now).items()

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, features
 
-from images.colour import PRIMARIES, SRGB_CURVE, build_profile, colour_space, to_srgb
+from images.colour import (
+    CURVES,
+    PRIMARIES,
+    SRGB_CURVE,
+    SRGB_PROFILE,
+    build_profile,
+    colour_space,
+    of_code_points,
+    to_srgb,
+)
 from images.files import Picture, read_picture, write_picture
 from upscaling.alphas import draw_strip
 from upscaling.upscaler import Upscaler
@@ -96,6 +105,53 @@ def test_littlecms_understands_what_is_built(xy, curve, decode):
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     assert opened.profile.xcolor_space == "RGB " and opened.profile.device_class == "mntr"
     assert np.allclose(opened.profile.red_colorant[0], to_xyz(xy)[:, 0], atol=1e-3)
+
+
+# ITU-T H.273, table 2: red, green, blue and white of each code point.
+XY_H273 = {
+    1: XY_SRGB,  # BT.709
+    5: [(0.64, 0.33), (0.29, 0.60), (0.15, 0.06), (0.3127, 0.3290)],  # BT.470, 625 lines
+    6: [(0.630, 0.340), (0.310, 0.595), (0.155, 0.070), (0.3127, 0.3290)],  # SMPTE 170M
+    7: [(0.630, 0.340), (0.310, 0.595), (0.155, 0.070), (0.3127, 0.3290)],  # SMPTE 240M
+    9: [(0.708, 0.292), (0.170, 0.797), (0.131, 0.046), (0.3127, 0.3290)],  # BT.2020
+    11: [(0.680, 0.320), (0.265, 0.690), (0.150, 0.060), (0.314, 0.351)],  # DCI-P3
+    12: XY_P3,
+}
+DECODE_H273 = {  # table 3, the other way round: from what is stored to light
+    **dict.fromkeys(
+        (1, 6, 14, 15),
+        lambda v: np.where(v < 4.5 * 0.018, v / 4.5, ((v + 0.099) / 1.099) ** (1 / 0.45)),
+    ),
+    4: lambda v: v**2.2,
+    5: lambda v: v**2.8,
+    8: lambda v: v,
+    13: srgb_decode,
+}
+
+
+@pytest.mark.parametrize("code", XY_H273)
+def test_primaries_have_the_numbers_of_h273(code):
+    """As they are before the white of profiles is taken for theirs."""
+    profile, remark = of_code_points(code, 8, gray=False)
+    opened = ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile
+    colorants = (opened.red_colorant, opened.green_colorant, opened.blue_colorant)
+    adapted = np.array([xyz for xyz, _ in colorants]).T
+    red, green, blue = np.linalg.solve(np.array(opened.chromatic_adaptation[0]), adapted).T
+    found = [xyz[:2] / xyz.sum() for xyz in (red, green, blue, red + green + blue)]
+    np.testing.assert_allclose(found, XY_H273[code], atol=1e-4)
+    assert remark == "" and PRIMARIES.keys() == XY_H273.keys()
+
+
+@pytest.mark.parametrize("code", DECODE_H273)
+def test_curves_have_the_numbers_of_h273(code):
+    """By littleCMS in fp32, which in 16 bits is coarser in the dark."""
+    ramp = np.linspace(0, 1, 1001)[None, :, None].repeat(3, 2)
+    profile, remark = of_code_points(12, code, gray=False)
+    spaces = dict(colorspace="rgb", outcolorspace="rgb")
+    result = imagecodecs.cms_transform(ramp.astype(np.float32), profile, SRGB_PROFILE, **spaces)
+    millionths = as_srgb(ramp * 1e6, XY_P3, DECODE_H273[code], top=1e6)
+    np.testing.assert_allclose(result, millionths / 1e6, atol=5e-5)
+    assert remark == "" and CURVES.keys() == DECODE_H273.keys()
 
 
 def test_a_gray_profile_is_a_curve():

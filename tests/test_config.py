@@ -23,6 +23,8 @@ def test_defaults_are_the_papers():
     assert config == Config()
     assert (config.scale, config.features, config.blocks, config.growth) == (4, 64, 23, 32)
     assert (config.batch_size, config.betas, config.ema_decay) == (16, (0.9, 0.999), 0.999)
+    assert config.vgg_layer == "conv5_4" and config.vgg_before_activation
+    assert config.relativistic and not config.squared_error and not config.batch_norm
     assert dataclasses.astuple(config.psnr)[:3] == (1_000_000, 192, 2e-4)
     assert config.psnr.milestones == (200_000, 400_000, 600_000, 800_000)
     assert (config.psnr.pixel, config.psnr.perceptual, config.psnr.adversarial) == (1, 0, 0)
@@ -227,6 +229,26 @@ def test_the_crops_that_fit(args, smallest):
             phase = dataclasses.replace(config.gan, patch=patch)
             fits.append(dataclasses.replace(config, gan=phase).gan.patch)
     assert fits == [smallest, 2 * smallest, 3 * smallest]
+
+
+def test_srgans_numbers():
+    """Of Ledig et al., 2017, sections 2.2 and 3.2."""
+    config = parse_args(["--preset", "srgan"])
+    assert config.generator == "srresnet" and config.batch_norm
+    assert (config.features, config.blocks, config.scale) == (64, 16, 4)
+    assert (config.batch_size, config.betas) == (16, (0.9, 0.999))
+    assert config.squared_error and not config.relativistic
+    assert layer_weights(config.vgg_layer) == {"conv5_4": 1} and config.vgg_weights == "imagenet"
+    assert not config.vgg_before_activation and config.discriminator == "vgg"
+    assert config.degradation.level == "none"
+    assert dataclasses.astuple(config.psnr)[:3] == (1_000_000, 96, 1e-4)
+    assert dataclasses.astuple(config.gan)[:3] == (200_000, 96, 1e-4)
+    assert (config.psnr.pixel, config.psnr.perceptual, config.psnr.adversarial) == (1, 0, 0)
+    assert (config.gan.pixel, config.gan.perceptual, config.gan.adversarial) == (0, 0.006, 1e-3)
+    assert config.gan.perceptual == pytest.approx((1 / 12.75) ** 2, rel=0.03)  # of the features
+    assert min(config.psnr.milestones) >= config.psnr.steps  # a constant rate
+    # From 10^5 updates on the paper's rate is a tenth; three halvings are an eighth.
+    assert [round(step, -2) for step in config.gan.milestones] == [100_000] * 3
 
 
 def test_real_esrgans_numbers():

@@ -61,6 +61,16 @@ def test_lr_and_hr_are_the_same_crop_turned_the_same_way(coordinates):
     assert {x for i, _, x in corners if i == 0} == set(range(20 - 8 + 1))
 
 
+def test_crops_come_from_every_folder(tmp_path):
+    packs = []
+    for level in (10, 200):
+        write_image(np.full((40, 40, 3), level, np.uint8), tmp_path / str(level) / "a.png")
+        packs.append(pack_folder(tmp_path / str(level), 4))
+    stream = CropStream(packs, patch=32, seed=0)
+    drawn = [crops.high_res[0, 0, 0].item() for crops in (stream[k] for k in range(40))]
+    assert set(drawn) == {10, 200} and 10 < drawn.count(10) < 30  # each image alike likely
+
+
 def test_the_kth_sample_depends_on_seed_and_k_alone(photos):
     pack = pack_folder(photos, 4)
     stream = CropStream([pack], patch=32, seed=7)

@@ -471,7 +471,7 @@ def test_ctrl_c_ends_an_animation_that_is_being_upscaled(run, monkeypatch):
     frames = [np.full((8, 8, 3), i, np.uint8) for i in range(40)]
     saved(Path("in/a.png"), frames, duration=10)
     write_image(frames[0][:5], Path("in/b.png"))
-    done, writing = [], threading.Event()
+    done, writing, interrupting = [], threading.Event(), threading.Event()
     upscale, fits = upscaling.upscaler.upscale, Upscaler.fits
 
     def slowly(net, image, *args, progress, **options):
@@ -479,12 +479,14 @@ def test_ctrl_c_ends_an_animation_that_is_being_upscaled(run, monkeypatch):
         done.append(image)
         if threading.current_thread() is not threading.main_thread():
             writing.set()
-            time.sleep(0.02)
+            assert interrupting.wait(10)
+            time.sleep(0.1)  # in which the other thread hears of it
         return upscale(net, image, *args, progress=progress, **options)
 
     def interrupted(upscaler, image):
         if len(image) == 5:  # b.png's turn
             assert writing.wait(10)
+            interrupting.set()
             raise KeyboardInterrupt
         return fits(upscaler, image)
 

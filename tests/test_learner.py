@@ -169,6 +169,16 @@ def test_a_psnr_step_compares_pixels_alone(learn, squared):
     torch.testing.assert_close(learner.net_g.state_dict(), net.state_dict(), rtol=0, atol=LR / 10)
 
 
+def test_random_networks_are_of_the_runs_seed(learn):
+    """The discriminator and VGG, however many numbers were drawn before."""
+    learner = learn("--seed", "3")
+    torch.manual_seed(3)
+    torch.testing.assert_close(learner.net_d.state_dict(), Judge().state_dict(), rtol=0, atol=0)
+    own = torch.Generator().manual_seed(3)
+    weight = nn.init.kaiming_normal_(torch.empty(64, 3, 3, 3), generator=own)
+    torch.testing.assert_close(learner.vgg.features[0].weight, weight, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_vgg_compares_the_layers_of_the_settings_before_or_after_activation(before):
     config = parse_args([*TINY, "--vgg-before-activation", str(before)])

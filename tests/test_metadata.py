@@ -15,7 +15,8 @@ from PIL import ExifTags, Image, ImageCms, IptcImagePlugin, PngImagePlugin
 from programs import load_program
 
 from images.exif import Entry, Exif, read_exif
-from images.files import Picture, not_held, read_picture, write_picture
+from images.files import Picture, Sequence, not_held, read_picture, write_picture
+from images.frames import FRAMES
 from images.metadata import Metadata, read_text
 from images.xmp import mended_xmp
 from upscaling.arguments import quality
@@ -321,6 +322,34 @@ def test_a_gif_has_comments_and_xmp(tmp_path):
     with Image.open(tmp_path / "out.jpg") as file:
         comments = [content for name, content in file.applist if name == "COM"]
         assert comments == [b"c" * 300, b"last"] and "Ada Löwe".encode() in file.info["xmp"]
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_gif_is_given_comments_and_xmp(frames, tmp_path):
+    """Written out, as Pillow reads of a GIF only what comes before its first picture."""
+    metadata = Metadata(xmp=PACKET.encode(), comments=(b"c" * 300,))
+    picture = Picture(PHOTO, metadata=metadata, duration=100)
+    if frames > 1:
+        rest = [Picture(PHOTO[::-1], duration=100)]
+        picture.sequence = Sequence(FRAMES, frames, 0, lambda: iter(rest))
+    assert not_held(picture, "x.gif") == []
+    write_picture(picture, tmp_path / "out.gif")
+    comment = b"!\xfe" + b"\xff" + b"c" * 255 + b"\x2d" + b"c" * 45 + b"\0"
+    packet = PACKET.replace('Orientation="6"', 'Orientation="1"').encode()
+    trailer = b"\1" + bytes(range(255, -1, -1)) + b"\0"
+    xmp = b"!\xff\x0bXMP DataXMP" + packet + trailer
+    assert (tmp_path / "out.gif").read_bytes().count(comment + xmp) == 1
+    with Image.open(tmp_path / "out.gif") as file:
+        assert file.n_frames == frames
+        assert frames == 1 or file.info["comment"] == b"c" * 300
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".bmp"])
+def test_a_resolution_is_in_every_type_that_has_a_place_for_it(suffix, tmp_path):
+    picture = Picture(PHOTO, metadata=Metadata(dpi=(300, 150)))
+    write_picture(picture, tmp_path / f"out{suffix}")
+    with Image.open(tmp_path / f"out{suffix}") as file:
+        assert file.info["dpi"] == pytest.approx((300, 150), abs=0.02)
 
 
 def test_a_jpeg_that_names_no_resolution_gets_none(tmp_path):

@@ -257,6 +257,42 @@ def test_discriminators_first_convolution_has_the_only_bias_and_no_batch_norm():
     assert kinds[2:] == ["Conv2d", "BatchNorm2d", "LeakyReLU"] * 9
 
 
+def test_the_vgg_discriminator_written_out_gives_the_same_logits():
+    """In float64: convolutions, batch norm and LeakyReLU 0.2 ten times, then two linear layers."""
+    torch.manual_seed(0)
+    net = VGGDiscriminator(32).eval()
+    for name, tensor in net.state_dict().items():
+        if "running_var" in name:
+            tensor.uniform_(0.5, 1.5)
+        elif tensor.ndim > 1:
+            nn.init.kaiming_normal_(tensor, a=0.2)
+        elif tensor.is_floating_point():
+            tensor.uniform_(-0.5, 1)
+    w = {name: tensor.double() for name, tensor in net.state_dict().items()}
+
+    def lrelu(x):
+        return torch.where(x > 0, x, 0.2 * x)
+
+    def linear(name, x):
+        return x @ w[f"{name}.weight"].t() + w[f"{name}.bias"]
+
+    image = torch.rand(3, 3, 32, 32)
+    x = lrelu(F.conv2d(image.double(), w["features.0.weight"], w["features.0.bias"], padding=1))
+    for i in range(9):  # a kernel of 4 that halves, one of 3 that widens, in turn
+        conv, norm = f"features.{2 + 3 * i}", f"features.{3 + 3 * i}"
+        x = F.conv2d(x, w[f"{conv}.weight"], stride=2 - i % 2, padding=1)
+        gain, shift, mean, variance = (
+            w[f"{norm}.{part}"][:, None, None]
+            for part in ("weight", "bias", "running_mean", "running_var")
+        )
+        x = lrelu((x - mean) / (variance + 1e-5).sqrt() * gain + shift)
+    assert x.shape == (3, 512, 1, 1)
+    hidden = linear("classifier.1", x.flatten(1))
+    assert (hidden < 0).any()
+    expected = linear("classifier.3", lrelu(hidden))
+    torch.testing.assert_close(net(image), expected.float(), rtol=1e-4, atol=1e-4)
+
+
 # ------------------------------------------------------------------------- the U-Net discriminator
 
 

@@ -1,4 +1,4 @@
-"""Means that leave out what is not finite, the GAN's balance in words, the log."""
+"""Means that leave out what is not finite, the GAN's balance in words, the monitor, the log."""
 
 import io
 import json
@@ -11,10 +11,13 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_runs import read_events
 
+from config import Config
 from training.log import RunLog, draw_curves
-from training.monitor import Balance, Clock, IntervalMeans
+from training.monitor import Balance, Clock, IntervalMeans, Monitor
+from training.ranks import Ranks
+from training.runs import At, RunFolder, TrainingError
 
 
 def alone(tensor):
@@ -57,6 +60,79 @@ def test_the_balance_speaks_once_it_stays_unhealthy():
     said = [balance.judge(0.51, 2 * math.log(2)) for _ in range(15)]
     assert "the discriminator learns nothing" in said[balance.PATIENCE - 1]
     assert sum(map(bool, said)) == 1
+
+
+# ------------------------------------------------------------------------------------ the monitor
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A list of one number, the seconds that it is; the test winds it."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def monitor(tmp_path, monkeypatch, clock):
+    """Of a GAN phase of batches of 4 in 2 parts; its points of curves go to `monitor.points`."""
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder(Config(batch_size=4, accumulate=2, max_skipped=3), Ranks())
+    monitor, monitor.points = Monitor(At("gan", 0), 0.0, torch.device("cpu"), run), []
+    monkeypatch.setattr(RunFolder, "scalars", lambda run, *point: monitor.points.append(point))
+    yield monitor
+    monitor.bar.close()
+
+
+def test_time_without_data_is_that_in_the_loader(monitor, clock):
+    def slow():
+        for part in range(4):
+            clock[0] += 1.5
+            yield part
+
+    batches = []
+    for parts in monitor.watch(slow()):
+        batches.append(parts)
+        clock[0] += 2  # of the step
+        monitor.add({"pixel": torch.tensor(0.5)})
+    assert batches == [[0, 1], [2, 3]]
+    monitor.read(At("gan", 2), lr=1e-4)
+    row = monitor.row({"psnr": 30.0})
+    assert row["data wait"] == 6 / 10 and row["images/s"] == 2 * 4 / 10
+    assert (row["seconds"], row["psnr"], row["losses"], row["lr"]) == (10, 30, {"pixel": 0.5}, 1e-4)
+    ((group, values, at),) = monitor.points
+    assert (group, values["pixel"], values["skipped"], at.step) == ("gan", 0.5, 0, 2)
+
+
+def test_a_gan_out_of_balance_is_told_with_its_step(monitor, clock, capsys):
+    for step in range(1, 16):
+        clock[0] += 1
+        monitor.add({"discriminator": torch.tensor(0.01), "pairs right": torch.tensor(1.0)})
+        monitor.read(At("gan", step), lr=1e-4)
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith("gan 10: the discriminator has won: it ranks 100% of pairs right")
+
+
+def test_a_row_of_skipped_steps_stops_a_run_though_its_last_step_was_fine(monitor, clock):
+    clock[0] += 1
+    for pixel in (math.nan, math.nan, math.nan, 1.0):
+        monitor.add({"pixel": torch.tensor(pixel)})
+    with pytest.raises(TrainingError, match=r"gan step 4: 3 steps in a row were skipped \(3 of 4"):
+        monitor.read(At("gan", 4), lr=1e-4)
+
+
+def test_what_is_shown_is_the_mean_of_all_ranks(monitor, clock, monkeypatch):
+    """The other rank's two losses add up to 7; of its steps none was faulty."""
+    clock[0] += 1
+    other = torch.tensor([7.0, 2.0, 0.0, 0.0, 0.0])
+    monkeypatch.setattr(Ranks, "mean", lambda ranks, values: (values + other) / 2)
+    for pixel in (1.0, 5.0):
+        monitor.add({"pixel": torch.tensor(pixel)})
+    monitor.read(At("gan", 2), lr=1e-4)
+    assert monitor.row({})["losses"] == {"pixel": (1 + 5 + 7) / 4}
+
+
+# ----------------------------------------------------------------------------------------- the log
 
 
 def test_the_curves_are_drawn(tmp_path):
@@ -137,12 +213,6 @@ def test_a_line_that_a_power_cut_spoiled_is_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(content)
     with RunLog(tmp_path, lambda row: True, 1) as log:
         assert log.rows == [whole]
-
-
-def read_events(folder):
-    """What TensorBoard's own reader finds."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
-    return events.Reload()
 
 
 def test_tensorboard_reads_curves_and_pictures_and_forgets_steps_done_again(tmp_path, random_image):

@@ -287,7 +287,13 @@ def bmp_pairs(tmp_path, random_image):
             path = tmp_path / folder / f"{i}.bmp"
             write_image(random_image(side, side, seed=len(folder) + i), path)
             os.utime(path, ns=(0, 0))
-    return tmp_path / "high", tmp_path / "low", tmp_path / "other"
+    folders = tmp_path / "high", tmp_path / "low", tmp_path / "other"
+    for i in range(2):
+        low, other = (folder / f"{i}.bmp" for folder in folders[1:])
+        # Their inodes' own times have to differ, which on older kernels tick every 4 ms.
+        while other.stat().st_ctime_ns == low.stat().st_ctime_ns:
+            os.utime(other, ns=(0, 0))
+    return folders
 
 
 def test_another_lr_folder_is_another_pack_and_all_stay(bmp_pairs):

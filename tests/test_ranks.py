@@ -9,11 +9,15 @@ import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from tiny_runs import TINY
+from tiny_runs import TINY, run
 
+import train
+from config import parse_args
 from dataset import CropStream, batches
 from images.packs import pack_folder
 from training.ranks import Ranks
+from training.runs import RunFolder
+from training.validation import Validation
 
 ROOT = Path(__file__).parents[1]
 DATA = ("--train-dir", "photos", "--valid-dir", "photos", "--batch-size", "4")
@@ -43,15 +47,14 @@ train.main()
 
 @pytest.fixture
 def launch(tmp_path, photos, monkeypatch):
-    """Runs train.py with so many processes; returns their common output."""
+    """Runs train.py with two processes; returns their common output."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "driver.py").write_text(DRIVER)
 
-    def launching(ranks, *args, script="driver.py", status=0):
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        command = [sys.executable, *(torchrun if ranks > 1 else []), script, *TINY, *DATA, *args]
+    def launching(*args, script="driver.py", status=0):
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         done = subprocess.run(
-            command,
+            [sys.executable, *torchrun, script, *TINY, *DATA, *args],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -110,10 +113,44 @@ def test_ranks_share_batch_norms_statistics(monkeypatch):
     assert norm.num_batches_tracked == 0  # which is alike in all ranks
 
 
+def test_what_is_validated_or_saved_has_the_statistics_of_all_ranks(
+    workplace, quick_curves, monkeypatch
+):
+    """They are averaged right before it, and after no other step: that takes messages."""
+    events = []
+
+    def note(owner, method, word, net_of):
+        noted = getattr(owner, method)
+
+        def noting(self, *args):
+            events.append((word, net_of(*args)))
+            return noted(self, *args)
+
+        monkeypatch.setattr(owner, method, noting)
+
+    note(train.Learner, "update_generator", "step", lambda parts, lr: None)
+    note(Ranks, "average_buffers", "average", lambda net: net)
+    note(Validation, "__call__", "validate", lambda net, at: net)
+    note(RunFolder, "save", "save", lambda learner, seconds: learner.ema)
+    run(monkeypatch, "--gan.steps", "0", "--val-every", "2", "--save-every", "3")
+    assert " ".join(word for word, _ in events) == (
+        "step step average validate step average save "
+        "step average validate step average validate save"
+    )
+    assert len({net for word, net in events if word != "step"}) == 1
+
+
 @pytest.mark.slow
-def test_two_ranks_train_as_one_and_go_on_as_one(launch):
-    launch(1, "--name", "one", "--psnr.steps", "6", "--gan.steps", "0")
-    output = launch(2, "--name", "two", "--psnr.steps", "6")
+def test_two_ranks_train_as_one_and_go_on_as_one(
+    launch, workplace, quick_curves, monkeypatch, capsys
+):
+    def alone(*args):
+        run(monkeypatch, *args, data=DATA)
+        return capsys.readouterr().out
+
+    psnr_alone = ("--gan.steps", "0")
+    alone("--name", "one", "--psnr.steps", "6", *psnr_alone)
+    output = launch("--name", "two", "--psnr.steps", "6")
     assert output.count("parameters") == 1  # only rank 0 speaks
     for phase in ("psnr", "gan"):
         first, second = (torch.load(f"two_{phase}_rank{rank}.pt") for rank in (0, 1))
@@ -121,8 +158,8 @@ def test_two_ranks_train_as_one_and_go_on_as_one(launch):
         torch.testing.assert_close(first, second, rtol=0, atol=0)
     torch.testing.assert_close(weights("two", "psnr"), weights("one", "psnr"), rtol=0, atol=2e-6)
 
-    for ranks, steps in ((1, "2"), (2, "4"), (1, "6")):
-        output = launch(ranks, "--name", "changing", "--psnr.steps", steps, "--gan.steps", "0")
+    for train_on, steps in ((alone, "2"), (launch, "4"), (alone, "6")):
+        output = train_on("--name", "changing", "--psnr.steps", steps, *psnr_alone)
         assert ("Going on" in output) == (steps != "2")
     torch.testing.assert_close(
         weights("changing", "psnr"), weights("one", "psnr"), rtol=0, atol=2e-6
@@ -150,14 +187,16 @@ train.run_as_program()
 """,
     )
     (tmp_path / "dying.py").write_text(dying)
-    output = launch(2, script="dying.py", status=1)
+    output = launch(script="dying.py", status=1)
     assert "another process of this run ended or cannot be reached (" in output
     assert "Signal 9 (SIGKILL)" in output  # torchrun's word on the one that died
-    launch(2)  # and the same command goes on
+    launch()  # and the same command goes on
     assert Path("checkpoints/tiny/gan.safetensors").exists()
 
 
-@pytest.mark.slow
-def test_a_batch_that_cannot_be_shared_is_refused(launch):
-    output = launch(2, "--batch-size", "3", script=str(ROOT / "train.py"), status=2)
-    assert "batch_size is 3: it has to be a multiple of 2 processes" in output
+def test_a_batch_that_cannot_be_shared_is_refused(workplace):
+    config = parse_args([*TINY, *DATA, "--batch-size", "3"])
+    words = "batch_size is 3: it has to be a multiple of 2 processes times accumulate 1"
+    with pytest.raises(train.DeviceError, match=words):
+        train.train(RunFolder(config, Ranks(count=2)), set())
+    assert not Path("checkpoints").exists()

@@ -75,20 +75,20 @@ def test_bf16_hardly_ever_differs_by_more_than_a_level_and_costs_no_quality(path
 
 
 @pytest.mark.parametrize(
-    "name",
+    "name, share",
     [
-        pytest.param(name, marks=() if NATIVE else pytest.mark.slow)
-        for name in ("realesrgan-x4plus-anime", "realesrgan-x4plus")
+        pytest.param(name, share, marks=() if NATIVE else pytest.mark.slow)
+        for name, share in (("realesrgan-x4plus-anime", 0.99), ("realesrgan-x4plus", 0.97))
     ],
 )
-def test_bf16_differs_more_on_the_published_networks(name, published, photographs):
+def test_bf16_differs_more_on_the_published_networks(name, share, published, photographs):
     """These are deeper; docs/claims.md says what is measured here."""
     net, (low_res, _) = load_generator(published / f"{name}.param"), photographs[0]
     low_res = low_res[20:44, 20:44]
     exact = upscale(net, low_res)
     with torch.autocast("cpu", torch.bfloat16):
         difference = np.abs(exact.astype(int) - upscale(net, low_res))
-    assert (difference <= 1).mean() >= 0.97 and difference.max() <= 10
+    assert (difference <= 1).mean() >= share and difference.max() <= 10
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,23 @@ def test_crops_are_of_the_runs_seed_and_degradation(write):
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(drawn, 2))
 
 
+@pytest.mark.parametrize("paired", [False, True])
+def test_crops_are_of_all_folders_each_with_its_own_lr_images(paired, tmp_path, monkeypatch):
+    """HR images of one level each; the LR images of each folder are 3 levels brighter."""
+    monkeypatch.chdir(tmp_path)
+    for level in (10, 200):
+        write_image(np.full((64, 64, 3), level, np.uint8), Path(f"high{level}/a.png"))
+        write_image(np.full((16, 16, 3), level + 3, np.uint8), Path(f"low{level}/a.png"))
+    lr_dir = ("low10", "low200") if paired else ()
+    config = dataclasses.replace(CONFIG, train_dir=("high10", "high200"), lr_dir=lr_dir)
+    streams, _, packed = load(config)
+    assert len(packed) == 2
+    for stream in streams.values():
+        crops = [stream[k] for k in range(30)]
+        levels = {(c.low_res[0, 0, 0].item(), c.high_res[0, 0, 0].item()) for c in crops}
+        assert levels == ({(13, 10), (203, 200)} if paired else {(10, 10), (200, 200)})
+
+
 def test_what_is_in_the_default_folder_and_not_read_is_told(write, tmp_path):
     (tmp_path / "data/train").mkdir(parents=True)
     (tmp_path / "data/train/a.cr2").write_bytes(b"II*\0" + bytes(4) + b"CR")

@@ -208,6 +208,15 @@ def test_scores_and_strips_are_of_the_degraded_images(valid, validate, no_pyiqa,
     )
 
 
+def test_strips_are_drawn_of_the_first_four_images(valid, validate):
+    pack = valid("valid", {f"{name}.png": (48, 48) for name in "abcdef"})
+    scores = validate(pack, Degradation())(Nearest(), At("psnr", 2))
+    assert sorted(validate.strips) == ["a", "b", "c", "d"]
+    block = np.ones((4, 4, 1), np.uint8)
+    means = [psnr(np.kron(pack.low_res(i), block), pack.high_res(i), 4) for i in range(6)]
+    assert scores["psnr"] == pytest.approx(np.mean(means), abs=1e-9)  # of all six
+
+
 def test_lr_images_of_ones_own_are_taken_as_they_are(valid, validate, no_pyiqa, capsys):
     sizes = {"a.png": (64, 64)}
     high_res = read_image(Path("valid/a.png")) if valid("valid", sizes) else None

@@ -5,6 +5,7 @@ import math
 import sys
 from pathlib import Path
 
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import train
@@ -80,3 +81,9 @@ def spoil(monkeypatch, steps):
         return terms | {"pixel": terms["pixel"] * math.nan} if len(calls) in steps else terms
 
     monkeypatch.setattr(train, "generator_loss", spoiled)
+
+
+def read_events(folder):
+    """What TensorBoard's own reader finds."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
+    return events.Reload()
