@@ -25,10 +25,10 @@ from layers import (
     to_autocast_dtype,
 )
 
-SCALES = (1, 2, 3, 4, 8)
+SCALES = (1, 2, 3, 4, 8, 16)
 RESIDUAL_SCALE = 0.2  # beta of figure 4, so that what each block adds stays small
 # The supplement's "smaller initialization", which by its section 2 does more for the training than
-# beta; of the residual branches alone, as in the authors' code.
+# beta; of the residual branches alone, as in the authors' later code (BasicSR).
 SMALL_INIT = 0.1
 
 
@@ -97,7 +97,7 @@ class RRDBNet(nn.Module):
 
     Args:
         in_channels, out_channels: 3 for RGB.
-        scale: 1, 2, 3, 4 or 8; the output is that many times as wide and as high.
+        scale: 1, 2, 3, 4, 8 or 16; the output is that many times as wide and as high.
         features: channels of the trunk.
         blocks: number of RRDBs.
         growth: channels each dense convolution adds. Tools that load ESRGAN models assume 32.
@@ -188,7 +188,7 @@ class SRResNet(nn.Module):
 
     Args:
         in_channels, out_channels: 3 for RGB.
-        scale: 1, 2, 3, 4 or 8; the output is that many times as wide and as high.
+        scale: 1, 2, 3, 4, 8 or 16; the output is that many times as wide and as high.
         features: channels of the trunk.
         blocks: number of residual blocks.
         batch_norm: in the trunk, as SRGAN has it; ESRGAN begins by leaving it out.

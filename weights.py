@@ -53,7 +53,7 @@ from images.opening import silence_pillow
 from model import SCALES, RRDBNet, SRResNet
 from upscaling.alphas import write_strips
 from upscaling.devices import DeviceError
-from upscaling.inputs import UsageError
+from upscaling.inputs import UsageError, places
 from upscaling.upscaler import Upscaler, check_channels
 
 # What a network's body begins with.
@@ -319,8 +319,7 @@ def main() -> int:
         return describe(arguments)
     inputs = [locate(name) for name in arguments.inputs]
     written = pair_named(arguments.output) if arguments.to == "ncnn" else (arguments.output,)
-    taken = {path.resolve() for path in written}
-    if any(os.path.exists(path) and path.resolve() in taken for path in inputs):
+    if places(filter(os.path.exists, inputs)) & places(written):
         raise WeightsError(f"{arguments.output} is an input; choose another name with -o")
     if not os.path.isdir(arguments.output.parent):
         raise WeightsError(f"{arguments.output.parent}: no such folder")

@@ -23,7 +23,8 @@ class Layout(NamedTuple):
     """What a program calls its convolutions.
 
     i: block; j, k: dense block and convolution, from 1; m: upsampling stage, from 1; j0, k0, m0:
-    the same from 0; blocks: their number; the old layout counts activations and upsamplings too.
+    the same from 0; k_0: 1.0 to 4.0 and 5, of which the first four are followed by an activation;
+    blocks: their number; the old layout counts activations and upsamplings too.
     """
 
     conv_first: str
@@ -54,6 +55,10 @@ LAYOUTS = {
     "lornatang": Layout(
         *("conv1", "trunk.{i}.rdb{j}.conv{k}", "conv2"),
         *("upsampling{m}.0", "conv3.0", "conv4"),
+    ),
+    "lornatang 0.2": Layout(
+        *("conv1", "trunk.{i}.RDB{j}.conv{k_0}", "conv2"),
+        *("up{m}", "conv3.0", "conv4"),
     ),
 }
 # What DataParallel, torch.compile, FSDP and their like put into names, around any module.
@@ -101,11 +106,17 @@ def layout_of(state: dict[str, Tensor]) -> str | None:
 def blocks_and_stages(state: dict[str, Tensor], layout: Layout) -> tuple[int, int]:
     """Number of blocks and of upsampling stages."""
     blocks = stages = 0
-    while layout.dense.format(i=blocks, j=1, k=1, j0=0, k0=0) + ".weight" in state:
+    while in_block(layout, blocks, 1, 1) + ".weight" in state:
         blocks += 1
     while layout.conv_up.format(m=stages + 1, m0=stages, m_old=3 * stages + 3) + ".weight" in state:
         stages += 1
     return blocks, stages
+
+
+def in_block(layout: Layout, i: int, j: int, k: int) -> str:
+    """The name of a convolution of the dense blocks, counted as in `Layout`."""
+    k_0 = f"{k}.0" if k < 5 else "5"
+    return layout.dense.format(i=i, j=j, k=k, j0=j - 1, k0=k - 1, k_0=k_0)
 
 
 def names_in(layout: Layout, blocks: int, stages: int) -> dict[str, str]:
@@ -120,8 +131,7 @@ def names_in(layout: Layout, blocks: int, stages: int) -> dict[str, str]:
     for m in range(1, stages + 1):
         names[f"conv_up{m}"] = layout.conv_up.format(m=m, m0=m - 1, m_old=3 * m)
     for i, j, k in itertools.product(range(blocks), range(1, 4), range(1, 6)):
-        numbers = dict(i=i, j=j, k=k, j0=j - 1, k0=k - 1)
-        names[ours.dense.format(**numbers)] = layout.dense.format(**numbers)
+        names[in_block(ours, i, j, k)] = in_block(layout, i, j, k)
     if layout is LAYOUTS["old"]:  # the only one that ESRGAN+ is published in
         for i, j in itertools.product(range(blocks), range(1, 4)):
             names[f"body.{i}.rdb{j}.conv1x1"] = f"model.1.sub.{i}.RDB{j}.conv1x1"

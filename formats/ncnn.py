@@ -39,6 +39,7 @@ FP16, FP32 = 0x01306B47, 0  # what stands before a kernel; biases and slopes are
 DTYPES: dict[int, np.dtype[Any]] = {FP16: np.dtype("<f2"), FP32: np.dtype("<f4")}
 INT8_FLAG = 0x000D4B38
 ARRAYS = -23300  # the keys of array parameters count down from here
+TOLD = (1, 2, 3, 4, 8)  # the scales that Upscayl reads in a name
 NOT_NCNN = (".safetensors", ".pth", ".pt", ".ckpt", ".onnx")
 
 
@@ -259,10 +260,13 @@ def pair_named(path: Path, scale: int | None = None) -> Pair:
     """The files for -o NAME, NAME.param or NAME.bin; with a scale, that of the network for them.
 
     Raises:
-        WeightsError: NAME is a folder's, or another format's, or tells programs another scale.
+        WeightsError: NAME is a folder's, or another format's, or tells programs another scale;
+            they know no such scale.
     """
     if path.suffix in NOT_NCNN or os.path.isdir(path):
         raise WeightsError(f"{path}: ncnn is written to NAME.param and NAME.bin; give that NAME")
+    if scale and scale not in TOLD:
+        raise WeightsError(f"{path}: Upscayl computes no x{scale} network; choose another --to")
     name = path.stem if path.suffix in (".param", ".bin") else path.name
     told = {scale_told(name), scale_told(name.lower())}
     if scale and told != {scale}:
@@ -279,5 +283,5 @@ def scale_told(name: str) -> int:
 
     src/main.cpp of upscayl/upscayl-ncnn. Upscayl itself looks at the name in small letters.
     """
-    scales = (scale for scale in (1, 2, 3, 4, 8) if f"x{scale}" in name or f"{scale}x" in name)
+    scales = (scale for scale in TOLD if f"x{scale}" in name or f"{scale}x" in name)
     return next(scales, 4)

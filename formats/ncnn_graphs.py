@@ -209,8 +209,9 @@ KNOWN = {"Input", "Split", "Dropout", "Noop", "Convolution", "PReLU", "ReLU", "C
 KNOWN |= {"BinaryOp", "Interp", "PixelShuffle", "Reorg", "Padding", "Crop"}
 WEIGHTED = ("Convolution", "PReLU")  # of these
 UNSHUFFLES = (1, 2, 4)
-# The factors of the upsampling stages, at scales 1, 2, 3, 4 and 8; folding adds one or two.
-STAGES: tuple[list[int], ...] = ([], [2], [3], *([2] * count for count in (2, 3, 4, 5)))
+# The factors of the upsampling stages, at scales 1, 2, 3, 4, 8 and 16; folding adds one or two.
+STAGES: tuple[list[int], ...] = ([], [2], [3], *([2] * count for count in (2, 3, 4, 5, 6)))
+MOST_JOINED = 5  # what comes into a dense block, and its first four convolutions' outputs
 
 
 class Meanings:
@@ -302,6 +303,8 @@ class Meanings:
         for x in inputs:
             kind, *inner = self.computations[x]
             parts += inner if kind == "joined" else [x]
+        if len(parts) > MOST_JOINED:  # no network here has it; joined on, it could double each time
+            return self._number("Concat", *inputs)
         return self._number("joined", *parts)
 
     def _sum(self, terms: Iterable[tuple[int, float]]) -> int:

@@ -66,6 +66,8 @@ OTHER_KINDS = {  # of what spandrel does not know either
     r"body\.\d+\.body\.\d+\.weight$": "holds an EDSR network; its own programs run it",
     r"body\.\d+\.conv1\.weight$": "holds an MSRResNet; BasicSR runs it",
     r"classifier\.6\.": "holds an image classifier such as VGG19",
+    r"model\.2\.sub\.\d+\.RDB\d\.": "holds ESRGAN-2c2's network, which has two convolutions of 2x2 "
+    "for each of ESRGAN's; its own programs run it",
     SRFLOW: "holds SRFlow's network; its own programs run it",
     SPSR: "holds SPSR's network; its own programs run it",
 }

@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 
 from formats.layouts import WeightsError
+from formats.others import ELSEWHERE
 
 BOX = Path(__file__).resolve().parents[1] / "checkpoints"  # of the repository
 DOWNLOADS = Path("checkpoints")
@@ -44,6 +46,8 @@ NCNN_NAMES = {  # of realesrgan-ncnn-vulkan -> of the same network
     "realesrnet-x4plus": "RealESRNet_x4plus",
     "realesrgan-x4plus-anime": "RealESRGAN_x4plus_anime_6B",
 }
+# Real-ESRGAN's names for networks of another kind, and realesrgan-ncnn-vulkan's.
+COMPACT = re.compile(r"realesr-(animevideov3(-x[234])?|general(-wdn)?-x4v3)")
 PATIENCE = 60  # seconds without a byte after which a download is given up
 # Of torch.hub: no network; a wrong hash; a server that hangs up.
 DOWNLOAD_ERRORS = (OSError, RuntimeError, http.client.HTTPException)
@@ -55,9 +59,19 @@ def in_the_box() -> dict[str, Path]:
 
 
 def trained() -> list[Path]:
-    """The generators that train.py wrote, the newest first."""
-    found = [path for name in ("psnr", "gan") for path in RUNS.glob(f"*/{name}.safetensors")]
-    return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    """The generators that train.py wrote: the newest run's first, and of each run the GAN first.
+
+    Times of the two do not tell which is the later phase's: copies may have equal ones.
+    """
+    runs: dict[Path, list[Path]] = {}
+    for name in ("gan", "psnr"):
+        for path in sorted(RUNS.glob(f"*/{name}.safetensors")):
+            runs.setdefault(path.parent, []).append(path)
+
+    def newest(files: list[Path]) -> int:
+        return max(path.stat().st_mtime_ns for path in files)
+
+    return [path for files in sorted(runs.values(), key=newest, reverse=True) for path in files]
 
 
 def networks() -> list[str]:
@@ -78,6 +92,9 @@ def locate(path_or_name: str | Path) -> Path:
 
     Published generators are downloaded unless they are in checkpoints/ already. Names may have
     their file's suffix.
+
+    Raises:
+        WeightsError: the name is of a network that is not computed here, or nothing came.
     """
     path, name = Path(path_or_name), str(path_or_name)
     if os.path.isfile(path):
@@ -85,6 +102,8 @@ def locate(path_or_name: str | Path) -> Path:
     if own := in_the_box().get(name.removesuffix(".safetensors")):
         return own
     name = NCNN_NAMES.get(name, name.removesuffix(".pth"))
+    if COMPACT.fullmatch(name):
+        raise WeightsError(f"{name} is a network of SRVGGNetCompact, {ELSEWHERE}")
     if name not in PUBLISHED:
         return path
     target = DOWNLOADS / f"{name}.pth"

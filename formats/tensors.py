@@ -6,6 +6,7 @@ import pickle
 import re
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,8 +14,20 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-# Packages whose objects are left out where weights stand beside them. None of their code is run.
-BESIDE = ("mmengine.", "mmcv.", "numpy.", "omegaconf.", "argparse.", "pathlib.", "datetime.")
+# What is left out where weights stand beside it, by the names that a pickle asks for. None of it is
+# ever run: getattr and getitem are how methods (mmengine's) and types such as Dict[str, int] are
+# pickled, and those that stand for them give nothing.
+BESIDE = re.compile(
+    r"(mmengine|mmcv|numpy|omegaconf|argparse|pathlib|datetime|typing)\..+"
+    r"|builtins\.(getattr|object|type|bool|int|float|str|bytes|list|tuple|dict|frozenset|range|slice)"
+    r"|_operator\.getitem|types\.GenericAlias|collections\.(defaultdict|deque)"
+    r"|torch\.torch_version\.TorchVersion"
+)
+FILLED: dict[str, Callable[..., object]] = {  # torch adds items to plain dicts and lists only
+    "collections.defaultdict": lambda *_: {},
+    "collections.deque": lambda *_: [],
+}
+MOST_BESIDE = 50  # such names: a file of the older format is read again for each
 LARGEST_HEADER = 100_000_000  # bytes that safetensors' own reader takes
 
 
@@ -83,16 +96,46 @@ def _load_pickle(path: str | Path) -> object:
     with open(path, "rb") as file:  # given the path, newer torch goes by the suffix
         if file.read(2) == b"PK":
             _check_zip(path)
+        return _load_without_the_rest(file)
+
+
+def _load_without_the_rest(file: BinaryIO) -> object:
+    """What torch.load gives, with stand-ins for what is `BESIDE` the weights.
+
+    Training programs save histories, settings and scores along with them.
+    """
+    stand_ins: dict[str, Callable[..., object]] = {}
+    while True:
         file.seek(0)
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            beside = _not_read(file)
-            if not beside:
+            with torch.serialization.safe_globals([(s, name) for name, s in stand_ins.items()]):
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            new = set(filter(BESIDE.fullmatch, _refused(file, str(error)))) - stand_ins.keys()
+            if not new or len(stand_ins) + len(new) > MOST_BESIDE:
                 raise
-        file.seek(0)
-        with torch.serialization.safe_globals([(NotRead, name) for name in beside]):
-            return torch.load(file, map_location="cpu", weights_only=True)
+            stand_ins |= {name: FILLED.get(name, NotRead) for name in new}
+
+
+def _refused(file: BinaryIO, message: str) -> set[str]:
+    """The functions and classes that torch will not let a file have, by their names.
+
+    All of them where it is a zip file; of the older format the one that the message tells. There,
+    trying again costs little: tensors come last.
+    """
+    file.seek(0)
+    try:
+        return set(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+    except Exception:  # of the older format, or damaged
+        return {_asked_for(message)}
+
+
+def _asked_for(message: str) -> str:
+    """The function or class that torch will not let a file have; empty if that is not the error."""
+    found = re.search(r"GLOBAL (\S+)", message)
+    if not found:
+        return ""
+    return found[1] if "." in found[1] else f"builtins.{found[1]}"  # newer torch leaves that out
 
 
 class NotRead:
@@ -103,19 +146,6 @@ class NotRead:
 
     def __setstate__(self, state: object) -> None:
         pass
-
-
-def _not_read(file: BinaryIO) -> list[str]:
-    """What a file asks for beside tensors, if all of it is of packages in `BESIDE`.
-
-    Training programs save histories, settings and scores along with the weights.
-    """
-    file.seek(0)
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except Exception:  # it is no zip file, or a damaged one, which the first try has told
-        return []
-    return names if all(name.startswith(BESIDE) for name in names) else []
 
 
 def _check_zip(path: str | Path) -> None:
@@ -166,9 +196,8 @@ def _reason(error: Exception, start: bytes) -> str:
     if "TorchScript" in text:
         return "it is a TorchScript program, which can carry code; save its state_dict instead"
     if isinstance(error, pickle.UnpicklingError):
-        wanted = re.search(r"GLOBAL (\S+)", text)  # a function or class that the file wants called
-        if wanted:
-            refusal = f"it asks to run code ({wanted[1]}), which is refused"
+        if name := _asked_for(text):
+            refusal = f"it asks to run code ({name}), which is refused"
             return f"{refusal}; save the network's state_dict() instead, which needs none"
         if start.startswith((b"PK", b"\x80")):
             return "it is pickled in a way that is not read; save the network's state_dict() alone"

@@ -482,12 +482,24 @@ def test_a_network_that_only_others_compute_is_named_with_them(architecture, tmp
         assert SAID.get(architecture, architecture) in str(error.value)
 
 
+TWO_BY_TWO = kernels(  # of x4; two blocks would have a third
+    model__0__weight=(8, 3, 2, 2),
+    model__1__weight=(8, 8, 2, 2),
+    model__2__sub__0__RDB1__conv1__0__weight=(4, 8, 2, 2),
+    model__2__sub__0__RDB1__conv1__1__weight=(4, 4, 2, 2),
+    model__2__sub__1__weight=(8, 8, 2, 2),
+    model__14__weight=(3, 8, 2, 2),
+    model__15__weight=(3, 3, 2, 2),
+)
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
         ({"optimizer": {"state": {0: {"exp_avg": RAW}}}}, "a training state without the network"),
         ({"optimizer": ADAM, "epoch": 3}, "a training state without the network"),
         (under("vgg.", VGG), "an image classifier"),
+        (TWO_BY_TWO, "holds ESRGAN-2c2's network"),
         ({"x.body.0.body.0.weight": torch.zeros(8, 8, 3, 3)}, "an EDSR network"),
         ({"body.0.conv1.weight": torch.zeros(8, 8, 3, 3)}, "an MSRResNet"),
         ({"model.diffusion_model.out.2.weight": torch.zeros(8)}, "a diffusion model"),

