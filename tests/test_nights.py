@@ -16,7 +16,7 @@ from images.files import read_image, write_image
 from images.kinds import find_images
 from images.resize import imresize
 from model import RRDBNet
-from upscaling.inputs import UsageError, make_output
+from upscaling.inputs import UsageError, make_output, whereabouts
 from utils import WriteError
 from weights import save_generator
 
@@ -189,6 +189,11 @@ def test_an_original_is_safe_under_another_spelling_of_its_folder(
     with pytest.raises(UsageError, match=r"a\.png is an input; choose another output folder"):
         run(source, "-o", output)
     assert Path("Album/a.png").read_bytes() == before
+
+
+def test_a_folder_that_is_not_there_yet_is_known_under_any_spelling(tmp_path):
+    plain, other = tmp_path / "New" / "Caf\u00e9", tmp_path / "new" / "Cafe\u0301"
+    assert whereabouts(plain) == whereabouts(other) != whereabouts(tmp_path / "New" / "Cafe")
 
 
 def test_results_are_no_input_under_another_spelling_of_their_folder(run, photos, without_case):

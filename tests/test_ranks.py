@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,18 @@ def test_a_process_alone_needs_no_others():
         assert ranks.wrap(net) is net and ranks.first
         assert ranks.largest(3) == 3 and ranks.gather([1]) == [1]
         assert ranks.mean(torch.tensor(2.0)) == 2
+
+
+def test_processes_wait_for_one_another_as_long_as_they_are_told_to(monkeypatch):
+    told = []
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: told.append(timeout))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    for ranks in (Ranks.of_torchrun(), Ranks.of_torchrun(patience=timedelta(days=7))):
+        with ranks:
+            assert ranks.count == 2
+    assert told == [timedelta(hours=1), timedelta(days=7)]
 
 
 def test_ranks_share_batch_norms_statistics(monkeypatch):

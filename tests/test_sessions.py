@@ -1,12 +1,14 @@
 """A run over several sessions: when it saves, what it goes on from, what its logs then say."""
 
+import json
+import os
 import signal
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from tiny_runs import read_events, rows, run, spoil, stop_at
+from tiny_runs import Killed, die, read_events, rows, run, spoil, stop_at
 
 import training.runs
 from config import Config
@@ -125,6 +127,52 @@ def test_a_run_without_its_last_pt_can_start_from_its_own_generator(monkeypatch)
     run(monkeypatch, *still, *UNSCORED, "--init-from", str(own))
     after = safetensors.torch.load_file(LAST.with_name("gan.safetensors"))
     torch.testing.assert_close(after, before, rtol=0, atol=1e-7)
+
+
+# -------------------------------------------------------------------------- what is over stays so
+
+
+def settings_told_by(name):
+    with safetensors.safe_open(LAST.with_name(name), "pt") as file:
+        return json.loads(file.metadata()["config"])
+
+
+def test_a_finished_run_keeps_its_files_and_its_settings(monkeypatch, capsys):
+    """Whoever forgets to give another --name would else have networks that tell what is not so."""
+    run(monkeypatch, *UNSCORED)
+    kept = {name: LAST.with_name(name).read_bytes() for name in ("psnr.safetensors", "config.json")}
+    kept["gan.safetensors"] = LAST.with_name("gan.safetensors").read_bytes()
+    for name in kept:
+        os.utime(LAST.with_name(name), ns=(0, 0))
+    others = ["--batch-size", "4", "--degradation.level", "strong", "--discriminator", "unet"]
+    run(monkeypatch, *UNSCORED, *others)
+    said = capsys.readouterr().out
+    for words in (
+        "batch_size was 2, is 4",
+        "level was 'none', is 'strong'",
+        "was 'vgg', is 'unet'",
+    ):
+        assert f"{words}: no effect, as no step is left to do" in said
+    for name, content in kept.items():
+        assert LAST.with_name(name).read_bytes() == content
+    assert LAST.with_name("gan.safetensors").stat().st_mtime_ns == 0  # test.py takes the newest
+
+
+def test_the_psnr_phases_file_tells_its_own_settings_whatever_the_gan_has(monkeypatch):
+    run(monkeypatch, *UNSCORED, *PSNR_ALONE)
+    run(monkeypatch, *UNSCORED, "--gan.steps", "1", "--batch-size", "4")
+    assert settings_told_by("psnr.safetensors")["batch_size"] == 2
+    assert settings_told_by("gan.safetensors")["batch_size"] == 4
+
+
+def test_a_longer_phase_replaces_its_file_though_it_was_killed_before_it_wrote_it(monkeypatch):
+    run(monkeypatch, *UNSCORED, *PSNR_ALONE, "--psnr.steps", "2")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RunFolder, "finish", lambda *_: die())
+        run(patch, *UNSCORED, *PSNR_ALONE, "--psnr.steps", "4")
+    run(monkeypatch, *UNSCORED, *PSNR_ALONE, "--psnr.steps", "4")
+    with safetensors.safe_open(LAST.with_name("psnr.safetensors"), "pt") as file:
+        assert file.metadata()["step"] == "4"
 
 
 # ------------------------------------------------------------------------------ what its logs say

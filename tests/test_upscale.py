@@ -12,6 +12,7 @@ import threading
 import time
 import types
 import weakref
+from datetime import timedelta
 from pathlib import Path
 from unicodedata import normalize
 from unittest.mock import Mock
@@ -896,8 +897,9 @@ def test_what_is_not_read_among_the_originals_is_told(workplace, monkeypatch, ca
 def test_ctrl_c_ends_a_command_in_words(program, monkeypatch):
     prepared = []
     monkeypatch.setattr("utils.hear_kill", lambda: prepared.append(program))
-    monkeypatch.setattr(Ranks, "of_torchrun", lambda **_: interrupted())
-    calls = []
+    calls, patience = [], []
+    waiting = lambda patience_given: patience.append(patience_given) or interrupted()  # noqa: E731
+    monkeypatch.setattr(Ranks, "of_torchrun", lambda patience=None: waiting(patience))
 
     def interrupted(*args):
         calls.append(1)
@@ -910,6 +912,7 @@ def test_ctrl_c_ends_a_command_in_words(program, monkeypatch):
     with pytest.raises(SystemExit, match=rf"{program}.py: interrupted; what was done is kept"):
         runpy.run_path(str(ROOT / f"{program}.py"), run_name="__main__")
     assert prepared == [program]
+    assert patience == [timedelta(days=7)] * (program == "test")  # for the last of a night's work
 
 
 @pytest.mark.parametrize(
