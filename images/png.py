@@ -227,7 +227,8 @@ def profile_chunk(profile: bytes) -> tuple[bytes, bytes]:
 def with_chunks(png: bytes, chunks: list[tuple[bytes, bytes]]) -> bytes:
     """Put chunks, given by type and content, behind the header."""
     header = len(PNG_START) + 25  # and IHDR
-    return png[:header] + b"".join(chunk(*parts) for parts in chunks) + png[header:]
+    pixels = memoryview(png)[header:]  # which may be many, so there is no copy but the result
+    return b"".join((png[:header], *(chunk(*parts) for parts in chunks), pixels))
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -252,3 +252,18 @@ def test_a_folder_given_twice_is_remarked_on_once(write, tmp_path, capsys):
     (tmp_path / "train/text.png").write_text("no picture")
     load(dataclasses.replace(CONFIG, train_dir=("train", "train"), valid_dir="train"))
     assert capsys.readouterr().out.count("cannot be read") == 1
+
+
+@pytest.mark.parametrize("level, told", [("none", True), ("mild", False)])
+def test_a_run_that_can_only_learn_a_copy_is_told_so(level, told, write, capsys):
+    write("train/a.png", 64, 64)
+    degradation = Degradation.of_level(level)
+    load(dataclasses.replace(CONFIG, scale=1, degradation=degradation))
+    assert ("There is nothing to learn: at scale 1" in capsys.readouterr().out) == told
+
+
+def test_lr_images_of_the_same_size_are_something_to_learn(write, capsys):
+    write("train/a.png", 64, 64)
+    write("low/a.png", 64, 64)
+    load(dataclasses.replace(CONFIG, scale=1, lr_dir=("low",)))
+    assert "nothing to learn" not in capsys.readouterr().out

@@ -142,6 +142,18 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert os.listdir(tmp_path) == ["x"]
 
 
+@pytest.mark.parametrize("enabled, folder, limit", [(1, 100, 255), (0, 100, 158), (0, 300, 32)])
+def test_windows_counts_the_whole_path_unless_told_otherwise(enabled, folder, limit, monkeypatch):
+    """259 characters: MAX_PATH less the zero behind it. Names that long paths leave no room for
+    have to become something, too."""
+    ntdll = SimpleNamespace(RtlAreLongPathsEnabled=lambda: enabled)
+    monkeypatch.setattr("ctypes.windll", SimpleNamespace(ntdll=ntdll), raising=False)
+    monkeypatch.setattr(os.path, "abspath", str)
+    monkeypatch.setattr("images.names.sys", SimpleNamespace(platform="win32"))
+    monkeypatch.delattr(os, "pathconf", raising=False)  # which Windows has not
+    assert longest_name(Path("x" * folder)) == limit
+
+
 def test_a_file_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):
     """Or a power cut would leave an empty file that looks like a result."""
     done, synced, put = [], os.fsync, os.replace
