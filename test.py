@@ -70,7 +70,7 @@ from upscaling.upscaler import (
 from weights import Generator, WeightsError, read_generator
 
 IN_THE_BOX = BOX / f"{DEFAULT}.safetensors"
-A_NIGHT = timedelta(days=7)  # the first process to be done waits for the last
+A_WEEK = timedelta(days=7)  # the first process to be done waits for the last
 COMPARED_SIDE = 1024  # --compare shows this many pixels around the centre of larger results
 STRIP = ("input", "bicubic", "ours", "HR")  # from left to right
 
@@ -118,10 +118,12 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
             print("These are the weights in the box; --weights names others (docs/weights.md).")
 
     # As the first process finds them: the others may have begun to write.
-    done = existing(jobs) if arguments.skip_existing and ranks.first else []
-    done = ranks.gather(done)
+    found = existing(jobs) if arguments.skip_existing and ranks.first else []
+    done = set(ranks.gather(found))
     left = [job for job in jobs if job.target not in done]
     results, began = Results(), time.perf_counter()
+    for line in others if ranks.first else ():
+        results.fail(line)
 
     def end_with(results: Results) -> None:
         results.save(upscaler, weights, arguments)
@@ -130,21 +132,19 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
     try:
         own = left[ranks.rank :: ranks.count]
         work(own, upscaler, metrics, arguments, results, show_progress=ranks.first)
+        results = Results(*(ranks.gather(each) for each in vars(results).values()))
     except KeyboardInterrupt:
         if ranks.first:
             end_with(results)
         raise
-    results = Results(*(ranks.gather(each) for each in vars(results).values()))
     if ranks.first:
-        for line in others:
-            results.fail(line)
         end_with(results)
-    return 1 if results.failures or others else 0
+    return 1 if results.failures else 0
 
 
 def existing(jobs: list[Job]) -> list[Path]:
     """The results that are there already."""
-    return sorted(job.target for job in jobs if os.path.exists(job.target))
+    return [job.target for job in jobs if os.path.exists(job.target)]
 
 
 def computed_by_ncnn(net: Generator, weights: str | Path, gpu: int | None) -> NcnnNetwork:
@@ -185,7 +185,6 @@ def work(
     show_progress: bool,
 ) -> None:
     """While the network works on one image, the next is read and the last is written and scored."""
-    tried = 0
     bar = Bar(read_ahead(jobs), total=len(jobs), unit="image", disable=not show_progress)
     with ThreadPoolExecutor(1) as writer, ended_by_ctrl_c(upscaler):
         last: Future = Future()  # the result that is being written; at first there is none
@@ -200,10 +199,10 @@ def work(
                     finish, job, picture, enlarged, upscaler, metrics, arguments, results
                 )
                 del enlarged  # so that it goes once it is written
-            tried += len(group)
-            if results.in_vain and tried < len(jobs):
+            left = len(jobs) - 1 - jobs.index(group[-1][0])
+            if left and results.in_vain(arguments.output):
                 results.fail(
-                    f"nothing can be written any more: {len(jobs) - tried} images were not tried. "
+                    f"nothing can be written any more; images that were not tried: {left}. "
                     "Mend that, then go on with --skip-existing"
                 )
                 break
@@ -356,7 +355,7 @@ if __name__ == "__main__":
     silence_pillow()
     hear_kill()
     try:
-        with Ranks.of_torchrun(patience=A_NIGHT) as ranks:
+        with Ranks.of_torchrun(patience=A_WEEK) as ranks:
             status = main(ranks)
         end_process(status)
     except (UsageError, DeviceError, WeightsError, MetricError) as error:

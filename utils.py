@@ -455,7 +455,7 @@ def free_space(folder: Path) -> str:
 
 
 def is_writable(folder: Path) -> bool:
-    """Found by writing: os.access knows neither Windows' access lists nor full disks."""
+    """Found by writing: os.access knows nothing of Windows' access lists."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -465,9 +465,9 @@ def is_writable(folder: Path) -> bool:
 
 
 def nearest(folder: Path) -> Path:
-    """The folder, or the first above it that is there."""
+    """The folder, or the first above it that is there; if not even its drive is, that."""
     above = (folder.absolute(), *folder.absolute().parents)
-    return next(path for path in above if os.path.exists(path))
+    return next((path for path in above if os.path.exists(path)), above[-1])
 
 
 def gigabytes(count: int) -> str:

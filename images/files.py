@@ -32,7 +32,7 @@ from images.pictures import Picture, Sequence
 from images.png import PngAnimation, profile_chunk, with_chunks
 from images.tiff import Tiff, is_tiff, later_pages, read_tiff
 from images.webp import WebpAnimation, is_lossless_webp
-from utils import replacing
+from utils import WriteError, replacing
 
 # EXIF's orientations -> (mirror left and right first, quarter turns to the left after that).
 UPRIGHT = {
@@ -261,10 +261,25 @@ def write_picture(picture: Picture, path: str | Path, quality: int | None = None
     if picture.sequence and picture.sequence.kind in kind.several:
         return _write_sequence(picture, picture.sequence, path, quality)
     encoded, remarks = _as_file(picture, path, quality)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replacing(path) as file:
         file.write(encoded)
     return ", ".join(remarks)
+
+
+def make_folder(folder: Path) -> None:
+    """Make it, unless it is there.
+
+    Raises:
+        WriteError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"the folder {folder} cannot be made ({error.strerror or error})"
+        clear = WriteError(f"{reason}. Fix that, then give the same command again.")
+        clear.errno = error.errno
+        raise clear from error
 
 
 def _as_file(picture: Picture, path: Path, quality: int | None) -> tuple[bytes, list[str]]:
@@ -287,7 +302,7 @@ def _write_sequence(picture: Picture, sequence: Sequence, path: Path, quality: i
     kind = WRITTEN[path.suffix.lower()]
     told: dict[str, None] = {}  # each once, in order
     errors = []
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replacing(path) as file:
         writer = _writer(file, kind, picture, sequence)
         for each in chain([picture], sequence.rest()):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from utils import nearest
 
+LONGEST_TEMPORARY = 38  # characters of the file that `replacing` writes at first
 PACKED = "esrgan-packed"  # how the names of packs of images begin
 
 
@@ -30,7 +31,8 @@ def longest_name(folder: Path) -> int:
     On Windows a whole path has 259 at most, unless its long paths are turned on.
     """
     if sys.platform == "win32" and not ctypes.windll.ntdll.RtlAreLongPathsEnabled():
-        return max(32, min(255, 258 - name_length(os.path.abspath(folder))))  # behind a backslash
+        room = 258 - name_length(os.path.abspath(folder))  # behind a backslash
+        return min(255, room) if room >= LONGEST_TEMPORARY else 0
     try:
         limit = os.pathconf(nearest(folder), "PC_NAME_MAX")
     except (AttributeError, OSError, ValueError):  # Windows has no such call
@@ -49,7 +51,7 @@ def shortened(name: str, limit: int) -> str:
         return name
     suffix = Path(name).suffix
     ending = f"~{digest(name)}{suffix if len(suffix) < 12 else ''}"
-    while name_length(name + ending) > limit:
+    while name and name_length(name + ending) > limit:
         name = name[:-1]
     return name + ending
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from images.frames import FRAMES
 from images.kinds import ImageError
 from images.metadata import Metadata
 
@@ -62,28 +61,10 @@ class Sequence:
     rest: Callable[[], Iterator[Picture | ImageError]]
 
     def mapped(self, change: Callable[[Picture, int], Picture]) -> "Sequence":
-        """The same of changed pictures; `change` is told which one it is given, from 2 on.
-
-        One that cannot be changed is an error among the others; an animation ends there.
-        """
+        """The same of changed pictures; `change` is told which one it is given, from 2 on."""
 
         def rest() -> Iterator[Picture | ImageError]:
             for number, picture in enumerate(self.rest(), 2):
-                if not isinstance(picture, ImageError):
-                    picture = self._changed(change, picture, number)
-                yield picture
-                if isinstance(picture, ImageError) and self.kind == FRAMES:
-                    return
+                yield picture if isinstance(picture, ImageError) else change(picture, number)
 
         return replace(self, rest=rest)
-
-    def _changed(
-        self, change: Callable[[Picture, int], Picture], picture: Picture, number: int
-    ) -> Picture | ImageError:
-        try:
-            return change(picture, number)
-        except InterruptedError:
-            raise
-        except Exception as error:  # of any kind, as for a file of one picture
-            reason = str(error) or type(error).__name__
-            return ImageError(f"picture {number} of {self.count}: {reason}")

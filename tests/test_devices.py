@@ -1,6 +1,8 @@
 """GPUs that torch finds and cannot use, their memory, fp32 that is fp32."""
 
+import copy
 import sys
+from contextlib import suppress
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import upscaling.upscaler
 from images.scores import load_metrics
 from model import RRDBNet
 from upscaling import devices
@@ -42,34 +45,56 @@ def test_a_gpu_that_torch_has_no_kernels_for_is_left_alone_with_a_word(gpu, monk
         choose_device("cuda")
 
 
+def test_a_gpu_that_is_taken_is_not_called_old(gpu, monkeypatch):
+    taken = RuntimeError("CUDA error: out of memory\nCompile with")
+    monkeypatch.setattr(torch, "ones", Mock(side_effect=taken))
+    for name in ("auto", "cuda"):
+        with pytest.raises(DeviceError, match=r"cannot be used now \(CUDA error: out of memory\)"):
+            choose_device(name)
+
+
 def test_a_device_that_computes_has_no_fault(monkeypatch):
     assert fault_of(torch.device("cpu")) == ""
     monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.zeros(1))
     assert fault_of(torch.device("cpu")) == "it miscalculates"
 
 
-class Looking(torch.nn.Module):
-    """The identity, which notes how NVIDIA's convolutions would compute."""
+@pytest.mark.parametrize("newer", [True, False])
+def test_fp32_is_no_tf32_on_a_gpu_and_other_programs_keep_their_choice(newer, monkeypatch):
+    """Since torch 2.9 asking for the older switch is an error once the newer one was set."""
+    cudnn = SimpleNamespace(allow_tf32=True, benchmark=True)
+    if newer:
+        cudnn = SimpleNamespace(conv=SimpleNamespace(fp32_precision="tf32"), benchmark=True)
+    monkeypatch.setattr(torch.backends, "cudnn", cudnn)
+    before, seen = copy.deepcopy(cudnn), []
+    for device in (CUDA, torch.device("cpu")):
+        with suppress(ZeroDivisionError), devices.computing(device, torch.float32):
+            seen.append(cudnn.conv.fp32_precision if newer else cudnn.allow_tf32)
+            raise ZeroDivisionError
+        assert cudnn == before
+    assert seen == (["ieee", "tf32"] if newer else [False, True])
 
-    scale, in_channels = 1, 3
 
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(1))
-        self.seen = []
+def test_torch_takes_what_is_told_of_tf32():
+    owner, name, exact = devices._switch_of_tf32()
+    before = getattr(owner, name)
+    try:
+        setattr(owner, name, exact)
+        assert getattr(owner, name) == exact
+    finally:
+        setattr(owner, name, before)
+    assert getattr(owner, name) == before
 
-    def forward(self, x):
-        self.seen.append((torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32))
-        return x * self.weight
 
-
-def test_fp32_is_never_tf32_for_a_picture(random_image, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    net = Looking()
-    upscaler = Upscaler(net, "cpu", "fp32", tile=64)
+def test_a_picture_is_computed_so(random_image, monkeypatch):
+    used, real = [], upscaling.upscaler.computing
+    monkeypatch.setattr(
+        upscaling.upscaler, "computing", lambda *given: used.append(given) or real(*given)
+    )
+    upscaler = Upscaler(RRDBNet(scale=1, features=4, blocks=1, growth=4), "cpu", "fp32", tile=64)
     upscaler(random_image(100, 100).astype(np.uint16))
     upscaler.tile_difference(random_image(100, 100))
-    assert set(net.seen) == {(True, False)} and torch.backends.cudnn.allow_tf32
+    assert used == [(torch.device("cpu"), torch.float32)] * 2
 
 
 def test_what_torch_keeps_of_a_gpus_memory_is_free(monkeypatch):

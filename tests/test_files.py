@@ -23,7 +23,7 @@ from images.files import (
     write_image,
     write_picture,
 )
-from images.frames import FRAMES, PAGES
+from images.frames import PAGES
 from images.kinds import ImageError, find_images
 from images.pictures import Sequence
 from utils import replacing
@@ -323,32 +323,6 @@ def pictures_of(kind, count, random_image):
     pictures = [Picture(random_image(8, 8, i), duration=50.0) for i in range(1, count + 1)]
     pictures[0].sequence = Sequence(kind, count, 0, lambda: iter(pictures[1:]))
     return pictures[0]
-
-
-def refusing(picture, number):
-    if number == 3:
-        raise MemoryError("its result of 32x32 pixels")
-    return picture
-
-
-def test_a_page_that_cannot_be_enlarged_costs_no_other(tmp_path, random_image):
-    picture = pictures_of(PAGES, 4, random_image)
-    picture.sequence = picture.sequence.mapped(refusing)
-    with pytest.raises(ImageError, match=r"picture 3 of 4: its result .* The others are in"):
-        write_picture(picture, tmp_path / "x.tif")
-    with tifffile.TiffFile(tmp_path / "x.tif") as file:
-        pages = [page.asarray() for page in file.pages]
-    for page, seed in zip(pages, (1, 2, 4), strict=True):
-        assert np.array_equal(page, random_image(8, 8, seed))
-
-
-def test_an_animation_ends_where_a_frame_cannot_be_enlarged(tmp_path, random_image):
-    picture = pictures_of(FRAMES, 4, random_image)
-    picture.sequence = picture.sequence.mapped(refusing)
-    with pytest.raises(ImageError, match="picture 3 of 4: its result"):
-        write_picture(picture, tmp_path / "x.png")
-    with Image.open(tmp_path / "x.png") as file:
-        assert file.n_frames == 2
 
 
 def test_ctrl_c_ends_a_file_of_several_pictures(tmp_path, random_image):

@@ -67,6 +67,45 @@ def test_ctrl_c_keeps_the_scores_and_the_page(run, monkeypatch, capsys):
     assert "2 of 5 images upscaled" in captured.out
 
 
+def test_ctrl_c_before_the_first_result_leaves_the_page_of_before(run, monkeypatch, capsys):
+    run("low", "--report")
+    page = Path("results/index.html").read_text()
+    interrupt_at(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        run("low", "--report")
+    assert Path("results/index.html").read_text() == page
+
+
+def test_ctrl_c_while_others_are_waited_for_keeps_the_scores(run, monkeypatch, capsys):
+    calls = []
+
+    def gather(ranks, own):
+        calls.append(own)
+        if len(calls) == 1:  # of what is there already
+            return own
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.Ranks, "gather", gather)
+    with pytest.raises(KeyboardInterrupt):
+        run("low", "--hr", "photos")
+    assert Path("results/metrics.csv").exists() and "4 of 4 images" in capsys.readouterr().out
+
+
+def test_what_is_not_read_is_told_before_the_work(run, monkeypatch, capsys):
+    Path("low/x.cr2").write_bytes(b"II*\0" + bytes(4) + b"CR" + bytes(40))
+    interrupt_at(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        run("low")
+    assert "Failed: low/x.cr2" in capsys.readouterr().err
+
+
+def test_a_drive_that_is_not_there_is_an_error_in_words(monkeypatch):
+    """As on Windows: nothing above a folder of it is there either."""
+    monkeypatch.setattr(os.path, "exists", lambda path: False)
+    assert whereabouts(Path("/x/y")) == whereabouts(Path("/x/Y"))
+    assert whereabouts(Path("/x/y")) != whereabouts(Path("/x/z"))
+
+
 def test_a_failure_is_told_when_it_happens(run, monkeypatch, capsys):
     Path("photos/0.png").write_text("no picture")
     told, make_room = [], command.make_room
@@ -93,22 +132,53 @@ def full(monkeypatch, numbers, number=errno.ENOSPC):
     return calls
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.ENOENT])
-def test_two_results_in_a_row_that_are_not_written_end_the_work(number, run, monkeypatch, capsys):
+def six(photos):
     for i in range(6):
-        write_image(read_image("photos/a.png"), Path(f"more/{i}.png"))
+        write_image(read_image(photos / "a.png"), Path(f"more/{i}.png"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_two_results_in_a_row_that_are_not_written_end_the_work(
+    number, run, photos, monkeypatch, capsys
+):
+    six(photos)
+    Path("more/0.png").write_text("no picture")  # it counts as tried
     calls = full(monkeypatch, {2, 3, 4, 5, 6}, number)
     assert run("more", "--tile", "64") == 1  # each alone
     error = capsys.readouterr().err
     assert len(calls) <= 4  # one was being made meanwhile
-    assert f"nothing can be written any more: {6 - len(calls)} images were not tried" in error
+    assert f"any more; images that were not tried: {5 - len(calls)}. Mend" in error
     assert "go on with --skip-existing" in error
+
+
+def test_a_stick_that_is_pulled_out_ends_the_work(run, photos, monkeypatch, capsys):
+    """Not even the folder of results is there then, nor can it be made."""
+    six(photos)
+    made = Path.mkdir
+
+    def making(path, *args, **options):
+        if path.name == "results" and path.exists() and len(os.listdir(path)) == 2:
+            raise PermissionError(errno.EACCES, "Permission denied", "/media/stick")
+        return made(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", making)
+    assert run("more", "--tile", "64") == 1
+    error = capsys.readouterr().err
+    assert "the folder results cannot be made (Permission denied)" in error
+    assert "images that were not tried: " in error and len(os.listdir("results")) == 2
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENOENT])
+def test_results_that_alone_are_closed_stop_no_other(number, run, photos, monkeypatch):
+    """A folder of another user's among those of the results, say."""
+    six(photos)
+    calls = full(monkeypatch, {2, 3, 4}, number)
+    assert run("more", "--tile", "64") == 1 and len(calls) == 6
 
 
 @pytest.mark.parametrize("numbers, number", [({1, 3}, errno.ENOSPC), ({1, 2, 3}, errno.EFBIG)])
 def test_a_result_that_alone_is_not_written_stops_no_other(numbers, number, run, monkeypatch):
-    for i in range(6):
-        write_image(read_image("photos/a.png"), Path(f"more/{i}.png"))
+    six(Path("photos"))
     calls = full(monkeypatch, numbers, number)
     assert run("more", "--tile", "64") == 1 and len(calls) == 6
 
@@ -137,7 +207,7 @@ def test_all_processes_go_by_the_results_that_the_first_one_found(run, monkeypat
             Path("results", name).touch()  # just written by another one
         gathered.clear()
         run("photos", "--skip-existing", ranks=command.Ranks(rank, 2))
-        assert gathered[0] == ([] if rank else [Path("results", f"{n}.png") for n in "abc"])
+        assert sorted(gathered[0]) == ([] if rank else [Path("results", f"{n}.png") for n in "abc"])
     assert [[job.source.name for job in jobs] for jobs in seen] == [["b.png"], ["d.png"]]
 
 

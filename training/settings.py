@@ -163,7 +163,7 @@ def with_what_is_over(config: Config, before: dict, phase: str, step: int) -> Co
     names = {"init_from", "init_discriminator", "discriminator", "discriminator_features"}
     over: dict = {}
     if not phases_left(config, phase, step):
-        names = settings_of_weights(config).keys() - GROUPS
+        names |= settings_of_weights(config).keys() - GROUPS - OF_A_MACHINE - {"precision"}
         old = {
             field.name: before[f"degradation.{field.name}"]
             for field in dataclasses.fields(Degradation)
@@ -210,8 +210,8 @@ def refuse_unlike_ranks(
                 values = f"{field} is {everyone[0][field]!r} for process 0 but {other[field]!r} for"
                 differ = values if field != "images" else "images differ between process 0 and"
                 raise DeviceError(
-                    f"{differ} process {rank}: give all the same command, and checkpoints/ and the "
-                    "images on storage that they share"
+                    f"{differ} process {rank}: give all the same command and kind of device, and "
+                    "checkpoints/ and the images on storage that they share"
                 )
 
 

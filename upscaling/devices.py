@@ -74,11 +74,17 @@ def fault_of(device: torch.device) -> str:
     """Why a GPU that torch finds computes nothing; empty if it does.
 
     Newer torch has no kernels for older GPUs (before the RTX 20 series, say), and finds them.
+
+    Raises:
+        DeviceError: it is taken by another process, say.
     """
     try:
         return "" if (torch.ones(1, device=device) + 1).item() == 2 else "it miscalculates"
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
+        if "no kernel image" not in reason:
+            clear = f"the GPU cannot be used now ({reason}); free it, or use --device cpu"
+            raise DeviceError(clear) from error
         advice = "an older GPU takes an older torch: https://pytorch.org/get-started/locally/"
         return f"torch {torch.__version__} cannot compute on it ({reason}); {advice}"
 
@@ -114,8 +120,26 @@ def computing(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     From Ampere on their convolutions would round fp32 to 11 significant bits (TF32), of the 16 that
     a picture may have.
     """
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), autocast(device, dtype):
-        yield
+    with autocast(device, dtype):
+        if device.type != "cuda":
+            yield
+            return
+        owner, name, exact = _switch_of_tf32()
+        before = getattr(owner, name)
+        setattr(owner, name, exact)
+        try:
+            yield
+        finally:
+            setattr(owner, name, before)
+
+
+def _switch_of_tf32() -> tuple[Any, str, Any]:
+    """What holds it, its name there, and its value for none; torch has another one since 2.9."""
+    cudnn = torch.backends.cudnn
+    convolutions = getattr(cudnn, "conv", None)
+    if hasattr(convolutions, "fp32_precision"):
+        return convolutions, "fp32_precision", "ieee"
+    return cudnn, "allow_tf32", False
 
 
 def free_on(device: torch.device) -> int:

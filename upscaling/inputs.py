@@ -150,9 +150,9 @@ def whereabouts(folder: Path) -> tuple:
     """Equal for two spellings of a folder, and for a link to it; it need not be there yet."""
     there = nearest(folder)
     rest = folder.absolute().relative_to(there)
-    found = os.stat(there)
-    # Some network drives number no folders.
-    known = (found.st_dev, found.st_ino) if found.st_ino else (os.path.realpath(there),)
+    found = os.stat(there) if os.path.exists(there) else None
+    # A drive may be missing, and some network drives number no folders.
+    known = (found.st_dev, found.st_ino) if found and found.st_ino else (os.path.realpath(there),)
     return *known, composed(rest.as_posix()).casefold()
 
 

@@ -16,11 +16,11 @@ from upscaling.jobs import Job
 from upscaling.report import TABLE, write_page
 from upscaling.saving import summary
 from upscaling.upscaler import Upscaler, explain
-from utils import WriteError, printable
+from utils import WriteError, is_writable, printable
 
-# What a disk that is full, closed, pulled out or out of reach says of the next result, too.
+# What a disk that is full, closed or out of reach says of the next result, too.
 LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENODEV, errno.ENXIO}
-LASTING |= {errno.ENOENT, errno.ENOTCONN, errno.ESTALE, errno.EACCES, errno.EPERM}
+LASTING |= {errno.ENOTCONN, errno.ESTALE}
 IN_VAIN = 2  # results in a row that were not written, after which no more are made
 
 
@@ -33,7 +33,8 @@ class Results:
     lost: list[str] = field(default_factory=list)  # what types of files cannot hold
     shown: list[dict] = field(default_factory=list)  # images of the page
     pixels: list[int] = field(default_factory=list)  # of each result
-    unwritten: list[Path] = field(default_factory=list)  # since the last one that was written
+    # Of results since the last one that was written, the system's errors.
+    unwritten: list[int] = field(default_factory=list)
 
     def fail(self, sentence: str) -> None:
         """Tell a failure at once: a night's work may have hours to go, or be stopped."""
@@ -52,13 +53,14 @@ class Results:
             return
         except Exception as error:  # of any kind: encoders and metrics raise a dozen
             self.fail(explain(job.source, error))
-            if isinstance(error, WriteError) and error.errno in LASTING:
-                self.unwritten.append(job.target)
+            if isinstance(error, WriteError):
+                self.unwritten.append(error.errno or 0)
 
-    @property
-    def in_vain(self) -> bool:
-        """Whether what the network makes is not written any more."""
-        return len(self.unwritten) >= IN_VAIN
+    def in_vain(self, output: Path) -> bool:
+        """Whether what the network makes is not written any more to the folder of results."""
+        if len(self.unwritten) < IN_VAIN:
+            return False
+        return LASTING.issuperset(self.unwritten[-IN_VAIN:]) or not is_writable(output)
 
     def save(self, upscaler: Upscaler, weights: str | Path, arguments: argparse.Namespace) -> None:
         """Print and save the table of scores and the page, where they were asked for."""
@@ -68,7 +70,7 @@ class Results:
         except OSError as error:
             self.fail(f"the table was not saved: {error}")
         try:
-            if arguments.report:
+            if arguments.report and self.shown:  # else one of before may be worth more
                 about = f"{Path(weights).name}, {upscaler.size_in_words}, {len(self.shown)} images"
                 page = write_page(arguments.output, self.shown, about)
                 print(printable(f"Results beside bicubic, to compare by eye: {page}"))
@@ -76,7 +78,7 @@ class Results:
             self.fail(f"the page was not saved: {error}")
 
     def sum_up(
-        self, jobs: list[Job], skipped: list[Path], seconds: float, arguments: argparse.Namespace
+        self, jobs: list[Job], skipped: set[Path], seconds: float, arguments: argparse.Namespace
     ) -> None:
         """What was left out, what failed, and where the rest is.
 

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def _is_lossy(job: Job) -> bool:
         return True
 
 
-def summary(jobs: list[Job], same: bool, lost: list[str], skipped: Sequence[Path]) -> list[str]:
+def summary(jobs: list[Job], same: bool, lost: list[str], skipped: Collection[Path]) -> list[str]:
     """Lines about what is not in the results.
 
     Args:
