@@ -199,8 +199,8 @@ def work(
                     finish, job, picture, enlarged, upscaler, metrics, arguments, results
                 )
                 del enlarged  # so that it goes once it is written
-            left = len(jobs) - 1 - jobs.index(group[-1][0])
-            if left and results.in_vain(arguments.output):
+            if group[-1][0] is not jobs[-1] and results.in_vain(arguments.output):
+                left = len(jobs) - 1 - jobs.index(group[-1][0])
                 results.fail(
                     f"nothing can be written any more; images that were not tried: {left}. "
                     "Mend that, then go on with --skip-existing"

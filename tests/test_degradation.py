@@ -638,7 +638,6 @@ def test_jpegs_blocks_begin_anywhere_in_a_crop(pack, monkeypatch):
     monkeypatch.setattr("dataset.degrade", phases)
     stream = CropStream([pack], 32, 0, STRONG)
     stream.images = [(pack, 0)]
-    monkeypatch.setattr(stream, "turn", type("Turn", (), {"apply": lambda self, crop, **_: crop})())
     corners = [tuple(stream.sample(k).crops.low_res[0, 0, :2]) for k in range(4000)]
     for axis in (0, 1):
         counts = np.bincount([corner[axis] for corner in corners], minlength=8)
