@@ -410,7 +410,11 @@ def remove_leftovers(folder: Path, start: str = "") -> None:
 
 
 class WriteError(OSError):
-    """A file that cannot be written; the message names it, the cause and the remedy."""
+    """A file that cannot be written; the sentence names it, the cause and the remedy."""
+
+    def __init__(self, sentence: str, number: int | None = None):
+        super().__init__(sentence)
+        self.errno = number
 
 
 @contextmanager
@@ -437,9 +441,7 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
         kept = "; the one before it is intact" if temporary and path.is_file() else ""
         remedy = NO_ROOM.get(cause.errno or 0, lambda path: "Fix that")(path)
         reason = f"{path} cannot be written ({cause.strerror or cause}){kept}. {remedy}"
-        clear = WriteError(f"{reason}, then give the same command again.")
-        clear.errno = cause.errno
-        raise clear from error
+        raise WriteError(f"{reason}, then give the same command again.", cause.errno) from error
 
 
 NO_ROOM = {

@@ -277,9 +277,8 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = f"the folder {folder} cannot be made ({error.strerror or error})"
-        clear = WriteError(f"{reason}. Fix that, then give the same command again.")
-        clear.errno = error.errno
-        raise clear from error
+        sentence = f"{reason}. Fix that, then give the same command again."
+        raise WriteError(sentence, error.errno) from error
 
 
 def _as_file(picture: Picture, path: Path, quality: int | None) -> tuple[bytes, list[str]]:
@@ -395,9 +394,9 @@ def _encode(picture: Picture, kind: FileType, quality: int | None) -> bytes:
     chunks = metadata.png_chunks()
     if pixels.dtype == np.uint16:
         chunks += [profile_chunk(profile)] if profile else []
-        return with_chunks(
-            bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels), level=4)), chunks
-        )
+        level = PNG.options["compress_level"]
+        encoded = imagecodecs.png_encode(np.ascontiguousarray(pixels), level=level)
+        return with_chunks(bytes(encoded), chunks)
     image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
     image.save(buffer, kind.name, icc_profile=profile, **_options(picture, kind, quality))
     encoded = buffer.getvalue()

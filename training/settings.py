@@ -90,10 +90,9 @@ def idle_settings(config: Config, phase: str = PHASES[0], step: int = 0) -> dict
 
 
 def _idle_degradation(config: Config) -> dict[str, str]:
-    names, share = (
-        {field.name for field in dataclasses.fields(Degradation)},
-        config.degradation.mild,
-    )
+    """The same for the settings of the degradation."""
+    names = {field.name for field in dataclasses.fields(Degradation)}
+    share = config.degradation.mild
     if config.degradation.level == "none":
         return dict.fromkeys(names - {"level"}, "no effect, as degradation.level is 'none'")
     if share > 0:
@@ -164,18 +163,17 @@ def with_what_is_over(config: Config, before: dict, phase: str, step: int) -> Co
     over: dict = {}
     if not phases_left(config, phase, step):
         names |= settings_of_weights(config).keys() - GROUPS - OF_A_MACHINE - {"precision"}
-        old = {
-            field.name: before[f"degradation.{field.name}"]
-            for field in dataclasses.fields(Degradation)
-        }
-        over["degradation"] = Degradation(**old)
+        over["degradation"] = Degradation(**_of_group("degradation", Degradation, before))
     over |= {key: before[key] for key in names & idle.keys()}
     for name in phases_over(config, phase, step):
-        settings = {
-            field.name: before[f"{name}.{field.name}"] for field in dataclasses.fields(Phase)
-        }
+        settings = _of_group(name, Phase, before)
         over[name] = Phase(**settings | ({"steps": step} if name == phase else {}))
     return dataclasses.replace(config, **over)
+
+
+def _of_group(name: str, kind: type, settings: dict) -> dict:
+    """What `flat` settings have of a group, as the fields of its kind are called."""
+    return {field.name: settings[f"{name}.{field.name}"] for field in dataclasses.fields(kind)}
 
 
 def check_device(device: torch.device, dtype: torch.dtype, ranks: Ranks) -> None:

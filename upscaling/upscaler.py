@@ -32,7 +32,7 @@ from upscaling.devices import (
 from upscaling.inputs import UsageError
 from upscaling.ncnn_engine import NcnnNetwork
 from upscaling.tiles import Network, upscale, upscale_together
-from upscaling.wrappers import Ensemble, PerChannel, Recoloured
+from upscaling.wrappers import Ensemble, PerChannel, Recoloured, Wrapper
 from utils import available_swap, free_memory, printable
 
 CHANNELS = {  # that a generator may take and give -> what its user should know of that
@@ -415,7 +415,7 @@ def largest_whole(net: Network, device: torch.device) -> int:
     is as much as 16 maps, with Winograd's convolutions. ncnn's hold more.
     """
     images = 1
-    while isinstance(net, (PerChannel, Recoloured, Ensemble)):
+    while isinstance(net, Wrapper):
         images, net = images * (3 if isinstance(net, PerChannel) else 1), net.net
     enlarged = net.scale**2
     free, maps = free_on(device), max(3 * enlarged, 16)

@@ -9,26 +9,25 @@ from upscaling.tiles import Network
 RED, BLUE = 0.299, 0.114  # shares in luma; green has the rest (ITU-R BT.601, section 2.5.1)
 
 
-class PerChannel(nn.Module):
-    """A network for grayscale images, which is given each colour as one."""
+class Wrapper(nn.Module):
+    """A network around another one, `net`, of its scale."""
 
     def __init__(self, net: Network):
         super().__init__()
         self.net = net
         self.scale, self.unshuffle = net.scale, getattr(net, "unshuffle", 1)
+
+
+class PerChannel(Wrapper):
+    """A network for grayscale images, which is given each colour as one."""
 
     def forward(self, low_res: Tensor) -> Tensor:
         """(N, 3, H, W) to (N, 3, scale * H, scale * W)."""
         return self.net(low_res.flatten(0, 1)[:, None]).unflatten(0, low_res.shape[:2])[:, :, 0]
 
 
-class Recoloured(nn.Module):
+class Recoloured(Wrapper):
     """A network that takes gray and gives colour, or the other way round, between RGB and RGB."""
-
-    def __init__(self, net: Network):
-        super().__init__()
-        self.net = net
-        self.scale, self.unshuffle = net.scale, getattr(net, "unshuffle", 1)
 
     def forward(self, low_res: Tensor) -> Tensor:
         """(N, 3, H, W) to (N, 3, scale * H, scale * W)."""
@@ -40,13 +39,8 @@ class Recoloured(nn.Module):
         return high_res.expand(-1, 3, -1, -1)
 
 
-class Ensemble(nn.Module):
+class Ensemble(Wrapper):
     """The mean of what a network makes of the 8 flips and rotations (Timofte et al., 2016)."""
-
-    def __init__(self, net: Network):
-        super().__init__()
-        self.net = net
-        self.scale, self.unshuffle = net.scale, getattr(net, "unshuffle", 1)
 
     def forward(self, low_res: Tensor) -> Tensor:
         """(N, 3, H, W) to (N, 3, scale * H, scale * W)."""
