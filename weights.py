@@ -266,8 +266,8 @@ def save_generator(
             the official or old layout has no place for it, nor has ncnn.
 
     Raises:
-        ValueError: another suffix or layout, ESRGAN+ in another than its own, the old one, or
-            SRResNet in one of the ESRGAN repository's; what ncnn's programs would misread.
+        ValueError: another suffix or layout; ESRGAN+ in "basicsr" or "official", and SRResNet in
+            "official" or "old", which have no names for them; what ncnn's programs would misread.
         WeightsError: ONNX without the onnx package.
     """
     path = Path(path)
@@ -281,9 +281,9 @@ def save_generator(
         raise ValueError(f"{path}: {layout} is written to {' or '.join(SUFFIXES[layout])}{remedy}")
     network = type(net).__name__
     if network == "SRResNet" and layout not in ("basicsr", "onnx"):
-        raise ValueError(f"{path}: SRResNet has no {layout} layout; choose basicsr or onnx")
+        raise ValueError(f"{path}: SRResNet has no {layout} layout; choose basicsr, onnx or ncnn")
     if network == "RRDBNet" and _description(net)["plus"] and layout not in ("old", "onnx"):
-        raise ValueError(f"{path}: ESRGAN+ exists in the old layout only; choose old or onnx")
+        raise ValueError(f"{path}: ESRGAN+ has no {layout} layout; choose old, onnx or ncnn")
     described = (metadata or {}) | {"network": network, "scale": net.scale}
     strings = {key: v if isinstance(v, str) else json.dumps(v) for key, v in described.items()}
     if layout == "onnx":

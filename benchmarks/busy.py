@@ -1,4 +1,4 @@
-"""What other processes on the same cores cost: upscaling and a training step, and ncnn's upscaling.
+"""What other processes on the same cores cost: upscaling, training's two passes, ncnn's upscaling.
 
     python benchmarks/busy.py [--rounds 3] [--seconds 3]
 

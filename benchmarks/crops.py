@@ -1,7 +1,8 @@
 """Pictures for the documents: crops at true size, upscaled by bicubic and by a generator.
 
     python benchmarks/crops.py [--weights WEIGHTS]                  docs/crops.jpg
-    python benchmarks/crops.py PHOTO:LEFT,TOP ... [--beside WEIGHTS]    docs/real.jpg
+    python benchmarks/crops.py PHOTO:LEFT,TOP ... --weights compact_x4_real [--beside WEIGHTS]
+                                                                    docs/real.jpg
 
 The first shrinks three photographs that scikit-image ships, and that the networks in the box were
 not trained on, to a quarter by MATLAB's bicubic, and upscales them again. The second upscales

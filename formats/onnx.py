@@ -12,6 +12,8 @@ from formats.layouts import WeightsError
 def onnx_program(net: Any, metadata: dict[str, str]) -> bytes:
     """A generator as an ONNX file's content: low_res, (1, channels, H, W), to high_res.
 
+    Both are of the weights' own type: an fp16 network takes and gives fp16.
+
     Raises:
         WeightsError: the onnx package is not installed.
     """

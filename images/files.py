@@ -255,9 +255,14 @@ def write_picture(picture: Picture, path: str | Path, quality: int | None = None
         A phrase about what was turned; mostly empty.
 
     Raises:
-        ImageError: the type cannot hold an image of that size.
+        ImageError: no type that is written has that suffix, or the type cannot hold an image of
+            that size; or frames of an animation cannot be read: the file has the others.
+        WriteError: the file or its folder cannot be written.
     """
-    path, kind = Path(path), WRITTEN[Path(path).suffix.lower()]
+    path = Path(path)
+    kind = WRITTEN.get(path.suffix.lower())
+    if kind is None:
+        raise ImageError(f"{path}: images are written to {', '.join(WRITTEN)}")
     if picture.sequence and picture.sequence.kind in kind.several:
         return _write_sequence(picture, picture.sequence, path, quality)
     encoded, remarks = _as_file(picture, path, quality)

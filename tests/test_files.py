@@ -377,3 +377,9 @@ def test_acdsees_regions_are_of_pictures_that_lie_as_they_lay(orientation, tmp_p
     exif[0x0112] = orientation
     Image.fromarray(random_image(8, 8)).save(tmp_path / "in.jpg", exif=exif, xmp=regions)
     assert (b"Ada" in read_picture(tmp_path / "in.jpg").metadata.xmp) == (orientation == 1)
+
+
+def test_a_suffix_that_is_not_written_is_refused_by_name(tmp_path):
+    with pytest.raises(ImageError, match=r"a\.jp2: images are written to \.png, .*\.tif"):
+        write_picture(Picture(np.zeros((2, 2, 3), np.uint8)), tmp_path / "a.jp2")
+    assert not list(tmp_path.iterdir())

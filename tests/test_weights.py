@@ -287,7 +287,7 @@ def test_esrgan_plus_is_written_in_its_own_layout_only(tmp_path):
     net = small(plus=True)
     save_generator(net, tmp_path / "net.pth", "old")
     assert_equal_output(net, spandrel.ModelLoader().load_from_file(tmp_path / "net.pth").model)
-    with pytest.raises(ValueError, match="choose old or onnx"):
+    with pytest.raises(ValueError, match="choose old, onnx or ncnn"):
         save_generator(net, tmp_path / "net.safetensors")
 
 

@@ -228,7 +228,7 @@ def add_file_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def add_score_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--compare", action="store_true", help="pictures beside bicubic's, too")
+    group.add_argument("--compare", action="store_true", help="strips beside bicubic, in compare/")
     group.add_argument(
         "--report", action="store_true", help="a page to compare with bicubic: index.html"
     )
