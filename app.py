@@ -28,7 +28,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # which gradio reads as it is 
 
 import gradio as gr
 
-if not hasattr(gr, "ImageSlider"):
+if tuple(map(int, gr.__version__.split(".")[:2])) < (5, 42):  # the first with `failure`
     sys.exit(f"app.py: gradio {gr.__version__} is too old for it: pip install -U gradio")
 
 from formats.layouts import WeightsError
@@ -147,3 +147,5 @@ if __name__ == "__main__":
     except (OSError, UsageError, WeightsError) as error:
         print(printable(f"app.py: {error}"), file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit("app.py: interrupted")

@@ -54,9 +54,7 @@ class Phase:
     warmup: int = setting(
         0, "steps over which lr rises from 0; large rates in short runs need it", low=0
     )
-    clip_grad_norm: float = setting(
-        0.0, "largest norm of a network's gradient; 0: no clipping", low=0
-    )
+    clip_grad_norm: float = setting(0.0, "largest norm of a network's gradient; 0: any", low=0)
     val_every: int = setting(
         0, "steps between two validations; 0: the run's val_every", low=0, recorded=False
     )
@@ -218,13 +216,11 @@ class Config:
         ("data/train",), "folders of HR images, any size, searched in depth", recorded=False
     )
     valid_dir: str = setting(
-        "data/valid",
-        "folder of HR images that are never trained on; '' for none",
-        recorded=False,
+        "data/valid", "folder of HR images that are never trained on; '' for none", recorded=False
     )
     lr_dir: tuple[str, ...] = setting(
         (),
-        "LR images, one folder per train_dir with the same names; none: MATLAB bicubic",
+        "LR images, a folder per train_dir, the same names; none: MATLAB bicubic",
         recorded=False,
     )
     valid_lr_dir: str = setting(
@@ -344,10 +340,7 @@ class Config:
     )
 
     log_every: int = setting(
-        100,
-        "steps between two readings of the losses (each waits for a GPU)",
-        low=1,
-        recorded=False,
+        100, "steps between readings of the losses (each waits for a GPU)", low=1, recorded=False
     )
     val_every: int = setting(5000, "steps between two validations", low=1, recorded=False)
     val_images: int = setting(
@@ -358,10 +351,7 @@ class Config:
         recorded=False,
     )
     save_every: int = setting(
-        1000,
-        "steps between two checkpoints: what a power cut can cost",
-        low=1,
-        recorded=False,
+        1000, "steps between two checkpoints: what a power cut can cost", low=1, recorded=False
     )
     keep_generators: int = setting(
         10,
@@ -431,11 +421,14 @@ def check_fields(settings, prefix: str) -> None:
     for field in dataclasses.fields(settings):
         value, about = getattr(settings, field.name), field.metadata
         name = prefix + field.name
+        kind = types[field.name]
+        words = kind if typing.get_args(kind) else kind.__name__
+        require(has_kind(value, kind), name, value, f"its type has to be {words}")
         if "choices" in about:
             *others, last = map(str, about["choices"])
             remedy = f"choose {', '.join(others)} or {last}"
             require(value in about["choices"], name, value, remedy)
-        kinds = typing.get_args(types[field.name])
+        kinds = typing.get_args(kind)
         if kinds and Ellipsis not in kinds:
             require(len(value) == len(kinds), name, value, f"give {len(kinds)} numbers")
         for number in value if isinstance(value, tuple) else (value,):
@@ -448,6 +441,12 @@ def check_fields(settings, prefix: str) -> None:
         if "shares" in about:
             fits = min(value) >= 0 and 0 < sum(value) < math.inf
             require(fits, name, value, "give numbers from 0 on, one of them at least above 0")
+
+
+def has_kind(value, kind) -> bool:
+    if kinds := typing.get_args(kind):
+        return isinstance(value, tuple) and all(has_kind(each, kinds[0]) for each in value)
+    return type(value) in ((int, float) if kind is float else (kind,))
 
 
 def within(number, about: typing.Mapping) -> bool:
@@ -619,16 +618,18 @@ PRESETS: dict[str, dict] = {
 
 def parse_args(args: list[str] | None = None) -> Config:
     """The configuration of a command line (default: of this process); exits with 2 if wrong."""
-    parser, defaults = build_parser(), Config()
-    flags = vars(parser.parse_args(args))
-    changes = merge(PRESETS[flags.pop("preset")], unflatten(flags))
-    phases = {
-        name: dataclasses.replace(getattr(defaults, name), **changes.pop(name)) for name in PHASES
-    }
-    degradation = Degradation.of_level(**changes.pop("degradation"))
     try:
-        return Config(**changes, degradation=degradation, **phases)
-    except ValueError as error:
+        parser, defaults = build_parser(), Config()
+    except ValueError as error:  # somebody edited this file
+        raise SystemExit(f"train.py: config.py: {error}") from None
+    flags = vars(parser.parse_args(args))
+    changes = unflatten(flat(PRESETS[flags.pop("preset")]) | flags)
+    try:
+        for name in PHASES:
+            changes[name] = dataclasses.replace(getattr(defaults, name), **changes.get(name, {}))
+        changes["degradation"] = Degradation.of_level(**changes.get("degradation", {}))
+        return Config(**changes)
+    except (ValueError, TypeError) as error:  # the latter is of a preset's name for a setting
         parser.error(str(error))
 
 
@@ -692,8 +693,3 @@ def unflatten(flags: dict) -> dict:
         group, _, field = key.rpartition(".")
         (nested.setdefault(group, {}) if group else nested)[field] = value
     return nested
-
-
-def merge(preset: dict, flags: dict) -> dict:
-    groups = {name: preset.get(name, {}) | flags.get(name, {}) for name in GROUPS}
-    return preset | flags | groups

@@ -138,7 +138,9 @@ class CropStream(Dataset):
             (pack, i) for pack in packs for i in range(len(pack)) if min(pack.size(i)) >= patch
         ]
         if not self.images:
-            raise DataError(f"no training image is at least {patch}x{patch} pixels, the crop")
+            some = any(map(len, packs))
+            lack = f"is at least {patch}x{patch} pixels, the crop" if some else "can be read"
+            raise DataError(f"no training image {lack}")
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the network
         import albumentations  # takes seconds, which only cutting crops is worth
 
@@ -337,13 +339,21 @@ def run_preview(
     settings: Preview,
     degradation: Degradation,
 ) -> None:
+    if folder.resolve() in output.resolve().parents:
+        parser.error(
+            f"{output} would be one of {folder}'s images from then on: put it elsewhere (-o)"
+        )
     try:
         pack = pack_folder(folder, settings.scale)
+        for line in [*pack.others, *(f"{name}: {why}" for name, why in pack.index["unreadable"])]:
+            print(f"Left out: {line}")
+        largest = max((min(pack.size(i)) for i in range(len(pack))), default=0)
+        if 0 < largest < (side := settings.patch):
+            fits = f"--patch {largest} would fit the largest"
+            parser.error(f"no training image is at least {side}x{side} pixels, the crop; {fits}")
         stream = CropStream([pack], settings.patch, settings.seed, degradation)
     except ValueError as error:  # DataError is one, too
         parser.error(str(error))
-    for line in [*pack.others, *(f"{name}: {why}" for name, why in pack.index["unreadable"])]:
-        print(f"Left out: {line}")
     write_image(preview(stream, settings.samples), output)
     print(f"Saved: {output}")
 

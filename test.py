@@ -45,7 +45,7 @@ import torch
 from tqdm import tqdm
 
 from formats.ncnn import ncnn_program
-from formats.published import BOX, DEFAULT, trained
+from formats.published import DEFAULT, networks
 from images.files import Picture, as_seen, to_8_bits, write_image
 from images.opening import silence_pillow
 from images.resize import part_by_nearest
@@ -54,11 +54,11 @@ from images.strips import centre_window, labelled_strip
 from training.ranks import Ranks, end_process, is_lost_connection
 from upscaling.devices import DeviceError, choose_device
 from upscaling.inputs import UsageError, make_output, read_high_res
-from upscaling.jobs import Job, plan, refuse_large_result, refuse_long_name
+from upscaling.jobs import Job, plan, refuse_large_result, refuse_long_name, refuse_neighbours
 from upscaling.ncnn_engine import NcnnNetwork, choose_gpu, import_ncnn
 from upscaling.report import page_image, refuse_foreign_files
 from upscaling.results import Results
-from upscaling.saving import Saving, refuse_quality
+from upscaling.saving import refuse_quality, save_result, without_metadata
 from upscaling.upscaler import (
     CHANNELS,
     Upscaler,
@@ -69,7 +69,6 @@ from upscaling.upscaler import (
 )
 from weights import Generator, WeightsError, read_generator
 
-IN_THE_BOX = BOX / f"{DEFAULT}.safetensors"
 A_WEEK = timedelta(days=7)  # the first process to be done waits for the last
 COMPARED_SIDE = 1024  # --compare shows this many pixels around the centre of larger results
 STRIP = ("input", "bicubic", "ours", "HR")  # from left to right
@@ -77,13 +76,14 @@ STRIP = ("input", "bicubic", "ours", "HR")  # from left to right
 
 def main(ranks: Ranks) -> int:
     arguments = parse_args()
+    Bar.silent = not ranks.first
     with silence() if arguments.quiet else nullcontext():
         return upscale_all(arguments, ranks)
 
 
 def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
     """Returns the exit status."""
-    weights = arguments.weights or next(iter(trained()), IN_THE_BOX)
+    weights, given = arguments.weights or networks()[0], arguments.output
     jobs, others, arguments.output = plan(
         arguments.input,
         arguments.output,
@@ -93,6 +93,8 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
         arguments.hr,
         arguments.first_frame,
     )
+    if not (arguments.suffix or arguments.skip_existing):
+        refuse_neighbours(job for job in jobs if job.target != given)
     refuse_quality(jobs, arguments.quality)
     scored = bool(arguments.hr or arguments.metrics)
     refuse_foreign_files(arguments.output, arguments.report, scored)
@@ -108,13 +110,9 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
     metrics = load_metrics(arguments.metrics, device, arguments.hr is not None)
     make_output(arguments.output)  # now that nothing is wrong with the command
     if ranks.first:
-        precision = str(upscaler.dtype).removeprefix("torch.")
-        place = f"{net.name} by ncnn" if isinstance(net, NcnnNetwork) else device
-        about = f"{weights}{generator.part} (x{upscaler.net.scale}) on {place} in {precision}"
-        print(printable(about))
-        if note := CHANNELS[upscaler.channels]:
-            print(note)
-        if weights == IN_THE_BOX:
+        place = f"{net.name} by ncnn" if isinstance(net, NcnnNetwork) else str(device)
+        introduce(upscaler, f"{weights}{generator.part}", place)
+        if weights == DEFAULT and not arguments.weights:
             print("These are the weights in the box; --weights names others (docs/weights.md).")
 
     # As the first process finds them: the others may have begun to write.
@@ -131,7 +129,7 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
 
     try:
         own = left[ranks.rank :: ranks.count]
-        work(own, upscaler, metrics, arguments, results, show_progress=ranks.first)
+        work(own, upscaler, metrics, arguments, results)
         results = Results(*(ranks.gather(each) for each in vars(results).values()))
     except KeyboardInterrupt:
         if ranks.first:
@@ -140,6 +138,14 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
     if ranks.first:
         end_with(results)
     return 1 if results.failures else 0
+
+
+def introduce(upscaler: Upscaler, weights: str, place: str) -> None:
+    """Say what computes, where and how."""
+    precision = str(upscaler.dtype).removeprefix("torch.")
+    print(printable(f"{weights} (x{upscaler.net.scale}) on {place} in {precision}"))
+    if note := CHANNELS[upscaler.channels]:
+        print(note)
 
 
 def existing(jobs: list[Job]) -> list[Path]:
@@ -182,10 +188,9 @@ def work(
     metrics: dict[str, Metric],
     arguments: argparse.Namespace,
     results: Results,
-    show_progress: bool,
 ) -> None:
     """While the network works on one image, the next is read and the last is written and scored."""
-    bar = Bar(read_ahead(jobs), total=len(jobs), unit="image", disable=not show_progress)
+    bar = Bar(read_ahead(jobs), total=len(jobs), unit="image")
     with ThreadPoolExecutor(1) as writer, ended_by_ctrl_c(upscaler):
         last: Future = Future()  # the result that is being written; at first there is none
         last.set_result(None)
@@ -215,7 +220,7 @@ def grouped(
     """Small pictures of one size that follow each other, for the network at once; others alone."""
     group: list[tuple[Job, Picture]] = []
     for job, reading in jobs:
-        with results.noting_failure(job):
+        with results.noting_failure(job.source):
             refuse_long_name(job.target)
             picture = result_of(reading)
             refuse_large_result(job.target, upscaler.size_of(picture.rgb))
@@ -244,7 +249,7 @@ def enlarge_group(
         with suppress(Exception):
             together = enlarge_together([picture for _, picture in group], upscaler, bar)
     for i, (job, picture) in enumerate(group):
-        with results.noting_failure(job):
+        with results.noting_failure(job.source):
             yield job, picture, together[i] if together else enlarge(picture, upscaler, bar)
 
 
@@ -273,7 +278,7 @@ def check_tiles(
 ) -> None:
     if not arguments.check_tiles:
         return
-    with results.noting_failure(job):
+    with results.noting_failure(job.source):
         said = upscaler.what_tiles_change(picture.rgb)
         tqdm.write(printable(f"{job.source}: {said}"))
 
@@ -288,9 +293,10 @@ def finish(
     results: Results,
 ) -> None:
     """Write, score, show (in sRGB)."""
-    with results.noting_failure(job):
-        saving = Saving(arguments.quality, arguments.strip_metadata, arguments.keep_time)
-        for remark in saving.write(enlarged, job, results.lost):
+    with results.noting_failure(job.source):
+        kept = without_metadata(enlarged) if arguments.strip_metadata else enlarged
+        how = arguments.quality, arguments.keep_time
+        for remark in save_result(kept, job, results.lost, *how):
             tqdm.write(printable(f"{job.source}: {remark}"))
         results.unwritten.clear()
         # Without --hr, the metrics that need no true image judge every result.
@@ -359,7 +365,7 @@ if __name__ == "__main__":
             status = main(ranks)
         end_process(status)
     except (UsageError, DeviceError, WeightsError, MetricError) as error:
-        print(printable(f"test.py: {error}"), file=sys.stderr)
+        print(*map(printable, f"test.py: {error}".split("\n")), sep="\n", file=sys.stderr)
         end_process(2)
     except KeyboardInterrupt:
         sys.exit("test.py: interrupted; what was done is kept")

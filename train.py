@@ -71,7 +71,7 @@ def train(run: RunFolder, given: set[str]) -> int:
     dtype = choose_precision(config.precision, device)
     check_device(device, dtype, ranks)
     check_batch_size(config, ranks, run.phases_left())
-    prepare_folders(config)
+    prepare_folders(config, run.packs)
     phases = run.phases_to_visit()
     vgg = load_vgg(config, run.phases_left(), device)
     states_d = load_discriminators(config, run)

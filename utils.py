@@ -209,7 +209,8 @@ class _Output(io.FileIO):
             return super().write(data)
         except OSError as error:
             self.failed = True
-            if not self.needed:
+            # A closed terminal stops the program, too: then tidying up comes first.
+            if not self.needed or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
                 return len(data)
             # Windows calls a pipe without a reader an invalid argument.
             broken = error.errno == errno.EPIPE or sys.platform == "win32"
@@ -225,12 +226,12 @@ class Bar(tqdm):
 
     silent = False
 
-    def __init__(self, *arguments: Any, disable: bool = False, **options: Any):
+    def __init__(self, *arguments: Any, **options: Any):
         self.in_place = getattr(sys.stderr, "isatty", bool)()
         self.spoken = time.monotonic()  # when the last line was written, or the bar begun
         if not self.in_place:
             options["file"] = io.StringIO()  # takes what moves a terminal's cursor
-        super().__init__(*arguments, disable=disable or Bar.silent, **options)
+        super().__init__(*arguments, disable=Bar.silent, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if self.in_place:

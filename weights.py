@@ -380,10 +380,7 @@ def show_alphas(arguments: argparse.Namespace) -> int:
         for alpha in arguments.alpha or ALPHAS
     }
     output = arguments.output or Path("results/interpolated")
-    failures = write_strips(arguments.pictures, output, arguments.hr, upscalers)
-    for failure in failures:
-        print(printable(f"Failed: {failure}"), file=sys.stderr)
-    return 1 if failures else 0
+    return 1 if write_strips(arguments.pictures, output, arguments.hr, upscalers) else 0
 
 
 if __name__ == "__main__":
@@ -392,7 +389,7 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (WeightsError, UsageError, DeviceError) as error:
-        print(printable(f"weights.py: {error}"), file=sys.stderr)
+        print(*map(printable, f"weights.py: {error}".split("\n")), sep="\n", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit("weights.py: interrupted; what was done is kept")

@@ -91,6 +91,13 @@ VARIANTS = {
         "crops of 64, and the Fourier transform's L1", SMALL_CROPS, distance="frequency"
     ),
     "crop-64-busiest": Variant("crops of 64, the busiest of 4", SMALL_CROPS, candidates=4),
+    "crop-64-busiest-16": Variant("crops of 64, the busiest of 16", SMALL_CROPS, candidates=16),
+    "crop-64-busiest-frequency": Variant(
+        "crops of 64, the busiest of 4, and the Fourier transform's L1",
+        SMALL_CROPS,
+        distance="frequency",
+        candidates=4,
+    ),
     "box": Variant("from the network in the box", ["--init-from", "compact_x4_psnr"]),
     "charbonnier": Variant("Charbonnier's loss", distance="charbonnier"),
     "frequency": Variant("L1, and 0.05 of L1 of the Fourier transform", distance="frequency"),

@@ -341,7 +341,6 @@ class Known(NamedTuple):
 
     names: list[str]
     scale: int
-    unshuffle: int
 
 
 def generator_in(layers: list[Layer]) -> Known | None:
@@ -362,7 +361,7 @@ def generator_in(layers: list[Layer]) -> Known | None:
             else:
                 graph = rrdbnet_graph(shapes, factors, unshuffle)
             if meanings.of(graph.layers) == wanted:
-                return Known(names, math.prod(factors) // unshuffle, unshuffle)
+                return Known(names, math.prod(factors) // unshuffle)
     return None
 
 

@@ -66,7 +66,8 @@ def trained() -> list[Path]:
     runs: dict[Path, list[Path]] = {}
     for name in ("gan", "psnr"):
         for path in sorted(RUNS.glob(f"*/{name}.safetensors")):
-            runs.setdefault(path.parent, []).append(path)
+            if path.is_file():  # and no link to what is gone
+                runs.setdefault(path.parent, []).append(path)
 
     def newest(files: list[Path]) -> int:
         return max(path.stat().st_mtime_ns for path in files)

@@ -9,18 +9,18 @@ from config import Degradation, add_flags, check_fields, require, setting, unfla
 
 @dataclass(frozen=True)
 class Preview:
-    """Which samples are drawn."""
+    """Which samples are drawn.
+
+    Raises:
+        ValueError: a value that cannot work; the message names it and the remedy.
+    """
 
     scale: int = setting(4, "HR size over LR size: 1, 2, 3, 4 or 8", choices=(1, 2, 3, 4, 8))
     seed: int = setting(0, "of the sample stream", low=0, below=2**64)
     patch: int = setting(128, "side of the HR crop in pixels", low=1, most=1024)
     samples: int = setting(12, "how many", low=1, most=100)
 
-    def check(self) -> None:
-        """
-        Raises:
-            ValueError: a value that cannot work; the message names it and the remedy.
-        """
+    def __post_init__(self):
         check_fields(self, "")
         fits = max(1, self.patch // self.scale) * self.scale
         remedy = f"the scale needs a multiple of {self.scale}, like {fits}"
@@ -78,7 +78,6 @@ def read_preview(command: str, folder: Path, output: Path, **settings) -> dict:
     changes = unflatten(settings)
     degradation = Degradation.of_level(**{"level": "strong"} | changes.pop("degradation", {}))
     drawn = Preview(**changes)
-    drawn.check()
     check_fields(degradation, "degradation.")
     require(output.suffix.lower() == ".png", "-o", str(output), "give a name that ends in .png")
     return dict(

@@ -336,6 +336,12 @@ def _unidentified(path: str | Path, start: bytes, formats: list[str]) -> str:
     return reason or NOT_READ.get(Path(path).suffix.lower(), unknown)
 
 
+def is_read_by_now(reason: str) -> bool:
+    """Whether what was not read for this reason is read since a package was installed."""
+    modules = (module for words, (module, _) in PLUGINS.items() if words in reason)
+    return any(map(_installed, modules)) or (AVIF in reason and "AVIF" in _formats())
+
+
 def _start(path: str | Path) -> bytes:
     with open(path, "rb") as stream:
         return stream.read(32)

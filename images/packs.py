@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 
 from images.decoding import Decoded, Findings, areas_by_header, decode_all, threads_for
-from images.kinds import NO_IMAGES, Found, ImageError, find_images
+from images.kinds import NO_IMAGES, Found, ImageError, find_images, is_read_by_now
 from images.locks import locked
 from images.names import PACKED, flat_stem
 from images.pairs import DataError, find_partners
@@ -249,9 +249,13 @@ def _pack_found(
 
 
 def look_through(folder: Path) -> Found:
+    refuse_missing(folder)
+    return find_images(folder)
+
+
+def refuse_missing(folder: Path) -> None:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    return find_images(folder)
 
 
 def refuse_empty(folder: Path, found: Found) -> None:
@@ -276,7 +280,11 @@ def find_pack(folder: Path, source: Source, packed: Collection[str] | None) -> P
         if source.is_like(index) and (gone := source.vanished(index)) is not None:
             fitting[index["id"]] = path, gone
     if packed is None:
-        return Pack(fitting[source.id][0], folder) if source.id in fitting else None
+        if source.id not in fitting:
+            return None
+        pack = Pack(fitting[source.id][0], folder)
+        left_out = (reason for _, reason in pack.index["unreadable"])
+        return None if any(map(is_read_by_now, left_out)) else pack
     known = [id for id in (*packed, source.id) if id in fitting]
     if not known:
         return None
@@ -396,6 +404,8 @@ def remove_old(folder: Path, source: Source) -> None:
     wanted = []
     for path, index in packs_of(folder, source.scale):
         readable = index.get("format", 0) >= PACK_FORMAT
+        if index.get("id") == source.id:
+            continue  # which the new one replaces
         if readable and not source.is_like(index):
             continue  # with LR images of another folder
         if (readable and source.vanished(index) is not None) or not delete_unused(path):

@@ -13,7 +13,8 @@ def labelled_strip(pictures: dict[str, np.ndarray], side: int) -> np.ndarray:
     """
     font = ImageFont.load_default(size=14)
     gap, bar = 4, 22
-    cropped = {label: centre(picture, side) for label, picture in pictures.items()}
+    window = centre_window(next(iter(pictures.values())).shape[:2], side)
+    cropped = {label: picture[window] for label, picture in pictures.items()}
     height, width = next(iter(cropped.values())).shape[:2]
     cell = max(width, *(math.ceil(font.getlength(label)) for label in pictures))
     strip = Image.new("RGB", ((cell + gap) * len(pictures) - gap, height + bar), "white")
@@ -25,13 +26,8 @@ def labelled_strip(pictures: dict[str, np.ndarray], side: int) -> np.ndarray:
     return np.array(strip)
 
 
-def centre(picture: np.ndarray, side: int) -> np.ndarray:
-    """The `side` x `side` pixels around the centre, or as many as there are."""
-    return picture[centre_window(picture.shape[:2], side)]
-
-
 def centre_window(size: tuple[int, ...], side: int) -> tuple[slice, slice]:
-    """Where `centre` is in a picture of that height and width."""
+    """The `side` x `side` pixels around the centre of that height and width, or what there is."""
     height, width = size
     top, left = max(0, (height - side) // 2), max(0, (width - side) // 2)
     return slice(top, min(height, top + side)), slice(left, min(width, left + side))

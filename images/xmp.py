@@ -30,9 +30,8 @@ REGIONS = {  # of the pixels as they are stored: names and places of faces
 
 def as_utf8(xmp: bytes | str | None) -> bytes:
     xmp = xmp.encode() if isinstance(xmp, str) else xmp or b""
-    for start, encoding in ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
-        if xmp.startswith(start):
-            return xmp.decode(encoding, "replace").encode()
+    if xmp.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return xmp.decode("utf-16", "replace").encode()
     return xmp.strip(b"\0")
 
 

@@ -48,9 +48,13 @@ def marked(test):
     return test
 
 
+def stand_in(version):
+    return MagicMock(__spec__=ModuleSpec("gradio", None), __version__=version)
+
+
 def test_only_this_machine_reaches_the_page(monkeypatch, capsys, tmp_path):
     """Whatever the environment asks gradio for; with a stand-in for it, where it is missing."""
-    gradio = MagicMock(__spec__=ModuleSpec("gradio", None))
+    gradio = stand_in("5.42.0")
     page = gradio.Blocks.return_value.__enter__.return_value
     page.launch.return_value = (None, "http://127.0.0.1:7860/", None)
     monkeypatch.setitem(sys.modules, "gradio", gradio)
@@ -64,7 +68,7 @@ def test_only_this_machine_reaches_the_page(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize("before", [{}, {"no_proxy": "a.b", "NO_PROXY": "a.b"}])
 def test_the_page_is_not_asked_for_through_a_proxy(before, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "gradio", MagicMock(__spec__=ModuleSpec("gradio", None)))
+    monkeypatch.setitem(sys.modules, "gradio", stand_in("5.42.0"))
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         if name in before:
@@ -81,7 +85,7 @@ def test_the_page_is_not_asked_for_through_a_proxy(before, monkeypatch, tmp_path
 
 
 def test_windows_has_one_variable_for_both_names_of_a_proxy(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "gradio", MagicMock(__spec__=ModuleSpec("gradio", None)))
+    monkeypatch.setitem(sys.modules, "gradio", stand_in("5.42.0"))
     past_proxies = load_program("app").past_proxies
     environ = os._Environ({}, str.upper, str, str, str)
     monkeypatch.setattr(environ, "_data", {})
@@ -93,10 +97,10 @@ def test_windows_has_one_variable_for_both_names_of_a_proxy(monkeypatch, tmp_pat
     assert not environ
 
 
-def test_an_old_gradio_is_named_with_the_remedy(monkeypatch):
-    gradio = MagicMock(spec=["Progress"], __spec__=ModuleSpec("gradio", None), __version__="4.1")
-    monkeypatch.setitem(sys.modules, "gradio", gradio)
-    with pytest.raises(SystemExit, match=r"gradio 4\.1 is too old.*pip install -U gradio"):
+@pytest.mark.parametrize("version", ["4.1", "5.41.1"])
+def test_an_old_gradio_is_named_with_the_remedy(version, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", stand_in(version))
+    with pytest.raises(SystemExit, match=rf"gradio {version} is too old.*pip install -U gradio"):
         load_program("app")
 
 

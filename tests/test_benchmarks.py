@@ -190,6 +190,8 @@ CHANGES = {  # variant -> of the compact preset, and in a first stage
     "crop-64-batch-4": ({"psnr.patch": 64, "batch_size": 4},),
     "crop-64-frequency": ({"psnr.patch": 64},),
     "crop-64-busiest": ({"psnr.patch": 64},),
+    "crop-64-busiest-16": ({"psnr.patch": 64},),
+    "crop-64-busiest-frequency": ({"psnr.patch": 64},),
     "box": ({"init_from": "compact_x4_psnr"},),
     "charbonnier": ({},),
     "frequency": ({},),

@@ -23,7 +23,7 @@ from images.files import Picture, Sequence, read_picture, write_image, write_pic
 from images.frames import FRAMES, PAGES
 from images.kinds import ImageError
 from upscaling.jobs import Job
-from upscaling.saving import Saving
+from upscaling.saving import save_result, without_metadata
 from upscaling.upscaler import Upscaler
 
 BOTH = (FRAMES, PAGES)
@@ -165,7 +165,7 @@ def test_a_quality_is_that_of_every_frame(tmp_path):
     sizes = []
     for quality in (10, 50, None):  # 95
         job = Job(tmp_path / "in.webp", tmp_path / f"{quality}.webp", None, None)
-        Saving(quality).write(picture, job, [])
+        save_result(picture, job, [], quality)
         sizes.append((tmp_path / f"{quality}.webp").stat().st_size)
     assert 1.5 * sizes[0] < sizes[1] and 1.5 * sizes[1] < sizes[2]
 
@@ -335,7 +335,7 @@ def test_what_is_said_of_later_pages_is_told_and_all_of_them_are_stripped(tmp_pa
     tifffile.imwrite(tmp_path / "in.tif", inks, append=True, photometric="rgb", metadata=None)
     picture = read_picture(tmp_path / "in.tif", BOTH)
     job = Job(tmp_path / "in.tif", tmp_path / "out.tif", None, None)
-    assert Saving(strip=True).write(picture, job, []) == ["all 4 pages", "3 of 5 channels"]
+    assert save_result(without_metadata(picture), job, []) == ["all 4 pages", "3 of 5 channels"]
     with tifffile.TiffFile(tmp_path / "out.tif") as file:
         assert len(file.pages) == 4 and not any(285 in page.tags for page in file.pages)
 

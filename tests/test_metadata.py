@@ -22,7 +22,7 @@ from images.xmp import mended_xmp
 from upscaling.arguments import quality
 from upscaling.inputs import UsageError
 from upscaling.jobs import Job
-from upscaling.saving import Saving, refuse_quality, summary
+from upscaling.saving import refuse_quality, save_result, summary, without_metadata
 
 PACKET = """<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">\
 <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" \
@@ -635,7 +635,7 @@ def test_stripped_is_stripped_but_for_the_profile(target, tmp_path):
     picture = read_picture(tmp_path / "in.jpg")
     picture.profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     target, lost = tmp_path / f"out.{target}", []
-    Saving(strip=True).write(picture, job(tmp_path / "in.jpg", target), lost)
+    save_result(without_metadata(picture), job(tmp_path / "in.jpg", target), lost)
     with Image.open(target) as file:
         assert file.info["icc_profile"] == picture.profile and lost == []
         assert not {"exif", "xmp", "comment", "dpi", "photoshop"} & {*file.info}
@@ -647,8 +647,8 @@ def test_times_are_kept_when_asked_for(tmp_path):
     os.utime(tmp_path / "in.jpg", (1_000_000_000, 1_100_000_000))
     for keep in (False, True):
         target = tmp_path / f"{keep}.png"
-        saving = Saving(keep_time=keep)
-        saving.write(read_picture(tmp_path / "in.jpg"), job(tmp_path / "in.jpg", target), [])
+        of = job(tmp_path / "in.jpg", target)
+        save_result(read_picture(tmp_path / "in.jpg"), of, [], keep_time=keep)
         assert (target.stat().st_mtime == 1_100_000_000) == keep
 
 

@@ -136,7 +136,7 @@ def test_what_is_shown_is_the_mean_of_all_ranks(monitor, clock, monkeypatch):
 
 
 def test_the_curves_are_drawn(tmp_path):
-    with RunLog(tmp_path, lambda row: True, 0) as log:
+    with RunLog(tmp_path, 0) as log:
         for step in range(1, 6):
             phase, term = ("psnr", "pixel") if step < 4 else ("gan", "adversarial")
             scores = {"psnr": 20.0 + step, "bicubic_psnr": 22.0}
@@ -179,7 +179,7 @@ def test_speed_is_of_the_steps_and_not_of_a_validation_between_them(monkeypatch)
 
 
 def test_a_run_without_validation_has_curves_too(tmp_path):
-    with RunLog(tmp_path, lambda row: True, 0) as log:
+    with RunLog(tmp_path, 0) as log:
         log.metric({"phase": "psnr", "run_step": 1, "losses": {"pixel": math.nan}})
         assert log.scored() == log.comparable({}) == []
         log.draw_curves()
@@ -188,12 +188,12 @@ def test_a_run_without_validation_has_curves_too(tmp_path):
 
 
 def test_a_resumed_log_forgets_the_steps_that_are_done_again(tmp_path):
-    with RunLog(tmp_path, lambda row: True, 0) as log:
+    with RunLog(tmp_path, 0) as log:
         for step in (1, 2, 3):
             log.metric({"phase": "psnr", "step": step, "run_step": step, "psnr": float(step)})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"phase": "psnr", "run_st')  # as a power cut leaves it
-    with RunLog(tmp_path, lambda row: row["run_step"] <= 2, 2) as log:
+    with RunLog(tmp_path, 2) as log:
         log.metric({"phase": "psnr", "step": 4, "run_step": 4, "psnr": math.inf})
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["run_step"] for row in rows] == [1, 2, 4]
@@ -211,17 +211,17 @@ def test_a_line_that_a_power_cut_spoiled_is_left_out(tmp_path):
     ]  # the second ends in a brace, too
     content = "\n".join(lines).encode() + b"\n\xff\xfe\n"
     (tmp_path / "metrics.jsonl").write_bytes(content)
-    with RunLog(tmp_path, lambda row: True, 1) as log:
+    with RunLog(tmp_path, 1) as log:
         assert log.rows == [whole]
 
 
 def test_tensorboard_reads_curves_and_pictures_and_forgets_steps_done_again(tmp_path, random_image):
     picture = random_image(3, 5)
-    with RunLog(tmp_path, lambda row: True, 0) as log:
+    with RunLog(tmp_path, 0) as log:
         for step in (1, 2, 3):
             log.scalars("psnr", {"pixel": step / 4}, step)
         log.picture("b\udce9\udc3d.png \N{CYRILLIC SMALL LETTER ZHE}", picture, 1)
-    with RunLog(tmp_path, lambda row: True, 2) as log:
+    with RunLog(tmp_path, 2) as log:
         log.scalars("psnr", {"pixel": 9.5}, 4)
     events = read_events(tmp_path)
     read = [(point.step, point.value) for point in events.Scalars("psnr/pixel")]
@@ -237,7 +237,7 @@ def test_a_full_disk_ends_tensorboards_curves_with_one_line_and_names_other_file
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    log = RunLog(tmp_path, lambda row: True, 0)
+    log = RunLog(tmp_path, 0)
     log.metric({"phase": "psnr", "run_step": 1, "losses": {"pixel": 1.0}})
     resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
     try:

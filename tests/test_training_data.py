@@ -76,7 +76,7 @@ def test_what_is_in_the_default_folder_and_not_read_is_told(write, tmp_path):
     (tmp_path / "data/train").mkdir(parents=True)
     (tmp_path / "data/train/a.cr2").write_bytes(b"II*\0" + bytes(4) + b"CR")
     with pytest.raises(DataError, match=r"(?s)data/train.*\n  .*a\.cr2: .*develop it"):
-        prepare_folders(Config())
+        prepare_folders(Config(), None)
 
 
 def test_many_small_images_are_one_line_with_the_remedy(write, tmp_path, capsys):

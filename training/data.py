@@ -9,13 +9,13 @@ from pathlib import Path
 from config import Config
 from dataset import DEMO_DIR, CropStream, write_demo_photographs
 from images.kinds import find_images
-from images.packs import Pack, pack_folder
+from images.packs import Pack, pack_folder, refuse_missing
 from images.pairs import LOWEST_FIT, DataError
 from training.validation import chosen, smallest_scored
 from utils import listed
 
 NO_DATA = """\
-no images in data/train. Put yours there and a few others into data/valid, or name other folders:
+no images in {folder}. Put yours there and a few others into data/valid, or name other folders:
   python train.py --train-dir DIR --valid-dir DIR; or fetch DIV2K (4 GB): python dataset.py div2k
   or see it work on photographs that are here already: python train.py --preset demo"""
 
@@ -24,18 +24,26 @@ def uses_demo(config: Config) -> bool:
     return any(DEMO_DIR in Path(name).parents for name in (*config.train_dir, config.valid_dir))
 
 
-def prepare_folders(config: Config) -> None:
+def prepare_folders(config: Config, packed: Mapping[str, str] | None) -> None:
     """Write the demo's photographs if this run needs them; without any data, say how to get some.
 
+    Args:
+        config: of the run.
+        packed: as of `load_data`.
+
     Raises:
-        DataError: no images where they are looked for by default.
+        DataError: no images where they are looked for by default, or a folder that is not there.
     """
     if uses_demo(config):
         write_demo_photographs()
-    if config.train_dir == Config.train_dir:
+    if config.train_dir == Config.train_dir and packed is None:
         found = find_images(config.train_dir[0])
         if not found.images:
-            raise DataError("\n  ".join([NO_DATA, *found.others]))
+            words = NO_DATA.format(folder=config.train_dir[0])
+            raise DataError("\n  ".join([words, *found.others]))
+    valid_dir = "" if config.valid_dir == Config.valid_dir else config.valid_dir
+    for name in filter(None, (*config.train_dir, *config.lr_dir, valid_dir, config.valid_lr_dir)):
+        refuse_missing(Path(name))
 
 
 def load_data(
@@ -59,13 +67,7 @@ def load_data(
         pack_folder(folder, config.scale, lr_dir, packed)
         for folder, lr_dir in zip(config.train_dir, lr_dirs, strict=True)
     ]
-    valid, unused = None, []
-    if config.valid_dir == Config.valid_dir and not find_images(config.valid_dir).images:
-        folders = filter(None, (config.valid_dir, config.valid_lr_dir))
-        unused = [line for name in folders for line in find_images(name).others]
-        print(f"No validation: no images in {config.valid_dir}; --valid-dir names another folder.")
-    elif config.valid_dir:
-        valid = pack_folder(config.valid_dir, config.scale, config.valid_lr_dir or None, packed)
+    valid, unused = load_valid(config, packed)
     all_packs = [pack for pack in (*packs, valid) if pack is not None]
     others = [line for pack in all_packs for line in pack.others]
     remarks = [f"Left out: {line}" for line in (*others, *unused)]
@@ -91,6 +93,22 @@ def load_data(
         n: CropStream(packs, config.phase(n).patch, config.seed, config.degradation) for n in phases
     }
     return streams, valid, {pack.id: pack.contents for pack in all_packs}
+
+
+def load_valid(config: Config, packed: Mapping[str, str] | None) -> tuple[Pack | None, list[str]]:
+    """The pack of the validation images; and where there are none, what is not read, in lines."""
+    if not config.valid_dir:
+        return None, []
+    valid_dir, lr_dir = config.valid_dir, config.valid_lr_dir or None
+    if valid_dir != Config.valid_dir or find_images(valid_dir).images:
+        return pack_folder(valid_dir, config.scale, lr_dir, packed), []
+    if packed:  # perhaps with copies of images that are gone
+        with suppress(DataError):
+            return pack_folder(valid_dir, config.scale, lr_dir, packed), []
+    print(f"No validation: no images in {valid_dir}; --valid-dir names another folder.")
+    return None, [
+        line for name in filter(None, (valid_dir, lr_dir)) for line in find_images(name).others
+    ]
 
 
 # ------------------------------------------------------------------- what is left out, or doubtful

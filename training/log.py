@@ -6,7 +6,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -25,18 +25,18 @@ class RunLog(AbstractContextManager):
 
     Args:
         folder: the run's.
-        keep: whether a row that an earlier process logged stays. Rows of steps that are about to
-            be done again must go; so does a line that a kill cut short.
-        step: the run's step, counted over both phases, that the run goes on from.
+        step: the run's step, counted over both phases, that the run goes on from. What an earlier
+            process logged of later ones goes: they are done again. So does a line that a kill cut
+            short.
     """
 
-    def __init__(self, folder: Path, keep: Callable[[dict], bool], step: int):
+    def __init__(self, folder: Path, step: int):
         self.folder, self.metrics = folder, folder / "metrics.jsonl"
         self.rows: list[dict] = []
         if self.metrics.exists():
             lines = self.metrics.read_text("utf-8", errors="replace").splitlines()
             rows = filter(None, map(parse_row, lines))
-            self.rows = [row for row in rows if keep(row)]
+            self.rows = [row for row in rows if row["run_step"] <= step]
             with replacing(self.metrics) as file:
                 file.write("".join(f"{json.dumps(row)}\n" for row in self.rows).encode())
         self.board = Board(folder, step)

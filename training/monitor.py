@@ -46,7 +46,6 @@ class Monitor:
             total=self.config.phase(at.phase).steps,
             initial=at.step,
             unit="step",
-            disable=not run.ranks.first,
         )
 
     def watch(self, loader: Iterable[Part]) -> Iterator[list[Part]]:

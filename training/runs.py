@@ -232,13 +232,7 @@ class RunFolder(AbstractContextManager):
         path = self.folder / "config.json"
         with replacing(path) as file:
             file.write(f"{settings}\n".encode())
-
-        def is_done(row: dict) -> bool:
-            order = PHASES.index(row["phase"]), row["step"]
-            return order <= (PHASES.index(self.at.phase), self.at.step)
-
-        log = RunLog(self.folder, is_done, self.at.run_step)
-        self.log = self.open_files.enter_context(log)
+        self.log = self.open_files.enter_context(RunLog(self.folder, self.at.run_step))
 
     @by_the_first_rank
     def scalars(self, group: str, values: dict[str, float], at: At) -> None:

@@ -102,9 +102,8 @@ class Validation:
 
     def _mean_scores(self, title: str, score_image: Callable[[int], Scores]) -> Scores:
         """Of all ranks' images."""
-        ranks = self.run.ranks
-        bar = Bar(self.own, desc=title, leave=False, unit="image", disable=not ranks.first)
-        return mean_scores(ranks.gather([score_image(i) for i in bar]))
+        bar = Bar(self.own, desc=title, leave=False, unit="image")
+        return mean_scores(self.run.ranks.gather([score_image(i) for i in bar]))
 
     def _score_bicubic(self, i: int) -> Scores:
         enlarged = imresize(self.low_res(i), self.scale)

@@ -21,7 +21,8 @@ from upscaling.inputs import (
     read_high_res,
 )
 from upscaling.jobs import distinct_names, refuse_results_among
-from upscaling.upscaler import Upscaler, enlarge, explain
+from upscaling.results import Results
+from upscaling.upscaler import Upscaler, enlarge
 from utils import Bar, printable
 
 SHOWN_SIDE = 512  # pixels around the centre of larger results
@@ -31,7 +32,7 @@ CONTEXT = 32  # input pixels around those, so that the networks see no border th
 def write_strips(
     source: Path, output: Path, hr: Path | None, upscalers: dict[float, Upscaler]
 ) -> list[str]:
-    """A strip for each photograph; says where they are, and the mean PSNR of each alpha.
+    """A strip for each photograph; says where they are, what failed, and each alpha's mean PSNR.
 
     Args:
         source: a photograph, or a folder that is searched in depth.
@@ -52,29 +53,29 @@ def write_strips(
     partners = [find_partner(photograph.name, high_res) for photograph in photographs]
     make_output(output)
     scores: list[dict[float, float]] = []
-    failures = found.others
-    done = 0
+    results = Results()
+    for line in found.others:
+        results.fail(line)
     for photograph, partner in zip(Bar(photographs, unit="image"), partners, strict=True):
         path = photograph.path
-        try:
+        with results.noting_failure(path):
             picture = read_picture(path)
             strip, score = draw_strip(picture, partner, upscalers)
             write_image(strip, strips[path])
-        except Exception as error:  # of any kind: decoders raise a dozen
-            failures.append(explain(path, error))
-            continue
-        done += 1
-        if picture.remark:
-            tqdm.write(printable(f"{path}: {picture.remark}"))
-        if score:
-            scores.append(score)
-        elif hr:
-            tqdm.write(printable(f"No partner in {hr}: {path}"))
+            results.unwritten.clear()
+            results.pixels.append(strip.size // 3)
+            scores += [score] if score else []
+            if picture.remark:
+                tqdm.write(printable(f"{path}: {picture.remark}"))
+            if hr and not score:
+                tqdm.write(printable(f"No partner in {hr}: {path}"))
+        if results.in_vain(output):
+            break
     for alpha in upscalers if scores else ():
         mean = np.mean([score[alpha] for score in scores])
         print(f"alpha {alpha:<4g} {mean:.2f} dB PSNR on Y, mean of {len(scores)} images")
-    print(f"{done} of {len(photographs)} strips are in {printable(str(output))}")
-    return failures
+    print(f"{len(results.pixels)} of {len(photographs)} strips are in {printable(str(output))}")
+    return results.failures
 
 
 def strip_names(photographs: list[Input], output: Path) -> dict[Path, Path]:

@@ -8,7 +8,7 @@ from images.strips import centre_window
 from upscaling.devices import release_memory_of
 from upscaling.inputs import UsageError
 from upscaling.jobs import plan, refuse_long_name
-from upscaling.saving import Saving
+from upscaling.saving import save_result
 from upscaling.upscaler import Upscaler, enlarge, explain
 from utils import printable
 
@@ -60,7 +60,7 @@ def upscale_job(source: Path, folder: Path, upscaler: Upscaler) -> Compared:
     picture = job.read()
     enlarged = enlarge(picture, upscaler)
     lost: list[str] = []
-    remarks = Saving().write(enlarged, job, lost)
+    remarks = save_result(enlarged, job, lost)
     height, width = enlarged.rgb.shape[:2]
     words = [f"{job.target.name}: {width}x{height} pixels", *remarks, *lost]
     if max(height, width) > COMPARED_SIDE:

@@ -92,7 +92,12 @@ class Elsewhere(argparse.Action):
 def contradiction(arguments: argparse.Namespace) -> str:
     """What does not go together, in words; mostly empty."""
     if not arguments.input:
-        return "what is to be upscaled is missing: an image, a folder, or a pattern"
+        behind = (
+            "; it stands before --metrics, which takes all that follows"
+            if arguments.metrics
+            else ""
+        )
+        return f"what is to be upscaled is missing: an image, a folder, or a pattern{behind}"
     if arguments.width or arguments.height:
         if arguments.outscale:
             return "--width and --height take the place of --outscale (-s); leave one out"

@@ -11,7 +11,7 @@ from pathlib import Path
 from images.files import Picture, read_picture, to_8_bits, whole_8_bits
 from images.kinds import NO_IMAGES, ImageError, find_images, images_among, special_kind
 from images.names import composed
-from utils import is_writable, listed, nearest
+from utils import is_writable, listed, nearest, printable
 
 
 class UsageError(ValueError):
@@ -70,7 +70,7 @@ def find_inputs(sources: Sequence[Path], output: Path, hr: Path | None = None) -
             images.setdefault(identity(image.path), image)
         others += found.others
     if not images:
-        raise UsageError("\n  ".join(others))
+        raise UsageError("\n  ".join(map(printable, others)))
     others += find_images(hr).others if hr else []
     return Inputs([*images.values()], [*dict.fromkeys(others)])
 
@@ -95,7 +95,8 @@ def _found(source: Path, output: Path) -> Inputs:
         others += inside.others if inside.images else []
     if not images:
         what = "image" if matches else "file or folder"
-        raise UsageError("\n  ".join([f"{source}: no {what} matches this pattern", *others]))
+        lines = [f"{source}: no {what} matches this pattern", *others]
+        raise UsageError("\n  ".join(map(printable, lines)))
     return Inputs(images, others)
 
 

@@ -1,7 +1,7 @@
 """What is read from where and written to where, all of it checked before any work."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,7 +11,15 @@ from images.gif import count_frames
 from images.kinds import has_suffix
 from images.names import composed, digest, fitting, longest_name, name_length
 from images.tiff import count_pages
-from upscaling.inputs import Input, UsageError, find_inputs, find_partner, partners_in, places
+from upscaling.inputs import (
+    Input,
+    UsageError,
+    find_inputs,
+    find_partner,
+    partners_in,
+    places,
+    whereabouts,
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ def plan(
     images = inputs.images
     high_res = partners_in(hr) if hr else {}
     if named:
-        check_result_file(named, sources, images, kind, suffix)
+        check_result_file(named, sources, images, kind, suffix, first_frame)
         targets, strips = [named], [Path(f"{named.stem}.png")]
     else:
         endings = [suffix + ending(image.path, kind, first_frame) for image in images]
@@ -114,7 +122,7 @@ def _names(image: Input) -> Iterator[Path]:
         yield plain.with_name(f"{plain.name}~{digest(place.as_posix())}")
 
 
-def ending(path: Path, kind: str | None, first_frame: bool = False) -> str:
+def ending(path: Path, kind: str | None, first_frame: bool) -> str:
     """The suffix of the result of an image.
 
     With "same", PNG's where its type is not written: GIF is only where it moves, as it has too few
@@ -130,7 +138,12 @@ def ending(path: Path, kind: str | None, first_frame: bool = False) -> str:
 
 
 def check_result_file(
-    output: Path, sources: Sequence[Path], images: list[Input], kind: str | None, suffix: str
+    output: Path,
+    sources: Sequence[Path],
+    images: list[Input],
+    kind: str | None,
+    suffix: str,
+    first_frame: bool,
 ) -> None:
     """Refuse an output that names a file which cannot be the result; arguments as of `plan`.
 
@@ -145,7 +158,7 @@ def check_result_file(
     if chosen not in WRITTEN:
         known = ", ".join(WRITTEN)
         raise UsageError(f"{output}: results cannot be {chosen}; they can be {known}")
-    if kind and WRITTEN[chosen] is not WRITTEN[ending(images[0].path, kind)]:
+    if kind and WRITTEN[chosen] is not WRITTEN[ending(images[0].path, kind, first_frame)]:
         raise UsageError(f"{output} is not what --format {kind} says; leave out one of the two")
     if suffix:
         raise UsageError(f"{output} is the whole name; leave out --suffix")
@@ -165,6 +178,21 @@ def refuse_results_among(images: list[Input], endings: list[str], folder: Path) 
             found = read.keys() & places([folder / f"{name}{end}"])
             if other := next((read[place] for place in found if read[place] != image.path), None):
                 raise UsageError(f"{other} is an input; choose another output folder with -o")
+
+
+def refuse_neighbours(jobs: Iterable[Job]) -> None:
+    """Where a result would replace what lies beside its input, perhaps another photograph.
+
+    Raises:
+        UsageError: so it is.
+    """
+    for job in jobs:
+        folders = job.target.parent, job.source.parent
+        if os.path.exists(job.target) and len({*map(whereabouts, folders)}) == 1:
+            raise UsageError(
+                f"{job.target} lies beside {job.source} already, and may be no result; choose "
+                "another output folder with -o, or other names with --suffix _x4"
+            )
 
 
 def refuse_overwriting(jobs: list[Job]) -> None:

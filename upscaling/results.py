@@ -42,7 +42,7 @@ class Results:
         tqdm.write(printable(f"Failed: {sentence}"), file=sys.stderr)
 
     @contextmanager
-    def noting_failure(self, job: Job) -> Iterator[None]:
+    def noting_failure(self, source: Path) -> Iterator[None]:
         """One file that cannot be read, does not fit in memory or cannot be written stops no other.
 
         Unless nothing can be written any more: `in_vain`.
@@ -52,7 +52,7 @@ class Results:
         except InterruptedError:  # Ctrl-C, in the thread that writes
             return
         except Exception as error:  # of any kind: encoders and metrics raise a dozen
-            self.fail(explain(job.source, error))
+            self.fail(explain(source, error))
             if isinstance(error, WriteError):
                 self.unwritten.append(error.errno or 0)
 
@@ -94,7 +94,7 @@ class Results:
         for line in summary(jobs, arguments.format == "same", self.lost, skipped):
             print(line)
         wanted = len(jobs) - len(skipped)
-        failed = f"{len(self.failures)} failures are named above; " if self.failures[1:] else ""
+        failed = "what failed or is not read is named above; " if self.failures else ""
         print(
             f"{len(self.pixels)} of {wanted} images upscaled, "
             f"{sum(self.pixels) / 1e6 / seconds:.2f} megapixels/s; "

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from images.files import WRITTEN, Picture, not_held, write_picture
@@ -13,43 +13,35 @@ from upscaling.inputs import UsageError
 from upscaling.jobs import Job
 
 
-@dataclass(frozen=True)
-class Saving:
-    """How results are written.
+def save_result(
+    picture: Picture,
+    job: Job,
+    lost: list[str],
+    quality: int | None = None,
+    keep_time: bool = False,
+) -> list[str]:
+    """Write the result of a job; returns remarks on it.
 
-    Attributes:
+    Args:
+        picture: the result.
+        job: says where it goes.
+        lost: takes what the type of the file cannot hold.
         quality: of lossy types, 1 to 100, or None.
-        strip: leave the metadata out.
-        keep_time: give a file the times of its original.
+        keep_time: give the file the times of its original.
     """
-
-    quality: int | None = None
-    strip: bool = False
-    keep_time: bool = False
-
-    def write(self, picture: Picture, job: Job, lost: list[str]) -> list[str]:
-        """Write the result of a job; returns remarks on it.
-
-        Args:
-            picture: the result.
-            job: says where it goes.
-            lost: takes what the type of the file cannot hold.
-        """
-        if self.strip:
-            picture = _stripped(picture)
-        remark = write_picture(picture, job.target, self.quality)
-        lost += not_held(picture, job.target)
-        if self.keep_time:
-            times = os.stat(job.source)
-            os.utime(job.target, ns=(times.st_atime_ns, times.st_mtime_ns))
-        rest = picture.sequence
-        all_of_it = f"all {rest.count} {rest.kind}" if rest else ""
-        return [*filter(None, dict.fromkeys((all_of_it, picture.remark, remark)))]
+    remark = write_picture(picture, job.target, quality)
+    lost += not_held(picture, job.target)
+    if keep_time:
+        times = os.stat(job.source)
+        os.utime(job.target, ns=(times.st_atime_ns, times.st_mtime_ns))
+    rest = picture.sequence
+    all_of_it = f"all {rest.count} {rest.kind}" if rest else ""
+    return [*filter(None, dict.fromkeys((all_of_it, picture.remark, remark)))]
 
 
-def _stripped(picture: Picture, number: int = 1) -> Picture:
-    """Without metadata, and what follows it too."""
-    rest = picture.sequence.mapped(_stripped) if picture.sequence else None
+def without_metadata(picture: Picture, number: int = 1) -> Picture:
+    """The picture, and what follows it in its sequence too; `number` is its place there."""
+    rest = picture.sequence.mapped(without_metadata) if picture.sequence else None
     return replace(picture, metadata=Metadata(), sequence=rest)
 
 
@@ -80,7 +72,7 @@ def summary(jobs: list[Job], same: bool, lost: list[str], skipped: Collection[Pa
     Args:
         jobs: all of them.
         same: each result was to be of its original's type.
-        lost: what `Saving.write` noted of all jobs.
+        lost: what `save_result` noted of all jobs.
         skipped: results that had been there.
     """
     lines = [

@@ -22,7 +22,6 @@ def upscale(
     net: Network,
     image: np.ndarray,
     tile: int = 0,
-    overlap: int = OVERLAP,
     batch: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
@@ -34,9 +33,8 @@ def upscale(
     Args:
         net: in eval mode.
         image: (H, W, 3).
-        tile: largest side of the tiles in input pixels; 0, or one that the image fits in: none.
-        overlap: input pixels that neighbours share at least; fewer than `tile` has, by at least two
-            squares of a network that folds them.
+        tile: largest side of the tiles in input pixels, above `OVERLAP`; 0, or one that the image
+            fits in: none.
         batch: tiles that the network is given at once.
         progress: called before the network is, with how many tiles are done and how many there are.
 
@@ -49,14 +47,14 @@ def upscale(
     scale = net.scale
     height, width = image.shape[:2]
     unit = getattr(net, "unshuffle", 1)
-    rows, columns = _spans(height, tile, overlap, unit), _spans(width, tile, overlap, unit)
+    rows, columns = _spans(height, tile, OVERLAP, unit), _spans(width, tile, OVERLAP, unit)
     tell = progress or (lambda done, total: None)
     if len(rows) == len(columns) == 1:
         tell(0, 1)
         return to_image(_run(net, [image])[0], image.dtype)
 
-    row_weights = _blend_weights(rows, height, overlap, scale)
-    column_weights = _blend_weights(columns, width, overlap, scale)
+    row_weights = _blend_weights(rows, height, OVERLAP, scale)
+    column_weights = _blend_weights(columns, width, OVERLAP, scale)
     output = np.empty((height * scale, width * scale, 3), image.dtype)
     unfinished = torch.zeros(3, 0, width * scale)  # rows that the next row of tiles adds to
     with Bar(total=len(rows) * len(columns), desc="tiles", leave=False) as bar:
