@@ -1,5 +1,6 @@
 """weights.py interpolate --pictures: strips from the PSNR network to the GAN, to choose alpha."""
 
+import errno
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from model import RRDBNet
 from upscaling import alphas
 from upscaling.alphas import SHOWN_SIDE
 from upscaling.upscaler import Upscaler, enlarge
+from utils import WriteError
 from weights import WeightsError, save_generator
 
 
@@ -207,3 +209,15 @@ def test_flags_that_do_not_go_together(args, words, nets, monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit:
         run(monkeypatch, *args)
     assert exit.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_the_strips(nets, monkeypatch, capsys):
+    def full(*_):
+        raise WriteError("the disk is full", errno.ENOSPC)
+
+    monkeypatch.setattr(alphas, "write_image", full)
+    drawn, draw = [], alphas.draw_strip
+    monkeypatch.setattr(alphas, "draw_strip", lambda *args: drawn.append(1) or draw(*args))
+    assert run(monkeypatch, "--pictures", "photos", "--alpha", "0") == 1
+    said = capsys.readouterr()
+    assert len(drawn) == said.err.count("Failed: ") == 2 and "0 of 4 strips" in said.out

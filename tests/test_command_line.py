@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import re
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -470,3 +471,34 @@ def test_colour_under_alpha_0_is_kept_if_asked_for(kind, run, random_image):
     made_up = read_picture("results/a.png").rgb
     assert np.array_equal(made_up[:20], smooth[:20, :, :3])
     assert np.array_equal(made_up[20:], np.broadcast_to(made_up[19], (20, 40, 3)))
+
+
+def test_messages_of_several_lines_are_printed_as_such(tmp_path, monkeypatch, capfd):
+    (tmp_path / "raws").mkdir()
+    (tmp_path / "raws" / "a\nb.nef").write_bytes(b"MM\0*")
+    root = Path(__file__).parents[1]
+    strips = ["interpolate", "compact_x4_psnr", "compact_x4_gan", "--pictures"]
+    for program, flags in (("test.py", []), ("weights.py", strips)):
+        given = [sys.executable, str(root / program), *flags, "raws"]
+        assert subprocess.run(given, cwd=tmp_path, check=False).returncode == 2
+        first, second = capfd.readouterr().err.splitlines()
+        assert first.startswith(f"{program}: raws holds no PNG")
+        assert "a\\nb.nef: " in second  # a name breaks no line
+
+
+def test_inputs_behind_metrics_are_said_to_stand_before(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["test.py", "--metrics", "niqe", "PHOTOS"])
+    with pytest.raises(SystemExit):
+        parse_args()
+    assert "stands before --metrics, which takes all that follows" in capsys.readouterr().err
+
+
+def test_the_first_frame_of_a_gif_that_moves_is_png_by_any_way_to_name_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frames = [Image.new("P", (4, 4), i) for i in range(3)]
+    frames[0].save("a.gif", save_all=True, append_images=frames[1:], palette=bytes(range(9)))
+    for output in ("out", "out.png"):
+        ((job,), _, _) = plan([Path("a.gif")], Path(output), "same", first_frame=True)
+        assert job.target.suffix == ".png"
+    with pytest.raises(UsageError, match=r"out\.gif is not what --format same says"):
+        plan([Path("a.gif")], Path("out.gif"), "same", first_frame=True)

@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 
+import config
 from config import (
     GROUPS,
     LEVELS,
@@ -268,3 +269,34 @@ def test_real_esrgans_numbers():
     assert (config.gan.pixel, config.gan.perceptual, config.gan.adversarial) == (1, 1, 0.1)
     for phase in (config.psnr, config.gan):  # constant rates
         assert min(phase.milestones) >= phase.steps and phase.warmup == 0
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(train_dir=("data/mine")), "train_dir is 'data/mine': its type has to be tuple"),
+        (dict(train_dir=(1,)), "train_dir is"),
+        (dict(batch_size=8.0), "batch_size is 8.0: its type has to be int"),
+        (dict(batch_size=True), "batch_size is True: its type has to be int"),
+        (dict(relativistic=1), "relativistic is 1: its type has to be bool"),
+        (dict(valid_dir=None), "valid_dir is None: its type has to be str"),
+        (dict(psnr=Phase(steps=1e6)), r"psnr\.steps is 1000000\.0: its type has to be int"),
+        (dict(gan=Phase(milestones=(1e4,))), r"gan\.milestones is \(10000\.0,\)"),
+        (dict(degradation=Degradation(jpeg_quality=(30.0, 95.0))), r"degradation\.jpeg_quality"),
+    ],
+)
+def test_a_value_of_another_type_is_named(settings, words):
+    """As whoever edits config.py writes it; flags have their types already."""
+    with pytest.raises(ValueError, match=words):
+        Config(**settings)
+    Config(psnr=Phase(lr=1))  # a whole number is one
+
+
+def test_a_config_that_was_edited_wrongly_is_named_without_a_traceback(monkeypatch, capsys):
+    monkeypatch.setitem(PRESETS, "compact", PRESETS["compact"] | {"batchsize": 4})
+    with pytest.raises(SystemExit):
+        parse_args(["--preset", "compact"])
+    assert "batchsize" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.setattr(Config, "__init__", lambda self: config.require(False, "scale", 5, "no"))
+    with pytest.raises(SystemExit, match=r"^train\.py: config\.py: scale is 5: no$"):
+        parse_args(["--help"])

@@ -185,6 +185,28 @@ def test_a_preview_that_cannot_be_is_refused_in_words(flags, words, photos, tmp_
     assert not (tmp_path / "x.png").exists()
 
 
+def test_a_preview_says_what_cannot_be_read_and_what_would_fit(photos, tmp_path, capsys):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.png").write_text("no picture")
+    sheet = ["-o", str(tmp_path / "x.png")]
+    with pytest.raises(SystemExit):
+        main(["preview", str(tmp_path / "raw"), *sheet])
+    said = capsys.readouterr()
+    assert "no training image can be read" in said.err and "Left out: a.png: " in said.out
+    with pytest.raises(SystemExit):
+        main(["preview", str(photos), "--patch", "96", *sheet])
+    assert "--patch 64 would fit the largest" in capsys.readouterr().err
+
+
+def test_a_preview_does_not_land_among_the_images(photos, monkeypatch, capsys):
+    monkeypatch.chdir(photos)
+    for output in ("preview.png", "sub/x.png"):
+        with pytest.raises(SystemExit):
+            main(["preview", ".", "-o", output])
+        assert "would be one of .'s images" in capsys.readouterr().err
+    assert not list(photos.glob("*.bin"))
+
+
 def test_div2k_stays_a_command(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("dataset.fetch_div2k", asked.append)

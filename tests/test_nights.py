@@ -3,6 +3,7 @@
 import csv
 import errno
 import os
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from images.kinds import find_images
 from images.resize import imresize
 from model import RRDBNet
 from upscaling.inputs import UsageError, make_output, whereabouts
-from utils import WriteError
+from utils import Bar, WriteError
 from weights import save_generator
 
 command = load_program("test")
@@ -293,3 +294,40 @@ def test_a_link_to_a_folder_around_is_not_followed(tmp_path, photos):
     assert [path.name for path in found.images] == ["x.png", "y.png"]
     [line] = found.others
     assert "link to a folder that this one is in" in line and "deep/up" in line
+
+
+def test_what_was_not_read_is_told_at_the_end_too(run, capsys):
+    """A line may stand for a thousand files, and have scrolled away for hours."""
+    Path("low/a.nef").write_bytes(b"MM\0*")
+    assert run("low") == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.search(r"of 4 images upscaled.*what failed or is not read is named above", last)
+    Path("low/a.nef").unlink()
+    assert run("low") == 0
+    assert "named above" not in capsys.readouterr().out
+
+
+def test_no_photograph_beside_an_input_is_replaced(run, capsys):
+    pixels = read_image("low/a.png")
+    write_image(pixels, "album/x.jpg")
+    write_image(pixels, "album/x.png")
+    before = Path("album/x.png").read_bytes()
+    for output in ("album", os.path.join("album", "..", "album")):
+        with pytest.raises(UsageError, match=r"x\.png lies beside .*x\.jpg already.*--suffix _x4"):
+            run("album/x.jpg", "-o", output)
+    assert run("album/x.jpg", "-o", "album", "--skip-existing") == 0
+    assert Path("album/x.png").read_bytes() == before
+    for _ in range(2):  # what was named, and what is called a result, is replaced
+        assert run("album/x.jpg", "-o", "album", "--suffix", "_x2") == 0
+    assert run("album/x.jpg", "-o", "album/x.png") == 0
+    assert read_image("album/x.png").shape == (2 * pixels.shape[0], 2 * pixels.shape[1], 3)
+    assert sorted(path.name for path in Path("album").iterdir()) == ["x.jpg", "x.png", "x_x2.png"]
+
+
+def test_of_several_processes_one_draws_bars(run, monkeypatch):
+    silent = []
+    monkeypatch.setattr(command.Ranks, "gather", lambda self, values: values)
+    monkeypatch.setattr(command, "work", lambda *_: silent.append(Bar.silent))
+    for rank in (1, 0):
+        run("low", ranks=command.Ranks(rank, 2))
+    assert silent == [True, False]

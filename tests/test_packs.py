@@ -19,9 +19,9 @@ import torch
 from PIL import Image, ImageCms
 
 import utils
-from images import decoding, packs
+from images import decoding, kinds, packs
 from images.colour import SRGB_PROFILE, build_profile
-from images.files import ImageError, read_image, write_image
+from images.files import ImageError, read_image, read_picture, write_image
 from images.kinds import find_images
 from images.packs import Pack, pack_folder
 from images.pairs import DataError
@@ -594,3 +594,22 @@ def test_every_partner_of_a_wrong_size_is_named(photos, low_res_folder, random_i
     with pytest.raises(DataError, match=message):
         pack_folder(photos, 4, low_res_folder)
     assert not list(photos.glob("*.bin"))
+
+
+def test_what_a_package_reads_by_now_is_packed_again(photos, monkeypatch, capsys):
+    """Its name, size and times are the same as when it could not be read."""
+    content = b"\0\0\0\x18ftypheic" + bytes(32)
+    (photos / "phone.jpg").write_bytes(content)
+    monkeypatch.setattr(kinds, "_installed", lambda module: False)
+    first = pack_folder(photos, 4)
+    assert [name for name, _ in first.index["unreadable"]] == ["phone.jpg"]
+    made = first.path.stat()
+    assert pack_folder(photos, 4).path.stat().st_ino == made.st_ino
+    runs = {first.id: first.contents}
+    monkeypatch.setattr(kinds, "_installed", lambda module: module == "pillow_heif")
+    monkeypatch.setattr(decoding, "read_picture", lambda path: read_picture(photos / "a.png"))
+    assert len(pack_folder(photos, 4, packed=runs)) == 4  # a run that goes on keeps what it has
+    second = pack_folder(photos, 4)
+    assert len(second) == 5 and not second.index["unreadable"] and len(first) == 4
+    assert len(list(photos.glob("*.bin"))) == 1
+    assert "Older packs" not in capsys.readouterr().out

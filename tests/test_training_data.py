@@ -267,3 +267,33 @@ def test_lr_images_of_the_same_size_are_something_to_learn(write, capsys):
     write("low/a.png", 64, 64)
     load(dataclasses.replace(CONFIG, scale=1, lr_dir=("low",)))
     assert "nothing to learn" not in capsys.readouterr().out
+
+
+def test_a_folder_that_is_not_there_is_named_before_anything_is_packed(write):
+    write("train/a.png", 64, 64)
+    for field in ("train_dir", "lr_dir"):
+        with pytest.raises(DataError, match="typo: no such folder"):
+            prepare_folders(dataclasses.replace(CONFIG, **{field: ("typo",)}), None)
+    for field in ("valid_dir", "valid_lr_dir"):
+        with pytest.raises(DataError, match="typo: no such folder"):
+            prepare_folders(dataclasses.replace(CONFIG, **{field: "typo"}), None)
+    prepare_folders(dataclasses.replace(CONFIG, valid_dir=Config.valid_dir), None)  # may be missing
+
+
+def test_a_run_goes_on_with_packed_copies_of_the_default_folders_images(write, capsys):
+    config = dataclasses.replace(CONFIG, train_dir=Config.train_dir, valid_dir=Config.valid_dir)
+    for folder in ("train", "valid"):
+        write(f"data/{folder}/a.png", 64, 64)
+    prepare_folders(config, None)
+    *_, packed = load(config)
+    for folder in ("train", "valid"):
+        Path(f"data/{folder}/a.png").unlink()
+    prepare_folders(config, packed)
+    streams, valid, _ = load_data(config, ["psnr"], packed)
+    assert len(valid) == len(streams["psnr"].images) == 1
+    assert "No validation" not in capsys.readouterr().out
+    Path("data/valid").rename("data/moved")
+    assert load_data(config, ["psnr"], packed)[1] is None
+    assert "No validation: no images in data/valid" in capsys.readouterr().out
+    with pytest.raises(DataError, match="no images in data/train"):
+        prepare_folders(config, None)

@@ -285,6 +285,23 @@ def test_a_kill_or_a_closed_terminal_leaves_nothing_half_written(tmp_path):
             signal.signal(number, handler)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="SIGHUP is POSIX")
+def test_tidying_up_goes_on_when_the_terminal_is_gone(tmp_path):
+    before = {number: signal.getsignal(number) for number in STOPS}
+    try:
+        with output_to_a_pipe() as pipe:
+            prepare_output()
+            hear_kill()
+            pipe.close()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGHUP)
+            print("a table")  # SystemExit before what the next line saves
+            (tmp_path / "table.csv").write_text("a table")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @pytest.mark.slow
 def test_a_process_of_torchruns_ends_without_a_clean_up_that_may_abort(monkeypatch):
     script = """
