@@ -45,6 +45,9 @@ class Phase:
 
     steps: int = setting(1_000_000, "optimizer steps; 0 skips the phase", low=0)
     patch: int = setting(192, "side of the HR crop in pixels", low=1, identity=True)
+    busiest_of: int = setting(
+        1, "crops drawn for each that is taken, the one with the most detail; 1: any", low=1
+    )
     lr: float = setting(2e-4, "Adam's learning rate, for both networks", above=0)
     milestones: tuple[int, ...] = setting(
         (200_000, 400_000, 600_000, 800_000),

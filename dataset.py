@@ -119,6 +119,7 @@ class CropStream(Dataset):
         patch: side of the HR crop in pixels, a multiple of the scale.
         seed: of the stream.
         degradation: what becomes of HR on its way to LR. Of level "none", LR is the pack's.
+        busiest_of: places that are drawn for each crop; the one with the most detail is cut out.
 
     Raises:
         DataError: no image is large enough.
@@ -130,9 +131,10 @@ class CropStream(Dataset):
         patch: int,
         seed: int,
         degradation: Degradation = NO_DEGRADATION,
+        busiest_of: int = 1,
     ):
         self.packs, self.patch, self.seed = packs, patch, seed
-        self.degradation = degradation
+        self.degradation, self.busiest_of = degradation, busiest_of
         self.scale = packs[0].scale
         self.images = [
             (pack, i) for pack in packs for i in range(len(pack)) if min(pack.size(i)) >= patch
@@ -157,11 +159,9 @@ class CropStream(Dataset):
         # The generator itself counts in the low 64 bits of the counter; in the high ones, k keeps
         # the numbers of one sample apart from those of the next.
         random = np.random.Generator(np.random.Philox(key=self.seed, counter=k << 64))
-        pack, i = self.images[random.integers(len(self.images))]
         side = self.patch // self.scale
-        height, width = pack.size(i)
-        top = int(random.integers(height // self.scale - side + 1))
-        left = int(random.integers(width // self.scale - side + 1))
+        places = [self._draw_place(random) for _ in range(self.busiest_of)]
+        pack, i, top, left = max(places, key=self._detail) if places[1:] else places[0]
         turn = TURNS[random.integers(len(TURNS))]
         if self.degradation.level == "none":
             high_res = cut(pack.high_res(i), top, left, side, self.scale)
@@ -174,6 +174,22 @@ class CropStream(Dataset):
             top, left = left, top
         crops, size, steps = self._degraded(image, top, left, side, random)
         return Sample(crops, pack.name(i), size, steps)
+
+    def _draw_place(self, random: np.random.Generator) -> tuple[Pack, int, int, int]:
+        """A pack, an image of it, and the first row and column of a crop, in LR pixels."""
+        pack, i = self.images[random.integers(len(self.images))]
+        side = self.patch // self.scale
+        height, width = pack.size(i)
+        top = int(random.integers(height // self.scale - side + 1))
+        left = int(random.integers(width // self.scale - side + 1))
+        return pack, i, top, left
+
+    def _detail(self, place: tuple[Pack, int, int, int]) -> float:
+        """How much the HR pixels of a place differ from those below and beside them."""
+        pack, i, top, left = place
+        crop = cut(pack.high_res(i), top, left, self.patch // self.scale, self.scale)
+        pixels = crop.astype(np.int16)
+        return sum(float(np.abs(np.diff(pixels, axis=axis)).mean()) for axis in (0, 1))
 
     def _degraded(
         self, image: np.ndarray, top: int, left: int, side: int, random: np.random.Generator
@@ -351,7 +367,7 @@ def run_preview(
         if 0 < largest < (side := settings.patch):
             fits = f"--patch {largest} would fit the largest"
             parser.error(f"no training image is at least {side}x{side} pixels, the crop; {fits}")
-        stream = CropStream([pack], settings.patch, settings.seed, degradation)
+        stream = CropStream([pack], settings.patch, settings.seed, degradation, settings.busiest_of)
     except ValueError as error:  # DataError is one, too
         parser.error(str(error))
     write_image(preview(stream, settings.samples), output)

@@ -13,11 +13,9 @@ one seed take 8 hours.
 """
 
 import argparse
-import functools
 import json
 import sys
 import types
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,7 +31,6 @@ import torch
 from ablation import run_to_its_end
 from matplotlib.figure import Figure
 
-from dataset import CropStream, Sample
 from images.files import read_image, write_image
 from images.kinds import ImageError, find_images
 from images.resize import imresize
@@ -55,20 +52,19 @@ class Stage:
 
 @dataclass(frozen=True)
 class Variant:
-    """What train.py has no setting for is put in its place: `optimizer`, `distance`, and
-    `candidates`, crops of which the busiest is taken."""
+    """What train.py has no setting for, `optimizer` and `distance`, is put in its place."""
 
     what: str
     flags: list[str] = field(default_factory=list)
     before: Stage | None = None  # what it starts with, at a rate that does not fall
     optimizer: str = "Adam"
     distance: str = "l1_loss"
-    candidates: int = 1
     halves: bool = False
 
 
 NIMBLE = ["--betas", "0.9", "0.99", "--psnr.clip-grad-norm", "0"]
 SMALL_CROPS = ["--psnr.patch", "64"]
+BUSIEST = [*SMALL_CROPS, "--psnr.busiest-of", "4"]
 VARIANTS = {
     "ours": Variant("the compact preset: batches of 8 crops of 128, rate 1.2e-3, clipped at 0.2"),
     "betas": Variant("betas 0.9 0.99, unclipped", NIMBLE),
@@ -90,13 +86,14 @@ VARIANTS = {
     "crop-64-frequency": Variant(
         "crops of 64, and the Fourier transform's L1", SMALL_CROPS, distance="frequency"
     ),
-    "crop-64-busiest": Variant("crops of 64, the busiest of 4", SMALL_CROPS, candidates=4),
-    "crop-64-busiest-16": Variant("crops of 64, the busiest of 16", SMALL_CROPS, candidates=16),
+    "crop-64-busiest": Variant("crops of 64, the busiest of 4", BUSIEST),
+    "crop-64-busiest-16": Variant(
+        "crops of 64, the busiest of 16", [*SMALL_CROPS, "--psnr.busiest-of", "16"]
+    ),
     "crop-64-busiest-frequency": Variant(
         "crops of 64, the busiest of 4, and the Fourier transform's L1",
-        SMALL_CROPS,
+        BUSIEST,
         distance="frequency",
-        candidates=4,
     ),
     "box": Variant("from the network in the box", ["--init-from", "compact_x4_psnr"]),
     "charbonnier": Variant("Charbonnier's loss", distance="charbonnier"),
@@ -203,8 +200,7 @@ def train(
     logged = [row["step"] for row in rows_of(folder)][-1:] == [steps]
     stopped = (folder / "last.pt").exists() and not (folder / "psnr.safetensors").exists()
     if stopped or not logged:
-        changes = [variant.optimizer, variant.distance, str(variant.candidates)]
-        child = [sys.executable, __file__, "--child", *changes]
+        child = [sys.executable, __file__, "--child", variant.optimizer, variant.distance]
         length = ["--name", run, "--psnr.steps", str(steps)]
         run_to_its_end([*child, *length, *flags], arguments.output)
     return folder
@@ -215,8 +211,8 @@ def rows_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def train_here(optimizer: str, distance: str, candidates: int, flags: list[str]) -> None:
-    """train.py in this process, with a variant's optimizer, distance of pixels and crops."""
+def train_here(optimizer: str, distance: str, flags: list[str]) -> None:
+    """train.py in this process, with another optimizer and another distance of pixels."""
     import train
 
     losses = {"l1_loss": train.F.l1_loss, "charbonnier": charbonnier, "frequency": frequency}
@@ -225,22 +221,8 @@ def train_here(optimizer: str, distance: str, candidates: int, flags: list[str])
         kind = getattr(torch.optim, optimizer)
         fused = {"fused": True} if optimizer == "AdamW" else {}
         train.make_adam = lambda net, betas, device: kind(net.parameters(), betas=betas, **fused)
-    if candidates > 1:
-        CropStream.sample = functools.partialmethod(busiest, CropStream.sample, candidates)
     sys.argv = ["train.py", *flags]
     train.run_as_program()
-
-
-def busiest(
-    stream: CropStream, sample: Callable[[CropStream, int], Sample], candidates: int, k: int
-) -> Sample:
-    """Of so many samples the one whose HR pixels differ the most from their neighbours."""
-
-    def busyness(sample: Sample) -> float:
-        pixels = sample.crops.high_res.astype(np.float32)
-        return sum(float(np.abs(np.diff(pixels, axis=axis)).mean()) for axis in (0, 1))
-
-    return max((sample(stream, candidates * k + n) for n in range(candidates)), key=busyness)
 
 
 def charbonnier(result: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -339,6 +321,6 @@ def parse_args() -> argparse.Namespace:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        train_here(sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5:])
+        train_here(sys.argv[2], sys.argv[3], sys.argv[4:])
     else:
         main()

@@ -18,6 +18,7 @@ class Preview:
     scale: int = setting(4, "HR size over LR size: 1, 2, 3, 4 or 8", choices=(1, 2, 3, 4, 8))
     seed: int = setting(0, "of the sample stream", low=0, below=2**64)
     patch: int = setting(128, "side of the HR crop in pixels", low=1, most=1024)
+    busiest_of: int = setting(1, "places drawn for each crop, the busiest of which is cut", low=1)
     samples: int = setting(12, "how many", low=1, most=100)
 
     def __post_init__(self):
@@ -43,8 +44,8 @@ def parse_args(args: list[str] | None = None) -> tuple[argparse.ArgumentParser, 
         help="draw degraded crops of a folder's images, to look at before training",
         description="Draw the first crops that training would cut out of a folder's images: the "
         "degraded LR, enlarged, beside its HR, and what was drawn for it. Training with the same "
-        "folder, seed, scale, crop (--psnr.patch) and degradation sees the same crops. As training "
-        "does, it packs the folder's images into a file there, once.",
+        "folder, seed, scale, crop (--psnr.patch and --psnr.busiest-of) and degradation sees the "
+        "same crops. As training does, it packs the folder's images into a file there, once.",
         usage="python dataset.py preview FOLDER [-o FILE] [--FIELD VALUE ...]",
         allow_abbrev=False,
     )

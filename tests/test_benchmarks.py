@@ -31,7 +31,6 @@ import recipe
 import speed
 
 from config import LEVELS, Degradation, parse_args
-from dataset import CropStream
 from images.degradation import degrade_whole
 from images.files import read_image, write_image
 from images.kinds import ImageError
@@ -189,9 +188,9 @@ CHANGES = {  # variant -> of the compact preset, and in a first stage
     "x2-first": ({}, {"scale": 2, "psnr.patch": 64}),
     "crop-64-batch-4": ({"psnr.patch": 64, "batch_size": 4},),
     "crop-64-frequency": ({"psnr.patch": 64},),
-    "crop-64-busiest": ({"psnr.patch": 64},),
-    "crop-64-busiest-16": ({"psnr.patch": 64},),
-    "crop-64-busiest-frequency": ({"psnr.patch": 64},),
+    "crop-64-busiest": ({"psnr.patch": 64, "psnr.busiest_of": 4},),
+    "crop-64-busiest-16": ({"psnr.patch": 64, "psnr.busiest_of": 16},),
+    "crop-64-busiest-frequency": ({"psnr.patch": 64, "psnr.busiest_of": 4},),
     "box": ({"init_from": "compact_x4_psnr"},),
     "charbonnier": ({},),
     "frequency": ({},),
@@ -254,14 +253,14 @@ def one_child(monkeypatch):
         children.append(command)
         if len(children) == 1:
             return run_to_its_end(command, folder)
-        _, _, child, optimizer, distance, candidates, *flags = command
+        _, _, child, optimizer, distance, *flags = command
         assert child == "--child"
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
             patch.chdir(folder)
             for owner, name in ((train, "F"), (train, "make_adam"), (sys, "argv")):
                 patch.setattr(owner, name, getattr(owner, name))  # all are put back
             patch.setattr(train, "hear_kill", lambda: None)
-            recipe.train_here(optimizer, distance, int(candidates), flags)
+            recipe.train_here(optimizer, distance, flags)
         assert end.value.code == 0
 
     monkeypatch.setattr(recipe, "run_to_its_end", run_here)
@@ -310,28 +309,10 @@ def test_the_recipe_puts_optimizer_and_distance_in_their_place(monkeypatch):
     monkeypatch.setattr(train, "make_adam", train.make_adam)
     monkeypatch.setattr(train, "run_as_program", lambda: None)
     monkeypatch.setattr(sys, "argv", [])
-    recipe.train_here("NAdam", "charbonnier", 1, ["--name", "x"])
+    recipe.train_here("NAdam", "charbonnier", ["--name", "x"])
     made = train.make_adam(RRDBNet(features=4, blocks=1), (0.5, 0.6), torch.device("cpu"))
     assert type(made) is torch.optim.NAdam and made.defaults["betas"] == (0.5, 0.6)
     assert train.F.l1_loss is recipe.charbonnier and sys.argv == ["train.py", "--name", "x"]
-
-
-def test_the_recipe_takes_the_busiest_of_some_crops(monkeypatch, tmp_path):
-    import train
-
-    noise = np.random.default_rng(0).normal(size=(256, 256, 3))
-    fading = 128 + noise * np.linspace(0, 40, 256)[:, None]  # so that no two places are alike
-    write_image(fading.round().clip(0, 255).astype(np.uint8), tmp_path / "fading.png")
-    stream = CropStream([pack_folder(tmp_path, 4)], patch=64, seed=0)
-    deviation = [stream.sample(k).crops.high_res.std() for k in range(12)]
-    monkeypatch.setattr(CropStream, "sample", CropStream.sample)  # put back
-    monkeypatch.setattr(train, "F", train.F)
-    monkeypatch.setattr(train, "run_as_program", lambda: None)
-    monkeypatch.setattr(sys, "argv", [])
-    recipe.train_here("Adam", "l1_loss", 4, [])
-    for k in range(3):
-        crop = stream[k].high_res.float()
-        assert crop.std(correction=0) == pytest.approx(max(deviation[4 * k : 4 * k + 4]), rel=1e-5)
 
 
 def test_the_recipes_distances():

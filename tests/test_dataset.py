@@ -42,8 +42,9 @@ def coordinates(tmp_path):
     return pack_folder(tmp_path / "high", 4, tmp_path / "low")
 
 
-def test_lr_and_hr_are_the_same_crop_turned_the_same_way(coordinates):
-    stream = CropStream([coordinates], patch=32, seed=0)
+@pytest.mark.parametrize("busiest_of", [1, 3])
+def test_lr_and_hr_are_the_same_crop_turned_the_same_way(busiest_of, coordinates):
+    stream = CropStream([coordinates], patch=32, seed=0, busiest_of=busiest_of)
     images, turns, corners = set(), set(), set()
     for k in range(400):
         low_res, high_res, _ = stream[k]
@@ -69,6 +70,23 @@ def test_crops_come_from_every_folder(tmp_path):
     stream = CropStream(packs, patch=32, seed=0)
     drawn = [crops.high_res[0, 0, 0].item() for crops in (stream[k] for k in range(40))]
     assert set(drawn) == {10, 200} and 10 < drawn.count(10) < 30  # each image alike likely
+
+
+def test_the_busiest_of_some_places_is_cut_out(tmp_path):
+    """Noise that fades from the top to the bottom, so that no two places are alike."""
+    noise = np.random.default_rng(0).normal(size=(256, 256, 3))
+    fading = 128 + noise * np.linspace(40, 0, 256)[:, None, None]
+    write_image(fading.round().clip(0, 255).astype(np.uint8), tmp_path / "fading.png")
+    pack = pack_folder(tmp_path, 4)
+
+    def mean_top(busiest_of):
+        """As the deviation tells it, and less a constant."""
+        stream = CropStream([pack], 64, seed=0, busiest_of=busiest_of)
+        deviations = [stream[k].high_res.float().std().item() for k in range(400)]
+        return 255 * (1 - np.mean(deviations) / 40)
+
+    # Of n places drawn from [0, 192], the first has the mean 192 / (n + 1).
+    assert mean_top(1) - mean_top(4) == pytest.approx(192 / 2 - 192 / 5, rel=0.1)
 
 
 def test_the_kth_sample_depends_on_seed_and_k_alone(photos):
@@ -127,12 +145,13 @@ def test_the_preview_shows_the_samples_of_training_and_what_was_drawn(
 
     monkeypatch.setattr("dataset.draw_sheet", spy)
     flags = ["--patch", "32", "--seed", "3", "--samples", "3", "--degradation.sharpen", "true"]
+    flags += ["--busiest-of", "2"]
     main(["preview", str(photos), "-o", str(tmp_path / "out" / "sheet.png"), *flags])
     assert capsys.readouterr().out == f"Saved: {tmp_path / 'out' / 'sheet.png'}\n"
     ((title, entries),) = written
     assert title == "x4, seed 3, degradation.level strong" and len(entries) == 3
     settings = Degradation.of_level("strong", sharpen=True)
-    stream = CropStream([pack_folder(photos, 4)], 32, 3, settings)
+    stream = CropStream([pack_folder(photos, 4)], 32, 3, settings, busiest_of=2)
     sheet = read_image(tmp_path / "out" / "sheet.png")
     for k, entry in enumerate(entries):
         assert list(entry.pictures) == ["LR", "HR", "sharpened HR"]

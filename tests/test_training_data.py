@@ -46,9 +46,12 @@ def test_crops_are_of_the_runs_seed_and_degradation(write):
     drawn = []
     for seed, level in ((3, "strong"), (4, "strong"), (4, "mild"), (4, "none")):
         degradation = Degradation.of_level(level)
-        streams, _, _ = load(dataclasses.replace(CONFIG, seed=seed, degradation=degradation))
+        config = dataclasses.replace(CONFIG, seed=seed, degradation=degradation)
+        config = dataclasses.replace(config, gan=dataclasses.replace(config.gan, busiest_of=3))
+        streams, _, _ = load(config)
         for name, patch in (("psnr", 64), ("gan", 32)):
-            expected = CropStream([pack_folder("train", 4)], patch, seed, degradation)
+            of = config.phase(name).busiest_of
+            expected = CropStream([pack_folder("train", 4)], patch, seed, degradation, of)
             for ours, theirs in zip(streams[name][7], expected[7], strict=True):
                 assert torch.equal(ours, theirs)
         drawn.append(streams["gan"][7].low_res)

@@ -89,9 +89,12 @@ def load_data(
         refuse_small(config, name, packs)
     if valid is not None and not scored:
         raise DataError(f"{config.valid_dir}: no image is large enough to be scored")
-    streams = {
-        n: CropStream(packs, config.phase(n).patch, config.seed, config.degradation) for n in phases
-    }
+    streams = {}
+    for name in phases:
+        own = config.phase(name)
+        streams[name] = CropStream(
+            packs, own.patch, config.seed, config.degradation, own.busiest_of
+        )
     return streams, valid, {pack.id: pack.contents for pack in all_packs}
 
 
