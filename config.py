@@ -45,9 +45,6 @@ class Phase:
 
     steps: int = setting(1_000_000, "optimizer steps; 0 skips the phase", low=0)
     patch: int = setting(192, "side of the HR crop in pixels", low=1, identity=True)
-    busiest_of: int = setting(
-        1, "crops drawn for each that is taken, the one with the most detail; 1: any", low=1
-    )
     lr: float = setting(2e-4, "Adam's learning rate, for both networks", above=0)
     milestones: tuple[int, ...] = setting(
         (200_000, 400_000, 600_000, 800_000),
@@ -60,6 +57,9 @@ class Phase:
     clip_grad_norm: float = setting(0.0, "largest norm of a network's gradient; 0: any", low=0)
     val_every: int = setting(
         0, "steps between two validations; 0: the run's val_every", low=0, recorded=False
+    )
+    busiest_of: int = setting(
+        1, "places drawn for each crop; the one with the most detail is cut out", low=1
     )
     pixel: float = setting(1.0, "weight of the L1 loss on RGB in [0, 1]", low=0, term=True)
     perceptual: float = setting(0.0, "weight of the L1 loss on VGG19 features", low=0, term=True)
@@ -669,7 +669,7 @@ def add_flags(parser, defaults, prefix: str) -> None:
         kind, nargs = types[field.name], None
         if typing.get_origin(kind) is tuple:
             kind, nargs = typing.get_args(kind)[0], "*"
-        shown = getattr(defaults, field.name)
+        default = getattr(defaults, field.name)
         ends = "smallest and largest " if "span" in field.metadata else ""
         parser.add_argument(
             f"--{prefix}{field.name}".replace("_", "-"),
@@ -678,7 +678,7 @@ def add_flags(parser, defaults, prefix: str) -> None:
             nargs=nargs,
             metavar=kind.__name__.upper(),
             default=argparse.SUPPRESS,  # absent flags leave the preset's value alone
-            help=f"{ends}{field.metadata['help']} (default: {shown})".replace("%", "%%"),
+            help=f"{ends}{field.metadata['help']} (default: {default})".replace("%", "%%"),
         )
 
 

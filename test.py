@@ -321,17 +321,15 @@ def compare(
     Scores compare the files' own numbers, as papers do; what is shown is in sRGB and on white. Of a
     large picture each copy counts: what has been used is let go.
     """
-    low_res, ours = to_8_bits(picture.rgb), to_8_bits(enlarged.rgb)
-    clear = None if picture.alpha is None else to_8_bits(picture.alpha)
+    given = replace(picture.mapped(to_8_bits), profile=enlarged.profile)
+    ours = to_8_bits(enlarged.rgb)
     size, name = ours.shape[:2], job.target.relative_to(arguments.output)
     window = centre_window(size, COMPARED_SIDE)
-    given = Picture(part_by_nearest(low_res, size, window), profile=enlarged.profile)
-    given.alpha = None if clear is None else part_by_nearest(clear, size, window)
-    strip = {"input": as_seen(given)}
+    strip = {"input": as_seen(given.mapped(lambda pixels: part_by_nearest(pixels, size, window)))}
     page = page_image(arguments.output, name, size) if arguments.report else None
 
-    def show(label: str, picture: Picture) -> None:
-        shown = as_seen(picture)
+    def show(label: str, whole: Picture) -> None:
+        shown = as_seen(whole)
         strip[label] = shown[window].copy()
         if page:
             page.add(label, shown)
@@ -343,13 +341,13 @@ def compare(
         pictures["HR"] = true.rgb
         show("HR", true)
         del true
-    pictures["bicubic"] = upscaler.bicubic(low_res)
+    bicubic = given.mapped(upscaler.bicubic)
+    pictures["bicubic"] = bicubic.rgb
     if metrics is not None:
-        score = rate(low_res, pictures, upscaler.scale, metrics)
+        score = rate(given.rgb, pictures, upscaler.scale, metrics)
         results.scores.append({"image": name.as_posix()} | score)
     pictures.pop("HR", None)
-    alpha = None if clear is None else upscaler.bicubic(clear)
-    show("bicubic", Picture(pictures["bicubic"], alpha, profile=enlarged.profile))
+    show("bicubic", bicubic)
     if page:
         results.shown.append(page.entry(score))
     if job.comparison:

@@ -27,9 +27,10 @@ from images.files import read_image, write_image
 from images.kinds import NO_IMAGES, ImageError, find_images
 from images.names import flat_stem
 from images.resize import enlarge_nearest, imresize, whole_multiple
-from images.scores import NIQE_BLOCK, Metric, MetricError, is_for_niqe, load_metrics, measure
+from images.scores import NIQE_BLOCK, Metric, MetricError, is_for_niqe, measure
 from images.strips import labelled_strip
-from training.validation import Scores, mean_scores, score, smallest_scored
+from training.ranks import Ranks
+from training.validation import Scores, load_niqe, mean_scores, score, smallest_scored
 from upscaling.upscaler import Upscaler
 from utils import Bar
 from weights import WeightsError, load_generator
@@ -48,7 +49,7 @@ def main() -> None:
     for label, upscaler in upscalers.items():
         if upscaler.scale != arguments.scale:
             raise WeightsError(f"{label} is x{upscaler.scale}, --scale is {arguments.scale}")
-    niqe = load_niqe()
+    niqe = load_niqe(torch.device("cpu"), Ranks())
     images = read_high_res(arguments.hr, arguments.scale)
     rows = []
     for level, shown in SHOWN.items():
@@ -87,15 +88,6 @@ def labels(weights: list[str]) -> dict[str, str]:
             raise WeightsError(f"{path}: something else is called {label}; rename the file")
         labelled[label] = path
     return labelled
-
-
-def load_niqe() -> Metric | None:
-    """pyiqa's; where it cannot be had None, and the reason is printed."""
-    try:
-        return load_metrics(["niqe"], torch.device("cpu"), has_reference=False)["niqe"]
-    except MetricError as error:
-        print(f"Without NIQE: {error}")
-        return None
 
 
 def read_high_res(folder: Path, scale: int) -> dict[str, np.ndarray]:

@@ -5,12 +5,13 @@ Like a generator, it is known by its tensors' names, wherever they are.
 
 import math
 import os
+from pathlib import Path
 
 from torch import Tensor
 
 from formats.finding import dotted, same_tensors, tensor_groups
 from formats.layouts import BODY, WeightsError, is_counter, problems_of
-from formats.tensors import UnreadableError, load_tensors
+from formats.reading import read_weights
 
 SIGNS = {"vgg": "features.3.running_mean", "unet": "conv1.weight_orig"}  # names no other has
 NEWER_NAMES = {  # of torch.nn.utils.parametrizations.spectral_norm -> those of its older one
@@ -33,10 +34,7 @@ def load_discriminator(path: str, net_state: dict[str, Tensor]) -> dict[str, Ten
     """
     if not os.path.isfile(path):
         raise WeightsError(f"init_discriminator is {path!r}: no such file")
-    try:
-        content, _ = load_tensors(path)
-    except UnreadableError as error:
-        raise WeightsError(f"{path} cannot be read as weights: {error}") from error
+    content, _ = read_weights(Path(path))
     kind = next(kind for kind, sign in SIGNS.items() if sign in net_state)
     found = _discriminators(content, kind)
     if not found:

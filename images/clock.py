@@ -2,9 +2,11 @@
 
 
 class Clock:
-    """Args:
-    unit: milliseconds.
-    most: units that one frame can be shown.
+    """Whole units of time for an animation's frames, whose rounding never adds up.
+
+    Args:
+        unit: milliseconds.
+        most: units that one frame can be shown.
     """
 
     def __init__(self, unit: float, most: int):

@@ -82,9 +82,7 @@ def _upright(picture: Picture, orientation: int) -> Picture:
     if turn != UPRIGHT[1]:
         metadata = metadata.without_regions()
     return replace(
-        picture,
-        rgb=_turned(picture.rgb, *turn),
-        alpha=None if picture.alpha is None else _turned(picture.alpha, *turn),
+        picture.mapped(lambda pixels: _turned(pixels, *turn)),
         profile=profile,
         remark="; ".join(filter(None, (picture.remark, misfit))),
         metadata=metadata.turned() if turn[1] % 2 else metadata,
@@ -232,8 +230,8 @@ def as_seen(
     picture: Picture, window: tuple[slice, slice] = (slice(None), slice(None))
 ) -> np.ndarray:
     """Rows and columns of a picture as a screen shows them: uint8, (H, W, 3), sRGB, on white."""
-    rgb = to_srgb(to_8_bits(picture.rgb[window]), picture.profile)
-    return on_white(rgb, None if picture.alpha is None else to_8_bits(picture.alpha[window]))
+    shown = picture.mapped(lambda pixels: to_8_bits(pixels[window]))
+    return on_white(to_srgb(shown.rgb, shown.profile), shown.alpha)
 
 
 # ---------------------------------------------------------------------------------------- writing

@@ -69,7 +69,7 @@ def joined(blocks: bytes) -> bytes:
 
 
 def divided(data: bytes) -> bytes:
-    """The other way round."""
+    """Data in GIF's blocks of up to 255 bytes, each behind its length; an empty one ends them."""
     parts = [data[i : i + 255] for i in range(0, len(data), 255)]
     return b"".join(bytes([len(part)]) + part for part in parts) + b"\0"
 

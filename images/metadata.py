@@ -50,13 +50,15 @@ GIF_XMP_END = b"\x01" + bytes(range(255, -1, -1)) + b"\0"
 
 @dataclass(frozen=True)
 class Metadata:
-    """Attributes:
-    exif: EXIF data, or None.
-    xmp: a packet of XMP, UTF-8.
-    iptc: Photoshop's resources with IPTC's in them.
-    dpi: pixels an inch across and along, or None.
-    comments: of a JPEG or GIF.
-    texts: PNG's chunks, as they are.
+    """What a file says of its picture.
+
+    Attributes:
+        exif: EXIF data, or None.
+        xmp: a packet of XMP, UTF-8.
+        iptc: Photoshop's resources with IPTC's in them.
+        dpi: pixels an inch across and along, or None.
+        comments: of a JPEG or GIF.
+        texts: PNG's chunks, as they are.
     """
 
     exif: Exif | None = None

@@ -42,6 +42,11 @@ class Picture:
         """Pixels, with those of the sequence."""
         return self.rgb[..., 0].size * (self.sequence.count if self.sequence else 1)
 
+    def mapped(self, change: Callable[[np.ndarray], np.ndarray]) -> "Picture":
+        """The same with changed pixels: its colours, and its alpha if it has one."""
+        alpha = None if self.alpha is None else change(self.alpha)
+        return replace(self, rgb=change(self.rgb), alpha=alpha)
+
 
 @dataclass(frozen=True)
 class Sequence:

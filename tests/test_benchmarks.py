@@ -38,6 +38,7 @@ from images.packs import pack_folder
 from images.resize import imresize
 from images.scores import MetricError
 from model import RRDBNet, SRResNet
+from training import validation
 from weights import WeightsError, save_generator
 
 
@@ -466,7 +467,7 @@ def no_pyiqa(monkeypatch):
     def load_metrics(names, device, has_reference):
         raise MetricError("pyiqa is not there")
 
-    monkeypatch.setattr(degraded, "load_metrics", load_metrics)
+    monkeypatch.setattr(validation, "load_metrics", load_metrics)
 
 
 def test_networks_are_scored_on_degraded_photographs_beside_bicubic(
@@ -478,7 +479,10 @@ def test_networks_are_scored_on_degraded_photographs_beside_bicubic(
     (columns, *rows), said = score_degraded(
         monkeypatch, capsys, nearest_weights, "--hr", photos, "--seed", "3"
     )
-    assert columns == ["LR", "by", "PSNR", "SSIM"] and "Without NIQE: pyiqa is not there" in said
+    assert (
+        columns == ["LR", "by", "PSNR", "SSIM"]
+        and "No NIQE in this run: pyiqa is not there" in said
+    )
     levels = ("clean", "mild", "strong")
     assert [row[:2] for row in rows] == [[a, b] for a in levels for b in ("bicubic", "nearest")]
     names = {"a": "a.png", "b": "b.png", "c": "c.bmp", "sub_d": "sub/d.png"}
@@ -520,7 +524,7 @@ def test_niqe_is_of_the_images_that_are_large_enough(
     large[:4] = 255  # of the border
     write_image(large, folder / "large.png")
     brightness = {"niqe": lambda picture, reference: picture.mean() * 10}
-    monkeypatch.setattr(degraded, "load_metrics", lambda *_, **__: brightness)
+    monkeypatch.setattr(validation, "load_metrics", lambda *_, **__: brightness)
     (columns, *rows), said = score_degraded(monkeypatch, capsys, nearest_weights, "--hr", folder)
     assert columns[-1] == "NIQE" and "NIQE of 1 of them" in said
     assert [float(row[-1]) for row in rows[:2]] == pytest.approx([2.0, 2.0], abs=0.1)

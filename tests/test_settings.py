@@ -54,7 +54,7 @@ def test_what_is_another_run_and_what_weights_do_not_depend_on():
 VGG = {"vgg_weights", "vgg_layer", "vgg_before_activation"}
 JUDGED = {"relativistic", "discriminator", "init_discriminator"}
 UNET = ("--discriminator", "unet")
-OTHERS = {"patch", "lr", "milestones", "warmup", "clip_grad_norm", "val_every"}
+OTHERS = {"patch", "busiest_of", "lr", "milestones", "warmup", "clip_grad_norm", "val_every"}
 OTHERS |= {"pixel", "perceptual", "adversarial", "feature_matching"}
 DEGRADATION = {f"degradation.{field.name}" for field in dataclasses.fields(Degradation)}
 DEGRADATION -= {"degradation.level"}

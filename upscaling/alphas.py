@@ -1,6 +1,5 @@
 """Pictures to choose alpha by: a photograph through networks from the PSNR network to the GAN."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,8 +117,7 @@ def draw_strip(
     if partner is not None:
         high_res, side = read_high_res(partner, (height * scale, width * scale), scale), 2**62
     window = centre_window((height, width), side)
-    alpha_of_it = None if picture.alpha is None else to_8_bits(picture.alpha[window])
-    given = replace(picture, rgb=to_8_bits(picture.rgb[window]), alpha=alpha_of_it)
+    given = picture.mapped(lambda pixels: to_8_bits(pixels[window]))
     for alpha, upscaler in upscalers.items():
         enlarged, label = enlarge(given, upscaler), f"alpha {alpha:g}"
         if high_res:

@@ -66,10 +66,8 @@ def upscale_job(source: Path, folder: Path, upscaler: Upscaler) -> Compared:
     if max(height, width) > COMPARED_SIDE:
         words.append(f"the slider shows the {COMPARED_SIDE} pixels around its centre")
     window = centre_window((height, width), COMPARED_SIDE)
-    bicubic = replace(enlarged, rgb=upscaler.bicubic(to_8_bits(picture.rgb)), alpha=None)
-    if picture.alpha is not None:
-        bicubic.alpha = upscaler.bicubic(to_8_bits(picture.alpha))
-    pictures = {"bicubic": bicubic, "ours": enlarged}
+    bicubic = picture.mapped(lambda pixels: upscaler.bicubic(to_8_bits(pixels)))
+    pictures = {"bicubic": replace(bicubic, profile=enlarged.profile), "ours": enlarged}
     paths = {label: folder / "compared" / f"{label}.jpg" for label in pictures}
     for label, each in pictures.items():
         write_image(as_seen(each, window), paths[label])

@@ -219,8 +219,8 @@ def find_partner(name: Path, high_res: dict[Path, list[Path]]) -> Path | None:
 
     for folder in (name.parent, Path()):
         if alike := high_res.get(folder / wanted):
-            nearest = min(map(distance, alike))
-            fitting = [str(path) for path in alike if distance(path) == nearest]
+            least = min(map(distance, alike))
+            fitting = [str(path) for path in alike if distance(path) == least]
             if len(fitting) > 1:
                 raise UsageError(f"{name} may belong to {listed(fitting)}: give it one's name")
             return Path(fitting[0])
