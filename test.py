@@ -56,7 +56,7 @@ from upscaling.devices import DeviceError, choose_device
 from upscaling.inputs import UsageError, make_output, read_high_res
 from upscaling.jobs import Job, plan, refuse_large_result, refuse_long_name, refuse_neighbours
 from upscaling.ncnn_engine import NcnnNetwork, choose_gpu, import_ncnn
-from upscaling.report import page_image, refuse_foreign_files
+from upscaling.report import page_image, refuse_foreign_page, refuse_foreign_table
 from upscaling.results import Results
 from upscaling.saving import refuse_quality, save_result, without_metadata
 from upscaling.upscaler import (
@@ -96,8 +96,10 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
     if not (arguments.suffix or arguments.skip_existing):
         refuse_neighbours(job for job in jobs if job.target != given)
     refuse_quality(jobs, arguments.quality)
-    scored = bool(arguments.hr or arguments.metrics)
-    refuse_foreign_files(arguments.output, arguments.report, scored)
+    if arguments.report:
+        refuse_foreign_page(arguments.output)
+    if arguments.hr or arguments.metrics:
+        refuse_foreign_table(arguments.output)
     gpu = None
     if by_ncnn := arguments.engine == "ncnn":
         import_ncnn()  # before weights are downloaded in vain

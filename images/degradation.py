@@ -20,12 +20,12 @@ import numpy as np
 from scipy import special
 
 from config import Degradation
+from images.bands import bands
 from images.names import composed
 
 FAMILIES = ("Gaussian", "generalized", "plateau")  # each of them round or elliptic
 SMALL_KERNEL = 13  # below this side, a sinc's cutoff is not lower than pi / 3
 MODES = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-BAND = 256  # rows of Poisson noise at a time: whole photographs are many 64-bit counts
 Span = tuple[float, float]  # what is drawn lies between the two
 GRAY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of BT.601
 
@@ -193,8 +193,7 @@ class PoissonNoise:
         levels = to_levels((image @ GRAY)[..., None] if self.gray else image)
         count = 2.0 ** math.ceil(math.log2(np.count_nonzero(np.bincount(levels.ravel()))))
         noisy = np.empty_like(image)
-        for start in range(0, len(image), BAND):
-            band = slice(start, start + BAND)
+        for band in bands(len(image), image[0].size):
             expected = levels[band] * np.float32(count / 255)
             noise = ((random.poisson(expected) - expected) / count).astype(np.float32)
             noisy[band] = np.clip(image[band] + noise * np.float32(self.scale), 0, 1)

@@ -16,7 +16,7 @@ import imagecodecs
 import numpy as np
 from PIL import Image
 
-from images.bands import bands
+from images.bands import in_bands
 from images.colour import GRAY, adobe_rgb, checked_profile, colour_space, to_srgb
 from images.deep import left_out, read_deep
 from images.filetypes import GIF, JPEG, PNG, TIFF, WEBP, WRITTEN, FileType
@@ -113,10 +113,7 @@ def to_8_bits(image: np.ndarray) -> np.ndarray:
     """Rounded to the nearest of 256 levels; uint8 stays as it is."""
     if image.dtype == np.uint8:
         return image
-    rounded = np.empty(image.shape, np.uint8)
-    for band in bands(len(image), image[0].size):
-        rounded[band] = (image[band] + 128.0) / 257
-    return rounded
+    return in_bands(lambda part: ((part + 128.0) / 257).astype(np.uint8), image)
 
 
 def _read_tiff(path: str | Path, several: tuple[str, ...]) -> Picture:
@@ -219,11 +216,12 @@ def on_white(rgb: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
     """How a picture looks on white: uint8, (H, W, 3), through alpha, (H, W); None: it is opaque."""
     if alpha is None:
         return rgb
-    mixed = np.empty_like(rgb)
-    for band in bands(len(rgb), rgb[0].size):
-        opacity = alpha[band][..., None] / np.float32(255)
-        mixed[band] = rgb[band] * opacity + 255 * (1 - opacity) + 0.5
-    return mixed
+
+    def mix(colours: np.ndarray, opacity: np.ndarray) -> np.ndarray:
+        share = opacity[..., None] / np.float32(255)
+        return (colours * share + 255 * (1 - share) + 0.5).astype(np.uint8)
+
+    return in_bands(mix, rgb, alpha)
 
 
 def as_seen(

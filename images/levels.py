@@ -1,14 +1,13 @@
 """Pixels by value: any number of bits, alpha that is multiplied in, inks and L*a*b*, to RGB."""
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import imagecodecs
 import numpy as np
 from PIL import ImageCms
 
-from images.bands import bands
+from images.bands import bands, in_bands
 from images.colour import SRGB_PROFILE
 from images.kinds import ImageError
 
@@ -143,14 +142,3 @@ def rgb_of_lab(levels: np.ndarray, full: int, signed: bool) -> np.ndarray:
         )
 
     return in_bands(look_up, levels)
-
-
-def in_bands(convert: Callable[..., np.ndarray], *images: np.ndarray) -> np.ndarray:
-    """What `convert` makes of images of the same height; the numbers on the way take no memory."""
-    whole = np.empty(0)
-    for band in bands(len(images[0]), images[0][0].size):
-        part = convert(*(image[band] for image in images))
-        if band.start == 0:
-            whole = np.empty((len(images[0]), *part.shape[1:]), part.dtype)
-        whole[band] = part
-    return whole

@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, TiffFile, TiffPage
 
+from images.bands import in_bands
 from images.frames import first_of
 from images.kinds import TIFF_STARTS, TRUNCATED, ImageError, NoLimit, reason_of, refuse_too_large
-from images.levels import Pixels, from_channels, in_bands, rgb_of_inks, rgb_of_lab, scaled, straight
+from images.levels import Pixels, from_channels, rgb_of_inks, rgb_of_lab, scaled, straight
 from images.metadata import Metadata, tiff_metadata
 from images.modes import pixels_of
 

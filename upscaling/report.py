@@ -72,26 +72,30 @@ class PageImage:
         return entry | dict(files=files, score=score)
 
 
-def refuse_foreign_files(folder: Path, report: bool, scored: bool) -> None:
-    """Before the work, where the page or the table would replace somebody else's file.
+def refuse_foreign_page(folder: Path) -> None:
+    """Before the work, where the page would replace somebody else's file.
 
     Raises:
         UsageError: so it is.
     """
-    page, table = folder / PAGE, folder / TABLE
-    if report and os.path.isfile(page):
-        template = TEMPLATE.read_text("utf-8")
-        title = template[template.index("<title>") : template.index("</title>")]
-        if title not in _content_of(page):
-            raise UsageError(
-                f"{page} is no page of --report, and stays; choose another folder with -o"
-            )
-    if scored and os.path.isfile(table):
-        columns = _content_of(table).partition("\n")[0]
-        if not (columns.startswith("image,") and "bicubic_" in columns):
-            raise UsageError(
-                f"{table} is no table of scores, and stays; choose another folder with -o"
-            )
+    page, template = folder / PAGE, TEMPLATE.read_text("utf-8")
+    title = template[template.index("<title>") : template.index("</title>")]
+    if os.path.isfile(page) and title not in _content_of(page):
+        raise UsageError(f"{page} is no page of --report, and stays; choose another folder with -o")
+
+
+def refuse_foreign_table(folder: Path) -> None:
+    """The same of the table of scores.
+
+    Raises:
+        UsageError: so it is.
+    """
+    table = folder / TABLE
+    if not os.path.isfile(table):
+        return
+    columns = _content_of(table).partition("\n")[0]
+    if not (columns.startswith("image,") and "bicubic_" in columns):
+        raise UsageError(f"{table} is no table of scores, and stays; choose another folder with -o")
 
 
 def _content_of(path: Path) -> str:

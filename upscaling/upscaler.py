@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from images.bands import bands
+from images.bands import in_bands
 from images.files import Picture, bleed
 from images.levels import colourfulness, is_neutral
 from images.resize import imresize, imresize_to
@@ -395,10 +395,7 @@ def check_size(image: np.ndarray, upscaler: Upscaler) -> None:
 
 def mean_colour(rgb: np.ndarray) -> np.ndarray:
     """(H, W, 3) to (H, W), rounded half up."""
-    mean = np.empty(rgb.shape[:2], rgb.dtype)
-    for band in bands(len(rgb), rgb[0].size):
-        mean[band] = rgb[band].mean(-1) + 0.5
-    return mean
+    return in_bands(lambda part: (part.mean(-1) + 0.5).astype(rgb.dtype), rgb)
 
 
 def choose_tile(net: Network, device: torch.device) -> int:
