@@ -59,7 +59,7 @@ class Phase:
         0, "steps between two validations; 0: the run's val_every", low=0, recorded=False
     )
     busiest_of: int = setting(
-        1, "places drawn for each crop; the one with the most detail is cut out", low=1
+        1, "places drawn for each crop; the one with the most detail is cut out", low=1, most=100
     )
     pixel: float = setting(1.0, "weight of the L1 loss on RGB in [0, 1]", low=0, term=True)
     perceptual: float = setting(0.0, "weight of the L1 loss on VGG19 features", low=0, term=True)

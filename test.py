@@ -94,12 +94,9 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
         arguments.first_frame,
     )
     if not (arguments.suffix or arguments.skip_existing):
-        refuse_neighbours(job for job in jobs if job.target != given)
+        check_neighbours(job for job in jobs if job.target != given)
     refuse_quality(jobs, arguments.quality)
-    if arguments.report:
-        refuse_foreign_page(arguments.output)
-    if arguments.hr or arguments.metrics:
-        refuse_foreign_table(arguments.output)
+    check_output(arguments)
     gpu = None
     if by_ncnn := arguments.engine == "ncnn":
         import_ncnn()  # before weights are downloaded in vain
@@ -140,6 +137,18 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
     if ranks.first:
         end_with(results)
     return 1 if results.failures else 0
+
+
+def check_neighbours(jobs: Iterable[Job]) -> None:
+    remedy = "another output folder with -o, or other names with --suffix _x4"
+    refuse_neighbours(((job.source, job.target) for job in jobs), remedy)
+
+
+def check_output(arguments: argparse.Namespace) -> None:
+    if arguments.report:
+        refuse_foreign_page(arguments.output)
+    if arguments.hr or arguments.metrics:
+        refuse_foreign_table(arguments.output)
 
 
 def introduce(upscaler: Upscaler, weights: str, place: str) -> None:
@@ -365,7 +374,8 @@ if __name__ == "__main__":
             status = main(ranks)
         end_process(status)
     except (UsageError, DeviceError, WeightsError, MetricError) as error:
-        print(*map(printable, f"test.py: {error}".split("\n")), sep="\n", file=sys.stderr)
+        lines = (printable(str(line)) for line in error.args)  # a name may break a line
+        print("test.py:", "\n  ".join(lines), file=sys.stderr)
         end_process(2)
     except KeyboardInterrupt:
         sys.exit("test.py: interrupted; what was done is kept")

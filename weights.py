@@ -389,7 +389,8 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (WeightsError, UsageError, DeviceError) as error:
-        print(*map(printable, f"weights.py: {error}".split("\n")), sep="\n", file=sys.stderr)
+        lines = (printable(str(line)) for line in error.args)  # a name may break a line
+        print("weights.py:", "\n  ".join(lines), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit("weights.py: interrupted; what was done is kept")

@@ -8,8 +8,8 @@ steps to learn what a step takes on this machine, while nothing else should run 
 takes as many steps as fit in the minutes: these do not change the table if other work slows them
 down. The same command goes on where it was stopped, and leaves alone what is done; for other
 photographs or flags take another FOLDER. After each there is FOLDER/recipe.md, a table of PSNR on
-the validation images, and FOLDER/recipe.png, its curves over minutes. With 20 minutes each, all of
-one seed take 8 hours.
+the validation images, and FOLDER/recipe.png, its curves over minutes, of all that is done there.
+With 20 minutes each, all of one seed take 8 hours.
 """
 
 import argparse
@@ -113,15 +113,32 @@ def main() -> None:
     arguments = parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     steps = {name: seconds_of_steps(name, arguments) for name in arguments.variants}
-    curves = {}
+    curves = {
+        (name, seed): train_variant(name, seed, seconds_of_steps(name, arguments), arguments)
+        for name, seed in recorded(arguments)
+    }
     for name in arguments.variants:
         for seed in arguments.seeds:
             print(f"\n{name}, seed {seed}: {VARIANTS[name].what}", flush=True)
             curves[name, seed] = train_variant(name, seed, steps[name], arguments)
+            best_first = sorted(curves, key=lambda one: -scored(curves[one])[-1][1])
+            curves = {one: curves[one] for one in best_first}
             table = tabulate(curves, arguments.minutes)
             (arguments.output / "recipe.md").write_text(table)
             draw(curves, arguments.output / "recipe.png")
     print("", table, f"The table and its curves are in {arguments.output}", sep="\n")
+
+
+def recorded(arguments: argparse.Namespace) -> list[tuple[str, int]]:
+    """The variants and seeds that an earlier call has done."""
+    done = []
+    for name, variant in VARIANTS.items():
+        last = len(stages_of(variant)) - 1
+        runs = arguments.output / "checkpoints"
+        for folder in sorted(runs.glob(f"{name}_*_{arguments.minutes:g}_{last}")):
+            if len(rows_of(folder)) >= POINTS:
+                done.append((name, int(folder.name.split("_")[1])))
+    return done
 
 
 def seconds_of_steps(name: str, arguments: argparse.Namespace) -> list[float]:

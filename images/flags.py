@@ -18,7 +18,9 @@ class Preview:
     scale: int = setting(4, "HR size over LR size: 1, 2, 3, 4 or 8", choices=(1, 2, 3, 4, 8))
     seed: int = setting(0, "of the sample stream", low=0, below=2**64)
     patch: int = setting(128, "side of the HR crop in pixels", low=1, most=1024)
-    busiest_of: int = setting(1, "places drawn for each crop, the busiest of which is cut", low=1)
+    busiest_of: int = setting(
+        1, "places drawn for each crop, the busiest of which is cut", low=1, most=100
+    )
     samples: int = setting(12, "how many", low=1, most=100)
 
     def __post_init__(self):

@@ -320,24 +320,22 @@ def open_image(path: str | Path, content: BinaryIO | None = None) -> Iterator[Im
         try:
             file = Image.open(content or path, formats=formats)
         except UnidentifiedImageError:
-            raise ImageError(_unidentified(path, start, formats)) from None
+            raise ImageError(_unidentified(path, start)) from None
         with file:
             refuse_too_large(file.width, file.height)
             yield file
 
 
-def _unidentified(path: str | Path, start: bytes, formats: list[str]) -> str:
-    """Why a file that begins like this is none of these formats."""
+def _unidentified(path: str | Path, start: bytes) -> str:
+    """Why a file that begins like this is of no kind that is read."""
     unknown = "it is no image, or a damaged one" if start else "it is empty"
-    names = {AVIF: "AVIF"} | {kind: name for kind, (_, name) in PLUGINS.items()}
     reason = JPEG if start.startswith(JPEG_START) else _named_by(start)
-    if names.get(reason) in formats:  # so it can be read here, in principle
-        return unknown
-    return reason or NOT_READ.get(Path(path).suffix.lower(), unknown)
+    reason = reason or NOT_READ.get(Path(path).suffix.lower(), unknown)
+    return unknown if is_read_by_now(reason) else reason
 
 
 def is_read_by_now(reason: str) -> bool:
-    """Whether what was not read for this reason is read since a package was installed."""
+    """Whether what is refused for this reason can be read here, in principle."""
     modules = (module for words, (module, _) in PLUGINS.items() if words in reason)
     return any(map(_installed, modules)) or (AVIF in reason and "AVIF" in _formats())
 

@@ -278,13 +278,11 @@ def find_pack(folder: Path, source: Source, packed: Collection[str] | None) -> P
     fitting: dict[str, tuple[Path, list[str]]] = {}
     for path, index in packs_of(folder, source.scale):
         if source.is_like(index) and (gone := source.vanished(index)) is not None:
-            fitting[index["id"]] = path, gone
+            outdated = packed is None and any(is_read_by_now(why) for _, why in index["unreadable"])
+            if not (outdated and delete_unused(path)):  # a package was installed since
+                fitting[index["id"]] = path, gone
     if packed is None:
-        if source.id not in fitting:
-            return None
-        pack = Pack(fitting[source.id][0], folder)
-        left_out = (reason for _, reason in pack.index["unreadable"])
-        return None if any(map(is_read_by_now, left_out)) else pack
+        return Pack(fitting[source.id][0], folder) if source.id in fitting else None
     known = [id for id in (*packed, source.id) if id in fitting]
     if not known:
         return None
@@ -404,8 +402,6 @@ def remove_old(folder: Path, source: Source) -> None:
     wanted = []
     for path, index in packs_of(folder, source.scale):
         readable = index.get("format", 0) >= PACK_FORMAT
-        if index.get("id") == source.id:
-            continue  # which the new one replaces
         if readable and not source.is_like(index):
             continue  # with LR images of another folder
         if (readable and source.vanished(index) is not None) or not delete_unused(path):

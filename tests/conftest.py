@@ -31,6 +31,12 @@ def photos(tmp_path, random_image):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def bars(monkeypatch):
+    """As a program finds them, whatever one that ran in this process before made of them."""
+    monkeypatch.setattr("utils.Bar.silent", False)
+
+
 @pytest.fixture
 def narrow_bands(monkeypatch):
     """Several bands in a picture of a few rows, of which most have only one."""

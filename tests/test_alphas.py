@@ -220,4 +220,14 @@ def test_a_full_disk_ends_the_strips(nets, monkeypatch, capsys):
     monkeypatch.setattr(alphas, "draw_strip", lambda *args: drawn.append(1) or draw(*args))
     assert run(monkeypatch, "--pictures", "photos", "--alpha", "0") == 1
     said = capsys.readouterr()
-    assert len(drawn) == said.err.count("Failed: ") == 2 and "0 of 4 strips" in said.out
+    assert len(drawn) == 2 and said.err.count("the disk is full") == 2
+    assert "the other photographs were not tried" in said.err and "0 of 4 strips" in said.out
+
+
+def test_no_photograph_beside_an_input_is_replaced_by_its_strip(nets, monkeypatch):
+    write_image(read_image("photos/a.png"), Path("album/x.bmp"))
+    write_image(read_image("photos/b.png"), Path("album/x.png"))
+    before = Path("album/x.png").read_bytes()
+    with pytest.raises(weights.UsageError, match=r"x\.png lies beside .*x\.bmp already"):
+        run(monkeypatch, "--pictures", "album/x.bmp", "-o", "album")
+    assert Path("album/x.png").read_bytes() == before

@@ -231,6 +231,16 @@ def test_the_recipes_table_compares_equal_times():
     assert x2[2:] == ["", "", "22.00", "26.00", "30.000 |"]
 
 
+def test_the_recipes_table_has_what_an_earlier_call_has_done(tmp_path):
+    rows = {"ours_0_20_0": 6, "ours_1_20_0": 5, "batch-4_0_20_0": 4, "crop-64_0_5_0": 6}
+    rows |= {"x2-first_0_20_0": 6, "crop-64-first_2_20_1": 6, "ours_0_timed_20": 6}
+    for name, count in rows.items():
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "metrics.jsonl").write_text("{}\n" * count)
+    done = recipe.recorded(Namespace(output=tmp_path, minutes=20))
+    assert done == [("ours", 0), ("ours", 1), ("crop-64-first", 2)]
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
 def test_peers_take_the_cores_that_are_left():

@@ -482,8 +482,11 @@ def test_messages_of_several_lines_are_printed_as_such(tmp_path, monkeypatch, ca
         given = [sys.executable, str(root / program), *flags, "raws"]
         assert subprocess.run(given, cwd=tmp_path, check=False).returncode == 2
         first, second = capfd.readouterr().err.splitlines()
-        assert first.startswith(f"{program}: raws holds no PNG")
+        assert first.startswith(f"{program}: raws holds no PNG") and second[:2] == "  "
         assert "a\\nb.nef: " in second  # a name breaks no line
+        given[-1] = "no\nfile"
+        assert subprocess.run(given, cwd=tmp_path, check=False).returncode == 2
+        assert capfd.readouterr().err == f"{program}: no\\nfile: no such file or folder\n"
 
 
 def test_inputs_behind_metrics_are_said_to_stand_before(monkeypatch, capsys):

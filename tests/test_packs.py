@@ -596,6 +596,17 @@ def test_every_partner_of_a_wrong_size_is_named(photos, low_res_folder, random_i
     assert not list(photos.glob("*.bin"))
 
 
+def test_a_damaged_file_of_a_kind_whose_package_is_there_is_packed_once(photos, monkeypatch):
+    monkeypatch.setattr(kinds, "_installed", lambda module: module == "pillow_heif")
+    monkeypatch.setattr(kinds, "_suffixes", lambda: frozenset({".png", ".bmp", ".heic"}))
+    for name in ("empty.heic", "zeros.heic"):
+        (photos / name).write_bytes(bytes(64 * (name == "zeros.heic")))
+    first = pack_folder(photos, 4)
+    reasons = dict(first.index["unreadable"])
+    assert reasons["empty.heic"] == "it is empty" and "damaged" in reasons["zeros.heic"]
+    assert pack_folder(photos, 4).path.stat().st_ino == first.path.stat().st_ino
+
+
 def test_what_a_package_reads_by_now_is_packed_again(photos, monkeypatch, capsys):
     """Its name, size and times are the same as when it could not be read."""
     content = b"\0\0\0\x18ftypheic" + bytes(32)
@@ -609,7 +620,9 @@ def test_what_a_package_reads_by_now_is_packed_again(photos, monkeypatch, capsys
     monkeypatch.setattr(kinds, "_installed", lambda module: module == "pillow_heif")
     monkeypatch.setattr(decoding, "read_picture", lambda path: read_picture(photos / "a.png"))
     assert len(pack_folder(photos, 4, packed=runs)) == 4  # a run that goes on keeps what it has
+    assert len(pack_folder(photos, 4)) == 4  # which others leave as it is, while it is open
+    del first
     second = pack_folder(photos, 4)
-    assert len(second) == 5 and not second.index["unreadable"] and len(first) == 4
+    assert len(second) == 5 and not second.index["unreadable"]
     assert len(list(photos.glob("*.bin"))) == 1
     assert "Older packs" not in capsys.readouterr().out

@@ -19,7 +19,7 @@ from upscaling.inputs import (
     places,
     read_high_res,
 )
-from upscaling.jobs import distinct_names, refuse_results_among
+from upscaling.jobs import distinct_names, refuse_neighbours, refuse_results_among
 from upscaling.results import Results
 from upscaling.upscaler import Upscaler, enlarge
 from utils import Bar, printable
@@ -48,6 +48,7 @@ def write_strips(
     found = find_inputs([source], output, hr)
     photographs = found.images
     strips = strip_names(photographs, output)
+    refuse_neighbours(strips.items(), "another folder with -o")
     high_res = partners_in(hr) if hr else {}
     partners = [find_partner(photograph.name, high_res) for photograph in photographs]
     make_output(output)
@@ -69,6 +70,7 @@ def write_strips(
             if hr and not score:
                 tqdm.write(printable(f"No partner in {hr}: {path}"))
         if results.in_vain(output):
+            results.fail("nothing can be written any more; the other photographs were not tried")
             break
     for alpha in upscalers if scores else ():
         mean = np.mean([score[alpha] for score in scores])

@@ -11,11 +11,14 @@ from pathlib import Path
 from images.files import Picture, read_picture, to_8_bits, whole_8_bits
 from images.kinds import NO_IMAGES, ImageError, find_images, images_among, special_kind
 from images.names import composed
-from utils import is_writable, listed, nearest, printable
+from utils import is_writable, listed, nearest
 
 
 class UsageError(ValueError):
-    """What was asked for cannot be done; the message says what to change."""
+    """What was asked for cannot be done; the arguments are lines that say what to change."""
+
+    def __str__(self) -> str:
+        return "\n  ".join(map(str, self.args))
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def find_inputs(sources: Sequence[Path], output: Path, hr: Path | None = None) -
             images.setdefault(identity(image.path), image)
         others += found.others
     if not images:
-        raise UsageError("\n  ".join(map(printable, others)))
+        raise UsageError(*others)
     others += find_images(hr).others if hr else []
     return Inputs([*images.values()], [*dict.fromkeys(others)])
 
@@ -95,8 +98,7 @@ def _found(source: Path, output: Path) -> Inputs:
         others += inside.others if inside.images else []
     if not images:
         what = "image" if matches else "file or folder"
-        lines = [f"{source}: no {what} matches this pattern", *others]
-        raise UsageError("\n  ".join(map(printable, lines)))
+        raise UsageError(f"{source}: no {what} matches this pattern", *others)
     return Inputs(images, others)
 
 

@@ -180,19 +180,19 @@ def refuse_results_among(images: list[Input], endings: list[str], folder: Path) 
                 raise UsageError(f"{other} is an input; choose another output folder with -o")
 
 
-def refuse_neighbours(jobs: Iterable[Job]) -> None:
+def refuse_neighbours(results: Iterable[tuple[Path, Path]], remedy: str) -> None:
     """Where a result would replace what lies beside its input, perhaps another photograph.
+
+    Args:
+        results: each input, and where its result goes.
+        remedy: what to choose instead.
 
     Raises:
         UsageError: so it is.
     """
-    for job in jobs:
-        folders = job.target.parent, job.source.parent
-        if os.path.exists(job.target) and len({*map(whereabouts, folders)}) == 1:
-            raise UsageError(
-                f"{job.target} lies beside {job.source} already, and may be no result; choose "
-                "another output folder with -o, or other names with --suffix _x4"
-            )
+    for source, target in results:
+        if os.path.exists(target) and whereabouts(target.parent) == whereabouts(source.parent):
+            raise UsageError(f"{target} lies beside {source} already; choose {remedy}")
 
 
 def refuse_overwriting(jobs: list[Job]) -> None:

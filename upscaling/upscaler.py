@@ -389,7 +389,7 @@ def check_size(image: np.ndarray, upscaler: Upscaler) -> None:
         raise ValueError(
             f"its result of {width}x{height} pixels takes at least "
             f"{upscaler.least_memory(image) / 2**30:.1f} GiB of memory, more than is free; cut it "
-            "into parts, or choose a smaller size (--outscale 2)"
+            "into parts, or choose a smaller size"
         )
 
 
