@@ -619,9 +619,9 @@ def test_what_a_package_reads_by_now_is_packed_again(photos, monkeypatch, capsys
     runs = {first.id: first.contents}
     monkeypatch.setattr(kinds, "_installed", lambda module: module == "pillow_heif")
     monkeypatch.setattr(decoding, "read_picture", lambda path: read_picture(photos / "a.png"))
-    assert len(pack_folder(photos, 4, packed=runs)) == 4  # a run that goes on keeps what it has
-    assert len(pack_folder(photos, 4)) == 4  # which others leave as it is, while it is open
+    assert len(pack_folder(photos, 4)) == 4  # a pack that is open stays as it is
     del first
+    assert len(pack_folder(photos, 4, packed=runs)) == 4  # a run that goes on keeps what it has
     second = pack_folder(photos, 4)
     assert len(second) == 5 and not second.index["unreadable"]
     assert len(list(photos.glob("*.bin"))) == 1
