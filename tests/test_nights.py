@@ -331,17 +331,3 @@ def test_of_several_processes_one_draws_bars(run, monkeypatch):
     for rank in (1, 0):
         run("low", ranks=command.Ranks(rank, 2))
     assert silent == [True, False]
-
-
-@pytest.mark.parametrize("flag, name", [("--report", "index.html"), ("--hr", "metrics.csv")])
-def test_somebody_elses_page_or_table_is_not_replaced(flag, name, run):
-    asked = [flag, *(["photos"] if flag == "--hr" else [])]
-    Path("out").mkdir()
-    Path("out", name).write_text("image,place\nmine")
-    with pytest.raises(UsageError, match=rf"{name} is no .*, and stays"):
-        run("low", "-o", "out", *asked)
-    assert Path("out", name).read_text() == "image,place\nmine"
-    assert run("low", "-o", "out") == 0  # where none is written
-    Path("out", name).unlink()
-    for _ in range(2):  # its own is
-        assert run("low", "-o", "out", *asked) == 0
