@@ -43,8 +43,8 @@ from training.data import load_data, prepare_folders, uses_demo
 from training.faults import remedy_for
 from training.monitor import Monitor
 from training.ranks import Ranks, accumulated, end_process
-from training.runs import At, CheckpointError, RunFolder, TrainingError
-from training.settings import check_batch_size, check_device, refuse_unlike_ranks
+from training.runs import CheckpointError, RunFolder, TrainingError
+from training.settings import At, check_batch_size, check_device, refuse_unlike_ranks
 from training.steps import SafeStep, make_adam, update_ema
 from training.validation import Validation, describe
 from upscaling.devices import DeviceError, autocast, choose_device, choose_precision, place

@@ -17,7 +17,8 @@ from config import Config
 from training.log import RunLog, draw_curves
 from training.monitor import Balance, Clock, IntervalMeans, Monitor
 from training.ranks import Ranks
-from training.runs import At, RunFolder, TrainingError
+from training.runs import RunFolder, TrainingError
+from training.settings import At
 
 
 def alone(tensor):

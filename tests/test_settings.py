@@ -9,8 +9,8 @@ import torch
 from config import Config, Degradation, flat, parse_args
 from model import SRResNet, VGGDiscriminator
 from training.ranks import Ranks
-from training.runs import At
 from training.settings import (
+    At,
     check_batch_size,
     check_device,
     identity,
@@ -111,7 +111,7 @@ def test_settings_of_the_degradation_have_no_effect_on_what_is_made_mild():
 @pytest.mark.parametrize("phase, step, args", [("gan", 9, ["--gan.steps", "9"]), ENDED])
 def test_what_made_weights_has_no_effect_once_no_step_is_left(phase, step, args):
     config = parse_args([*args, "--batch-size", "32", "--degradation.level", "strong", *UNET])
-    idle, before = idle_settings(config, phase, step), settings(*args)
+    idle, before = idle_settings(config, At(phase, step)), settings(*args)
     why = "no effect, as no step is left to do"
     for name in (
         "batch_size",
@@ -132,7 +132,7 @@ def test_what_made_weights_has_no_effect_once_no_step_is_left(phase, step, args)
     }
     config = dataclasses.replace(config, device="cpu", precision="fp32")  # of this machine
     expected = before | {"device": "cpu", "precision": "fp32"}
-    config = with_what_is_over(config, before, phase, step)
+    config = with_what_is_over(config, before, At(phase, step))
     assert flat(dataclasses.asdict(config)) == expected
 
 
@@ -163,7 +163,7 @@ def test_a_reason_is_given_for_each():
     ],
 )
 def test_the_phases_with_steps_to_do(phase, step, args, left):
-    assert phases_left(parse_args(args), phase, step) == left
+    assert phases_left(parse_args(args), At(phase, step)) == left
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_the_phases_with_steps_to_do(phase, step, args, left):
     ],
 )
 def test_changes_are_told_with_what_comes_of_them(phase, step, args, said):
-    changes = list_changes(parse_args(args), settings(), phase, step)
+    changes = list_changes(parse_args(args), settings(), At(phase, step))
     assert len(changes) == len(said)
     assert all(c.startswith(s) for c, s in zip(changes, said, strict=True)), changes
     assert all(("no effect" in c) == ("no effect" in s) for c, s in zip(changes, said, strict=True))
@@ -222,15 +222,16 @@ def test_changes_are_told_with_what_comes_of_them(phase, step, args, said):
 )
 def test_another_run_is_refused(before, args, phase, field):
     with pytest.raises(ValueError, match=field or r"psnr\.patch"):
-        list_changes(parse_args(args), settings(*before), phase, 5)
+        list_changes(parse_args(args), settings(*before), At(phase, 5))
 
 
 def test_what_has_no_effect_is_never_refused():
     with_d = ("--psnr.adversarial", "1")
     changed = parse_args([*with_d, "--psnr.patch", "64"])
-    assert list_changes(changed, settings(*with_d), "gan", 5)[0].startswith("psnr.patch was 192")
-    assert list_changes(changed, settings(*with_d), "psnr", 10**6)
-    assert list_changes(parse_args([*SRGAN, "--growth", "16"]), settings(*SRGAN), "gan", 5)
+    told = list_changes(changed, settings(*with_d), At("gan", 5))
+    assert told[0].startswith("psnr.patch was 192")
+    assert list_changes(changed, settings(*with_d), At("psnr", 10**6))
+    assert list_changes(parse_args([*SRGAN, "--growth", "16"]), settings(*SRGAN), At("gan", 5))
 
 
 INIT_D = ["--init-discriminator", "d"]
@@ -245,12 +246,12 @@ def test_a_run_keeps_the_settings_of_what_is_over():
         ("gan", 5, (9, 400_000), (2e-4, 2)),
         ("gan", 500_000, (9, 500_000), (2e-4, 1e-4)),
     ):
-        kept = with_what_is_over(parse_args([*changed]), before, phase, step)
+        kept = with_what_is_over(parse_args([*changed]), before, At(phase, step))
         assert (kept.psnr.steps, kept.gan.steps) == steps
         assert (kept.psnr.lr, kept.gan.lr) == rates
         assert kept.init_from == "a"
-    assert with_what_is_over(parse_args(INIT_D), before, "psnr", 5).init_discriminator == "d"
-    assert with_what_is_over(parse_args(INIT_D), before, "gan", 5).init_discriminator == ""
+    assert with_what_is_over(parse_args(INIT_D), before, At("psnr", 5)).init_discriminator == "d"
+    assert with_what_is_over(parse_args(INIT_D), before, At("gan", 5)).init_discriminator == ""
 
 
 def works(net, crops, side):

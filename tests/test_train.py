@@ -35,7 +35,8 @@ from images.files import read_image, write_image
 from model import RRDBNet, SRResNet
 from training.monitor import Clock
 from training.ranks import Ranks
-from training.runs import At, RunFolder, load_checkpoint
+from training.runs import RunFolder, load_checkpoint
+from training.settings import At
 from utils import Bar
 from weights import init_generator, load_generator, save_generator
 

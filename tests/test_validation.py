@@ -20,7 +20,8 @@ from images.packs import pack_folder
 from images.resize import imresize
 from images.scores import psnr, ssim
 from training.ranks import Ranks
-from training.runs import At, RunFolder
+from training.runs import RunFolder
+from training.settings import At
 from training.validation import Validation, describe
 
 STRONG, MILD = (Degradation(level=level, **LEVELS[level]) for level in ("strong", "mild"))

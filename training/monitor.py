@@ -15,7 +15,8 @@ from torch import Tensor
 
 from config import TERMS
 from training.ranks import Part
-from training.runs import At, RunFolder, TrainingError
+from training.runs import RunFolder, TrainingError
+from training.settings import At
 from utils import Bar
 
 LOSSES = (*TERMS, "discriminator")  # the order they are shown in

@@ -9,7 +9,6 @@ import math
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +24,8 @@ from images.locks import locked
 from training.log import RunLog
 from training.ranks import Ranks
 from training.settings import (
+    START,
+    At,
     idle_settings,
     list_changes,
     phases_left,
@@ -50,22 +51,6 @@ class CheckpointError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training that cannot go on; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class At:
-    """Where a run is: "gan step 12"."""
-
-    phase: str
-    step: int  # of the phase, counted from 1; 0 is its start
-    before: int = 0  # steps of the run before this phase
-
-    @property
-    def run_step(self) -> int:
-        return self.before + self.step
-
-    def __str__(self) -> str:
-        return f"{self.phase} step {self.step}"
 
 
 class Stateful(Protocol):
@@ -106,7 +91,7 @@ class RunFolder(AbstractContextManager):
         self.config, self.ranks = config, ranks
         self.folder = RUNS / config.name
         self.last = self.folder / "last.pt"
-        self.at = At(PHASES[0], 0)  # where it goes on from
+        self.at = START  # where it goes on from
         self.checkpoint: dict | None = None  # until all of it is restored
         # That it trains and validates on, ids and their contents; None: it is new.
         self.packs: dict[str, str] | None = None
@@ -160,8 +145,8 @@ class RunFolder(AbstractContextManager):
         # Until version 1.1 there were ids alone.
         self.packs = packs if isinstance(packs, dict) else dict.fromkeys(packs, "")
         try:
-            changes = list_changes(self.config, had, self.at.phase, self.at.step)
-            self.config = with_what_is_over(self.config, had, self.at.phase, self.at.step)
+            changes = list_changes(self.config, had, self.at)
+            self.config = with_what_is_over(self.config, had, self.at)
         except ValueError as error:
             raise CheckpointError(
                 f"{self.last} was trained with {error}: "
@@ -178,7 +163,7 @@ class RunFolder(AbstractContextManager):
 
     def phases_left(self) -> list[str]:
         """Those with steps to do."""
-        return phases_left(self.config, self.at.phase, self.at.step)
+        return phases_left(self.config, self.at)
 
     def phases_to_visit(self) -> list[str]:
         """Those from where the run is; of one that has no step left, only the end is to be done."""

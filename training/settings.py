@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 
@@ -13,6 +14,25 @@ from upscaling.devices import DeviceError
 OF_A_MACHINE = {"train_dir", "valid_dir", "lr_dir", "valid_lr_dir", "vgg_weights", "init_from"}
 OF_A_MACHINE |= {"init_discriminator", "device", "workers", "compile", "recompute"}
 NO_STEP = "no step is left to do"
+
+
+@dataclass(frozen=True)
+class At:
+    """Where a run is: "gan step 12"."""
+
+    phase: str
+    step: int  # of the phase, counted from 1; 0 is its start
+    before: int = 0  # steps of the run before this phase
+
+    @property
+    def run_step(self) -> int:
+        return self.before + self.step
+
+    def __str__(self) -> str:
+        return f"{self.phase} step {self.step}"
+
+
+START = At(PHASES[0], 0)
 
 
 def identity(config: Config, phase: str) -> set[str]:
@@ -39,28 +59,28 @@ def settings_of_weights(config: Config) -> dict:
     return told
 
 
-def phases_over(config: Config, phase: str, step: int) -> list[str]:
-    """The phases that have no step left to do, for a run that has done `step` steps of `phase`."""
-    earlier = PHASES[: PHASES.index(phase)]
-    done = 0 < step >= config.phase(phase).steps
-    return [*earlier, phase] if done else [*earlier]
+def phases_over(config: Config, at: At) -> list[str]:
+    """The phases that have no step left to do, for a run that goes on from there."""
+    earlier = PHASES[: PHASES.index(at.phase)]
+    done = 0 < at.step >= config.phase(at.phase).steps
+    return [*earlier, at.phase] if done else [*earlier]
 
 
-def phases_left(config: Config, phase: str, step: int) -> list[str]:
+def phases_left(config: Config, at: At) -> list[str]:
     """The phases that have steps left to do."""
-    over = phases_over(config, phase, step)
+    over = phases_over(config, at)
     return [name for name in PHASES if name not in over and config.phase(name).steps > 0]
 
 
-def idle_settings(config: Config, phase: str = PHASES[0], step: int = 0) -> dict[str, str]:
+def idle_settings(config: Config, at: At = START) -> dict[str, str]:
     """The settings that change nothing, or not all they could, in what is left of a run, and why.
 
     Args:
         config: of the run.
-        phase, step: where it goes on from; a new run has done no step.
+        at: where it goes on from; a new run has done no step.
     """
     idle = {}
-    values, left = flat(dataclasses.asdict(config)), phases_left(config, phase, step)
+    values, left = flat(dataclasses.asdict(config)), phases_left(config, at)
     for field in dataclasses.fields(config):
         needed = field.metadata.get("needs")
         for network in ("generator", "discriminator"):
@@ -72,19 +92,19 @@ def idle_settings(config: Config, phase: str = PHASES[0], step: int = 0) -> dict
         elif needed and needed not in values and not any(values[f"{n}.{needed}"] for n in left):
             without = f"{needed} is 0 in every phase with steps to do" if left else NO_STEP
             idle[field.name] = f"no effect, as {without}"
-    if step > 0:
+    if at.step > 0:
         own = "no effect, as the run has its own weights; another --name starts anew"
         idle["init_from"] = own
-        if not any(values[f"{name}.adversarial"] for name in left if name != phase):
+        if not any(values[f"{name}.adversarial"] for name in left if name != at.phase):
             idle.setdefault("init_discriminator", own)
     if own_steps := {name: every for name in left if (every := values[f"{name}.val_every"])}:
         steps = " and ".join(f"{name}.val_every is {every}" for name, every in own_steps.items())
         idle["val_every"] = f"no effect in the phase {' or '.join(own_steps)}, as {steps}"
     idle |= {f"degradation.{key}": why for key, why in _idle_degradation(config).items()}
     for name in PHASES:
-        idle |= {f"{name}.{key}": why for key, why in _idle_in(name, config, phase, step).items()}
+        idle |= {f"{name}.{key}": why for key, why in _idle_in(name, config, at).items()}
     if not left:
-        done = flat(settings_of_weights(config)).keys() - identity(config, phase)
+        done = flat(settings_of_weights(config)).keys() - identity(config, at.phase)
         idle = dict.fromkeys(done, f"no effect, as {NO_STEP}") | idle
     return idle
 
@@ -101,15 +121,15 @@ def _idle_degradation(config: Config) -> dict[str, str]:
     return {}
 
 
-def _idle_in(name: str, config: Config, phase: str, step: int) -> dict[str, str]:
+def _idle_in(name: str, config: Config, at: At) -> dict[str, str]:
     """The same for the settings of the phase `name`."""
     settings = config.phase(name)
     steps = f"{name}.steps is {settings.steps}"
     others = [field.name for field in dataclasses.fields(Phase) if field.name != "steps"]
-    if name in phases_over(config, phase, step):
+    if name in phases_over(config, at):
         why = f"no effect, as the {name} phase is over; another --name starts anew"
-        ended = f"{step} are done, and the phase ends there"
-        return dict.fromkeys(others, why) | {"steps": ended if name == phase else why}
+        ended = f"{at.step} are done, and the phase ends there"
+        return dict.fromkeys(others, why) | {"steps": ended if name == at.phase else why}
     if settings.steps == 0:
         return dict.fromkeys(others, f"no effect, as {steps}")
     idle: dict[str, str] = {}
@@ -123,21 +143,21 @@ def _idle_in(name: str, config: Config, phase: str, step: int) -> dict[str, str]
     return idle
 
 
-def list_changes(config: Config, before: dict, phase: str, step: int) -> list[str]:
+def list_changes(config: Config, before: dict, at: At) -> list[str]:
     """What differs from the settings that a run had, a sentence each.
 
     Args:
         config: of the run that goes on.
         before: the settings it had, as `flat` gives them.
-        phase, step: where it goes on from.
+        at: where it goes on from.
 
     Raises:
         ValueError: a change that would make another run of it; the message names the field.
     """
-    now, idle = flat(dataclasses.asdict(config)), idle_settings(config, phase, step)
-    fixed = identity(config, phase) - idle.keys()
-    own = f"{phase}.adversarial"  # without it no discriminator would be kept, or none is there
-    if step > 0 and own not in idle and (now[own] > 0) != (before[own] > 0):
+    now, idle = flat(dataclasses.asdict(config)), idle_settings(config, at)
+    fixed = identity(config, at.phase) - idle.keys()
+    own = f"{at.phase}.adversarial"  # without it no discriminator would be kept, or none is there
+    if at.step > 0 and own not in idle and (now[own] > 0) != (before[own] > 0):
         fixed.add(own)
     changes = []
     for field in now:
@@ -150,7 +170,7 @@ def list_changes(config: Config, before: dict, phase: str, step: int) -> list[st
     return changes
 
 
-def with_what_is_over(config: Config, before: dict, phase: str, step: int) -> Config:
+def with_what_is_over(config: Config, before: dict, at: At) -> Config:
     """The configuration with the old settings of what is over: how the run started, phases, or all.
 
     Args: as of `list_changes`.
@@ -158,16 +178,16 @@ def with_what_is_over(config: Config, before: dict, phase: str, step: int) -> Co
     Raises:
         ValueError: they do not go together.
     """
-    idle = idle_settings(config, phase, step)
+    idle = idle_settings(config, at)
     names = {"init_from", "init_discriminator", "discriminator", "discriminator_features"}
     over: dict = {}
-    if not phases_left(config, phase, step):
+    if not phases_left(config, at):
         names |= settings_of_weights(config).keys() - GROUPS - OF_A_MACHINE - {"precision"}
         over["degradation"] = Degradation(**_of_group("degradation", Degradation, before))
     over |= {key: before[key] for key in names & idle.keys()}
-    for name in phases_over(config, phase, step):
+    for name in phases_over(config, at):
         settings = _of_group(name, Phase, before)
-        over[name] = Phase(**settings | ({"steps": step} if name == phase else {}))
+        over[name] = Phase(**settings | ({"steps": at.step} if name == at.phase else {}))
     return dataclasses.replace(config, **over)
 
 
@@ -190,7 +210,7 @@ def check_device(device: torch.device, dtype: torch.dtype, ranks: Ranks) -> None
 
 
 def refuse_unlike_ranks(
-    config: Config, at: object, device: torch.device, images: Iterable[str], ranks: Ranks
+    config: Config, at: At, device: torch.device, images: Iterable[str], ranks: Ranks
 ) -> None:
     """Processes that differ would learn apart, or wait for one another for ever.
 

@@ -27,7 +27,8 @@ from images.scores import (
 )
 from images.strips import labelled_strip
 from training.ranks import Ranks
-from training.runs import At, RunFolder, TrainingError
+from training.runs import RunFolder, TrainingError
+from training.settings import At
 from upscaling.devices import autocast
 from upscaling.tiles import upscale
 from utils import Bar, listed, printable
