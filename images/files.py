@@ -4,6 +4,7 @@ Pillow reads and writes 8 bits; tifffile and imagecodecs what Pillow cannot.
 """
 
 import io
+import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, partial
@@ -288,7 +289,7 @@ def _as_file(picture: Picture, path: Path, quality: int | None) -> tuple[bytes, 
     held, remarks = _as_held(picture, kind)
     try:
         return _encode(held, kind, quality), remarks
-    except (ValueError, OSError, RuntimeError, OverflowError) as error:
+    except (ValueError, OSError, RuntimeError, OverflowError, struct.error) as error:
         size = f"{held.rgb.shape[1]}x{held.rgb.shape[0]}"
         raise ImageError(f"{path}: {size} pixels cannot be written ({error})") from error
 

@@ -37,7 +37,7 @@ def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
         # Of no content, and for all users, whatever their umask.
         lock: BaseFileLock = FileLock(path, mode=0o666) if native else SoftFileLock(marker)
         try:
-            lock.acquire(blocking=False)
+            lock.acquire(timeout=0.2)  # some tries: the first may find what a dead process left
         except Timeout:
             busy("" if native else holder(marker))
             lock.acquire()

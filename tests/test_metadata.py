@@ -6,6 +6,7 @@ import os
 import struct
 import sys
 import zlib
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -109,7 +110,9 @@ def facts(exif):
     """By name, as Pillow reads them, whatever their order."""
     found = {}
     for place in (None, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop):
-        tags = dict(exif) if place is None else exif.get_ifd(place)
+        tags = {}
+        with suppress(KeyError):  # of Pillow before 13, where there is none
+            tags = dict(exif) if place is None else exif.get_ifd(place)
         for tag, value in tags.items():
             if tag not in (0x8769, 0x8825, 0xA005) and tag not in (0x02BC, 0x83BB, 0x8649):
                 found[place, tag] = value
