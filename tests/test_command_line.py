@@ -4,7 +4,7 @@ import io
 import itertools
 import os
 import re
-import subprocess
+import runpy
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -473,20 +473,27 @@ def test_colour_under_alpha_0_is_kept_if_asked_for(kind, run, random_image):
     assert np.array_equal(made_up[20:], np.broadcast_to(made_up[19], (20, 40, 3)))
 
 
-def test_messages_of_several_lines_are_printed_as_such(tmp_path, monkeypatch, capfd):
-    (tmp_path / "raws").mkdir()
-    (tmp_path / "raws" / "a\nb.nef").write_bytes(b"MM\0*")
-    root = Path(__file__).parents[1]
+@pytest.mark.parametrize("program", ["test.py", "weights.py"])
+def test_messages_of_several_lines_are_printed_as_such(program, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("raws").mkdir()
+    Path("raws", "a\nb.nef").write_bytes(b"MM\0*")
     strips = ["interpolate", "compact_x4_psnr", "compact_x4_gan", "--pictures"]
-    for program, flags in (("test.py", []), ("weights.py", strips)):
-        given = [sys.executable, str(root / program), *flags, "raws"]
-        assert subprocess.run(given, cwd=tmp_path, check=False).returncode == 2
-        first, second = capfd.readouterr().err.splitlines()
-        assert first.startswith(f"{program}: raws holds no PNG") and second[:2] == "  "
-        assert "a\\nb.nef: " in second  # a name breaks no line
-        given[-1] = "no\nfile"
-        assert subprocess.run(given, cwd=tmp_path, check=False).returncode == 2
-        assert capfd.readouterr().err == f"{program}: no\\nfile: no such file or folder\n"
+    flags = strips if program == "weights.py" else []
+    path = str(Path(__file__).parents[1] / program)
+    monkeypatch.setattr("utils.hear_kill", lambda: None)
+
+    def said(source):
+        monkeypatch.setattr(sys, "argv", [program, *flags, source])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(path, run_name="__main__")
+        assert end.value.code == 2
+        return capsys.readouterr().err.splitlines()
+
+    first, second = said("raws")
+    assert first.startswith(f"{program}: raws holds no PNG") and second[:2] == "  "
+    assert "a\\nb.nef: " in second  # a name breaks no line
+    assert said("no\nfile") == [f"{program}: no\\nfile: no such file or folder"]
 
 
 def test_inputs_behind_metrics_are_said_to_stand_before(monkeypatch, capsys):
