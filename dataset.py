@@ -136,13 +136,12 @@ class CropStream(Dataset):
         self.packs, self.patch, self.seed = packs, patch, seed
         self.degradation, self.busiest_of = degradation, busiest_of
         self.scale = packs[0].scale
+        self.side = patch // self.scale  # of the LR crop
         self.images = [
             (pack, i) for pack in packs for i in range(len(pack)) if min(pack.size(i)) >= patch
         ]
         if not self.images:
-            some = any(map(len, packs))
-            lack = f"is at least {patch}x{patch} pixels, the crop" if some else "can be read"
-            raise DataError(f"no training image {lack}")
+            raise DataError(f"no training image is at least {patch}x{patch} pixels, the crop")
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the network
         import albumentations  # takes seconds, which only cutting crops is worth
 
@@ -159,54 +158,52 @@ class CropStream(Dataset):
         # The generator itself counts in the low 64 bits of the counter; in the high ones, k keeps
         # the numbers of one sample apart from those of the next.
         random = np.random.Generator(np.random.Philox(key=self.seed, counter=k << 64))
-        side = self.patch // self.scale
         places = [self._draw_place(random) for _ in range(self.busiest_of)]
+        # One alone need not be measured.
         pack, i, top, left = max(places, key=self._detail) if places[1:] else places[0]
         turn = TURNS[random.integers(len(TURNS))]
         if self.degradation.level == "none":
-            high_res = cut(pack.high_res(i), top, left, side, self.scale)
-            crops = Crops(cut(pack.low_res(i), top, left, side), high_res, high_res)
+            high_res = cut(pack.high_res(i), top, left, self.side, self.scale)
+            crops = Crops(cut(pack.low_res(i), top, left, self.side), high_res, high_res)
             turned = crops.map(functools.partial(self.turn.apply, group_element=turn))
             return Sample(turned, pack.name(i), high_res.shape[:2], [])
         # Turned first: what JPEG leaves lies along and across as in any photograph, unequally.
         image = self.turn.apply(pack.high_res(i), group_element=turn)
         if turn in TRANSPOSING:
             top, left = left, top
-        crops, size, steps = self._degraded(image, top, left, side, random)
+        crops, size, steps = self._degraded(image, top, left, random)
         return Sample(crops, pack.name(i), size, steps)
 
     def _draw_place(self, random: np.random.Generator) -> tuple[Pack, int, int, int]:
         """A pack, an image of it, and the first row and column of a crop, in LR pixels."""
         pack, i = self.images[random.integers(len(self.images))]
-        side = self.patch // self.scale
         height, width = pack.size(i)
-        top = int(random.integers(height // self.scale - side + 1))
-        left = int(random.integers(width // self.scale - side + 1))
+        top = int(random.integers(height // self.scale - self.side + 1))
+        left = int(random.integers(width // self.scale - self.side + 1))
         return pack, i, top, left
 
     def _detail(self, place: tuple[Pack, int, int, int]) -> float:
         """How much the HR pixels of a place differ from those below and beside them."""
         pack, i, top, left = place
-        crop = cut(pack.high_res(i), top, left, self.patch // self.scale, self.scale)
-        pixels = crop.astype(np.int16)
+        pixels = cut(pack.high_res(i), top, left, self.side, self.scale).astype(np.int16)
         return sum(float(np.abs(np.diff(pixels, axis=axis)).mean()) for axis in (0, 1))
 
     def _degraded(
-        self, image: np.ndarray, top: int, left: int, side: int, random: np.random.Generator
+        self, image: np.ndarray, top: int, left: int, random: np.random.Generator
     ) -> tuple[Crops, tuple[int, int], list[Step]]:
         """Crops of an HR image; the crop's surroundings are degraded along with it."""
         margin = -(-MARGIN // self.scale)
         # More above and to the left, so that JPEG's blocks begin anywhere in the crop.
         above, before = (margin + int(n) for n in random.integers(JPEG_BLOCK, size=2))
         window_top, window_left = max(0, top - above), max(0, left - before)
-        rows = slice(window_top * self.scale, (top + side + margin) * self.scale)
-        columns = slice(window_left * self.scale, (left + side + margin) * self.scale)
+        rows = slice(window_top * self.scale, (top + self.side + margin) * self.scale)
+        columns = slice(window_left * self.scale, (left + self.side + margin) * self.scale)
         window = image[rows, columns]
         size = window.shape[:2]
         steps = draw_steps(self.degradation, size, self.scale, random)
         prepared = sharpen(window) if self.degradation.sharpen else window
         low_res = degrade(prepared, steps, random)
-        inner = top - window_top, left - window_left, side
+        inner = top - window_top, left - window_left, self.side
         high_res = target = cut(window, *inner, self.scale)
         if self.degradation.sharpen:
             target = cut(prepared, *inner, self.scale)
@@ -363,15 +360,27 @@ def run_preview(
         pack = pack_folder(folder, settings.scale)
         for line in [*pack.others, *(f"{name}: {why}" for name, why in pack.index["unreadable"])]:
             print(f"Left out: {line}")
-        largest = max((min(pack.size(i)) for i in range(len(pack))), default=0)
-        if 0 < largest < (side := settings.patch):
-            fits = f"--patch {largest} would fit the largest"
-            parser.error(f"no training image is at least {side}x{side} pixels, the crop; {fits}")
+        refuse_small(pack, settings.patch)
         stream = CropStream([pack], settings.patch, settings.seed, degradation, settings.busiest_of)
     except ValueError as error:  # DataError is one, too
         parser.error(str(error))
     write_image(preview(stream, settings.samples), output)
     print(f"Saved: {output}")
+
+
+def refuse_small(pack: Pack, patch: int) -> None:
+    """
+    Raises:
+        DataError: no image has room for such a crop; the message says which one would fit.
+    """
+    if len(pack) == 0:
+        raise DataError("no training image can be read")
+    largest = max(min(pack.size(i)) for i in range(len(pack)))
+    if largest < patch:
+        raise DataError(
+            f"no training image is at least {patch}x{patch} pixels, the crop; --patch {largest} "
+            "would fit the largest"
+        )
 
 
 def main(args: list[str] | None = None) -> None:

@@ -53,7 +53,7 @@ from images.scores import Metric, MetricError, load_metrics, rate
 from images.strips import centre_window, labelled_strip
 from training.ranks import Ranks, end_process, is_lost_connection
 from upscaling.devices import DeviceError, choose_device
-from upscaling.inputs import UsageError, make_output, read_high_res
+from upscaling.inputs import UsageError, in_lines, make_output, read_high_res
 from upscaling.jobs import Job, plan, refuse_large_result, refuse_long_name, refuse_neighbours
 from upscaling.ncnn_engine import NcnnNetwork, choose_gpu, import_ncnn
 from upscaling.report import page_image, refuse_foreign_page, refuse_foreign_table
@@ -306,8 +306,7 @@ def finish(
     """Write, score, show (in sRGB)."""
     with results.noting_failure(job.source):
         kept = without_metadata(enlarged) if arguments.strip_metadata else enlarged
-        how = arguments.quality, arguments.keep_time
-        for remark in save_result(kept, job, results.lost, *how):
+        for remark in save_result(kept, job, results.lost, arguments.quality, arguments.keep_time):
             tqdm.write(printable(f"{job.source}: {remark}"))
         results.unwritten.clear()
         # Without --hr, the metrics that need no true image judge every result.
@@ -374,8 +373,7 @@ if __name__ == "__main__":
             status = main(ranks)
         end_process(status)
     except (UsageError, DeviceError, WeightsError, MetricError) as error:
-        lines = (printable(str(line)) for line in error.args)  # a name may break a line
-        print("test.py:", "\n  ".join(lines), file=sys.stderr)
+        print("test.py:", in_lines(error), file=sys.stderr)
         end_process(2)
     except KeyboardInterrupt:
         sys.exit("test.py: interrupted; what was done is kept")

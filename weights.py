@@ -53,7 +53,7 @@ from images.opening import silence_pillow
 from model import SCALES, RRDBNet, SRResNet
 from upscaling.alphas import write_strips
 from upscaling.devices import DeviceError
-from upscaling.inputs import UsageError, places
+from upscaling.inputs import UsageError, in_lines, places
 from upscaling.upscaler import Upscaler, check_channels
 
 # What a network's body begins with.
@@ -389,8 +389,7 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (WeightsError, UsageError, DeviceError) as error:
-        lines = (printable(str(line)) for line in error.args)  # a name may break a line
-        print("weights.py:", "\n  ".join(lines), file=sys.stderr)
+        print("weights.py:", in_lines(error), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit("weights.py: interrupted; what was done is kept")

@@ -112,21 +112,27 @@ VARIANTS = {
 def main() -> None:
     arguments = parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    steps = {name: seconds_of_steps(name, arguments) for name in arguments.variants}
-    curves = {
-        (name, seed): train_variant(name, seed, seconds_of_steps(name, arguments), arguments)
-        for name, seed in recorded(arguments)
-    }
-    for name in arguments.variants:
-        for seed in arguments.seeds:
-            print(f"\n{name}, seed {seed}: {VARIANTS[name].what}", flush=True)
-            curves[name, seed] = train_variant(name, seed, steps[name], arguments)
-            best_first = sorted(curves, key=lambda one: -scored(curves[one])[-1][1])
-            curves = {one: curves[one] for one in best_first}
-            table = tabulate(curves, arguments.minutes)
-            (arguments.output / "recipe.md").write_text(table)
-            draw(curves, arguments.output / "recipe.png")
+    wanted = [(name, seed) for name in arguments.variants for seed in arguments.seeds]
+    done = recorded(arguments)
+    runs = dict.fromkeys([*done, *wanted])
+    steps = {name: seconds_of_steps(name, arguments) for name in dict.fromkeys(n for n, _ in runs)}
+    curves: dict[tuple[str, int], list[dict]] = {}
+    for name, seed in runs:
+        print(f"\n{name}, seed {seed}: {VARIANTS[name].what}", flush=True)
+        curves[name, seed] = train_variant(name, seed, steps[name], arguments)
+        if (name, seed) not in done:
+            report(curves, arguments)
+    table = report(curves, arguments)
     print("", table, f"The table and its curves are in {arguments.output}", sep="\n")
+
+
+def report(curves: dict[tuple[str, int], list[dict]], arguments: argparse.Namespace) -> str:
+    """Write the table, the best first, and its curves; returns the table."""
+    best_first = dict(sorted(curves.items(), key=lambda run: -scored(run[1])[-1][1]))
+    table = tabulate(best_first, arguments.minutes)
+    (arguments.output / "recipe.md").write_text(table)
+    draw(best_first, arguments.output / "recipe.png")
+    return table
 
 
 def recorded(arguments: argparse.Namespace) -> list[tuple[str, int]]:

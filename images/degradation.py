@@ -20,7 +20,7 @@ import numpy as np
 from scipy import special
 
 from config import Degradation
-from images.bands import bands
+from images.bands import in_bands
 from images.names import composed
 
 FAMILIES = ("Gaussian", "generalized", "plateau")  # each of them round or elliptic
@@ -192,12 +192,13 @@ class PoissonNoise:
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
         levels = to_levels((image @ GRAY)[..., None] if self.gray else image)
         count = 2.0 ** math.ceil(math.log2(np.count_nonzero(np.bincount(levels.ravel()))))
-        noisy = np.empty_like(image)
-        for band in bands(len(image), image[0].size):
-            expected = levels[band] * np.float32(count / 255)
+
+        def add(values: np.ndarray, levels: np.ndarray) -> np.ndarray:
+            expected = levels * np.float32(count / 255)
             noise = ((random.poisson(expected) - expected) / count).astype(np.float32)
-            noisy[band] = np.clip(image[band] + noise * np.float32(self.scale), 0, 1)
-        return noisy
+            return np.clip(values + noise * np.float32(self.scale), 0, 1)
+
+        return in_bands(add, image, levels)
 
     def __str__(self) -> str:
         return f"{'gray ' if self.gray else ''}Poisson noise, scale {self.scale:.1f}"

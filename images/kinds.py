@@ -130,10 +130,8 @@ CUT_SHORT = (  # how decoders say so
     *("image file is truncated", "Truncated File Read"),
     "png_read_data_fn input stream too small",
 )
-UNKNOWN = (  # and so, of a kind of file
-    *("Unsupported", "Unimplemented", "Unknown pixel format"),
-    "unrecognized raw mode",
-)
+# And so, of a kind of file.
+UNKNOWN = ("Unsupported", "Unimplemented", "Unknown pixel format", "unrecognized raw mode")
 COARSE = "it is cut short: only a coarse version of it is there; get it again"
 DNG_VERSION = 0xC612  # a tag of TIFF that only raw files have
 NO_IMAGES = "holds no PNG, JPEG, WebP, TIFF, AVIF, BMP, GIF or other image, at any depth"

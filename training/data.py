@@ -103,15 +103,13 @@ def load_valid(config: Config, packed: Mapping[str, str] | None) -> tuple[Pack |
     if not config.valid_dir:
         return None, []
     valid_dir, lr_dir = config.valid_dir, config.valid_lr_dir or None
-    if valid_dir != Config.valid_dir or find_images(valid_dir).images:
+    if valid_dir != Config.valid_dir or (found := find_images(valid_dir)).images:
         return pack_folder(valid_dir, config.scale, lr_dir, packed), []
     if packed:  # perhaps with copies of images that are gone
         with suppress(DataError):
             return pack_folder(valid_dir, config.scale, lr_dir, packed), []
     print(f"No validation: no images in {valid_dir}; --valid-dir names another folder.")
-    return None, [
-        line for name in filter(None, (valid_dir, lr_dir)) for line in find_images(name).others
-    ]
+    return None, found.others + (find_images(lr_dir).others if lr_dir else [])
 
 
 # ------------------------------------------------------------------- what is left out, or doubtful

@@ -64,10 +64,11 @@ def write_strips(
             write_image(strip, strips[path])
             results.unwritten.clear()
             results.pixels.append(strip.size // 3)
-            scores += [score] if score else []
             if picture.remark:
                 tqdm.write(printable(f"{path}: {picture.remark}"))
-            if hr and not score:
+            if score:
+                scores.append(score)
+            elif hr:
                 tqdm.write(printable(f"No partner in {hr}: {path}"))
         if results.in_vain(output):
             results.fail("nothing can be written any more; the other photographs were not tried")

@@ -92,12 +92,9 @@ class Elsewhere(argparse.Action):
 def contradiction(arguments: argparse.Namespace) -> str:
     """What does not go together, in words; mostly empty."""
     if not arguments.input:
-        behind = (
-            "; it stands before --metrics, which takes all that follows"
-            if arguments.metrics
-            else ""
-        )
-        return f"what is to be upscaled is missing: an image, a folder, or a pattern{behind}"
+        missing = "what is to be upscaled is missing: an image, a folder, or a pattern"
+        before = "it stands before --metrics, which takes all that follows"
+        return f"{missing}; {before}" if arguments.metrics else missing
     if arguments.width or arguments.height:
         if arguments.outscale:
             return "--width and --height take the place of --outscale (-s); leave one out"

@@ -11,7 +11,7 @@ from pathlib import Path
 from images.files import Picture, read_picture, to_8_bits, whole_8_bits
 from images.kinds import NO_IMAGES, ImageError, find_images, images_among, special_kind
 from images.names import composed
-from utils import is_writable, listed, nearest
+from utils import is_writable, listed, nearest, printable
 
 
 class UsageError(ValueError):
@@ -19,6 +19,11 @@ class UsageError(ValueError):
 
     def __str__(self) -> str:
         return "\n  ".join(map(str, self.args))
+
+
+def in_lines(error: Exception) -> str:
+    """An error's arguments, a line each, whatever a name in one of them has."""
+    return "\n  ".join(printable(str(line)) for line in error.args)
 
 
 @dataclass(frozen=True)

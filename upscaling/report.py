@@ -78,9 +78,12 @@ def refuse_foreign_page(folder: Path) -> None:
     Raises:
         UsageError: so it is.
     """
-    page, template = folder / PAGE, TEMPLATE.read_text("utf-8")
+    page = folder / PAGE
+    if not os.path.isfile(page):
+        return
+    template = TEMPLATE.read_text("utf-8")
     title = template[template.index("<title>") : template.index("</title>")]
-    if os.path.isfile(page) and title not in _content_of(page):
+    if title not in _content_of(page):
         raise UsageError(f"{page} is no page of --report, and stays; choose another folder with -o")
 
 
