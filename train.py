@@ -45,7 +45,7 @@ from training.monitor import Monitor
 from training.ranks import Ranks, accumulated, end_process
 from training.runs import CheckpointError, RunFolder, TrainingError
 from training.settings import At, check_batch_size, check_device, refuse_unlike_ranks
-from training.steps import SafeStep, make_adam, update_ema
+from training.steps import SafeStep, compile_generator, make_adam, update_ema
 from training.validation import Validation, describe
 from upscaling.devices import DeviceError, autocast, choose_device, choose_precision, place
 from weights import Generator, WeightsError, init_generator
@@ -213,7 +213,8 @@ class Learner:
                 self.net_d.load_state_dict(state_d)
             self.opt_d = make_adam(self.net_d, config.betas, self.device)
         if config.compile:
-            for net in filter(None, (self.net_g, self.net_d, vgg)):
+            compile_generator(self.net_g, whole_batches=config.accumulate == ranks.count == 1)
+            for net in filter(None, (self.net_d, vgg)):
                 net.compile()  # in place: names and state stay as they are
         # The raw networks are saved; the wrapped ones compute, and exchange gradients. The
         # generator's update looks at the raw discriminator, whose gradients it does not need.

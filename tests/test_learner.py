@@ -11,7 +11,7 @@ import train
 from config import parse_args
 from dataset import Crops
 from training.ranks import Ranks
-from upscaling.devices import choose_precision
+from upscaling.devices import choose_precision, place
 
 TINY = [
     *("--features", "4", "--blocks", "1", "--growth", "4", "--psnr.steps", "3"),
@@ -45,11 +45,12 @@ def learn(monkeypatch):
     """Makes the Learner of a phase, with a small discriminator."""
     monkeypatch.setattr(train, "build_discriminator", lambda config, phase: Judge())
 
-    def making(*flags, phase="gan"):
+    def making(*flags, phase="gan", device=CPU):
         config = parse_args([*TINY, *flags])
         torch.manual_seed(0)
-        generator, vgg = train.build_generator(config), train.load_vgg(config, [phase], CPU)
-        dtype = choose_precision(config.precision, CPU)
+        generator = place(train.build_generator(config), device)
+        vgg = train.load_vgg(config, [phase], device)
+        dtype = choose_precision(config.precision, device)
         return train.Learner(config, phase, generator, vgg, dtype, Ranks())
 
     return making
@@ -207,10 +208,26 @@ def test_convolutions_compute_in_the_precision_of_the_run(learn):
 @pytest.mark.parametrize("wanted", [True, False])
 def test_settings_of_memory_and_speed_reach_the_networks(wanted, learn, monkeypatch):
     compiled = []
-    monkeypatch.setattr(nn.Module, "compile", lambda net: compiled.append(net))
+    monkeypatch.setattr(nn.Module, "compile", lambda net, mode=None: compiled.append(net))
     learner = learn("--recompute", str(wanted), "--compile", str(wanted))
     assert learner.net_g.recompute is wanted
     assert compiled == ([learner.net_g, learner.net_d, learner.vgg] if wanted else [])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("phase", ["psnr", "gan"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_steps_of_compiled_networks_are_those_of_others(phase, accumulate, learn):
+    flags, device = ("--accumulate", str(accumulate)), torch.device("cuda")
+    ours = learn(*flags, "--compile", "true", phase=phase, device=device)
+    plain = learn(*flags, phase=phase, device=device)
+    for number in range(4):
+        parts = draw_parts(number)[:accumulate]
+        made, wanted = ours.step(parts, LR), plain.step(parts, LR)
+        torch.testing.assert_close(made, wanted, rtol=0.02, atol=1e-4)  # 11 bits: TF32
+    torch.testing.assert_close(
+        ours.net_g.state_dict(), plain.net_g.state_dict(), rtol=0, atol=LR / 2
+    )
 
 
 def test_the_average_of_a_network_with_batch_norm_keeps_its_statistics(learn):

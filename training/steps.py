@@ -1,4 +1,4 @@
-"""Steps that cannot spoil a run: Adam, updates that are skipped where not finite, the EMA."""
+"""Steps that cannot spoil a run, and do not wait: Adam, skipped updates, graphs, the EMA."""
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,16 @@ class SafeStep:
     def load_state_dict(self, state: dict) -> None:
         if self.dynamic and state:  # a run may change its precision
             self.scaler.load_state_dict(state)
+
+
+def compile_generator(net: nn.Module, whole_batches: bool) -> None:
+    """In place.
+
+    A GPU waits for the many launches of a small network; as one CUDA graph they are replayed at
+    once. But what a replay gives is overwritten by the next, and a part of a batch needs it longer.
+    """
+    on_gpu = next(net.parameters()).device.type == "cuda"
+    net.compile(mode="reduce-overhead" if on_gpu and whole_batches else None)
 
 
 @torch.no_grad()
