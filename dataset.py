@@ -44,7 +44,10 @@ MARGIN = 32  # HR pixels around a crop that are degraded with it, so that it has
 JPEG_BLOCK = 8  # pixels
 NO_DEGRADATION = Degradation()
 TURNS = ("e", "r90", "r180", "r270", "v", "h", "t", "hvt")  # albumentations' names for them
-TRANSPOSING = ("r90", "r270", "t", "hvt")  # of which rows become columns
+# What each of them is: rows in reverse, columns in reverse, then rows become columns.
+REVERSING_ROWS = ("r180", "r270", "v", "hvt")
+REVERSING_COLUMNS = ("r90", "r180", "h", "hvt")
+TRANSPOSING = ("r90", "r270", "t", "hvt")
 
 DIV2K_URL = "http://data.vision.ee.ethz.ch/cvl/DIV2K"
 DIV2K_ARCHIVES = {  # split -> file name, MD5
@@ -169,6 +172,11 @@ class CropStream(Dataset):
             return Sample(turned, pack.name(i), high_res.shape[:2], [])
         # Turned first: what JPEG leaves lies along and across as in any photograph, unequally.
         image = self.turn.apply(pack.high_res(i), group_element=turn)
+        height, width = pack.size(i)
+        if turn in REVERSING_ROWS:
+            top = height // self.scale - self.side - top
+        if turn in REVERSING_COLUMNS:
+            left = width // self.scale - self.side - left
         if turn in TRANSPOSING:
             top, left = left, top
         crops, size, steps = self._degraded(image, top, left, random)
