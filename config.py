@@ -153,16 +153,16 @@ class Degradation:
         0.4, "share of noise that is alike in R, G and B, of both kinds and rounds", low=0, most=1
     )
     gaussian_sigma: tuple[float, float] = setting(
-        (1.0, 30.0), "sigma of the first Gaussian noise, in levels of 255", low=0, span=True
+        (1.0, 30.0), "first Gaussian noise: sigma in levels of 255", low=0, most=1e4, span=True
     )
     gaussian_sigma2: tuple[float, float] = setting(
-        (1.0, 25.0), "sigma of the second Gaussian noise, in levels of 255", low=0, span=True
+        (1.0, 25.0), "second Gaussian noise: sigma in levels of 255", low=0, most=1e4, span=True
     )
     poisson_scale: tuple[float, float] = setting(
-        (0.05, 3.0), "strength of the first Poisson noise; counted light has 1", low=0, span=True
+        (0.05, 3.0), "first Poisson noise; counted light has 1", low=0, most=1e4, span=True
     )
     poisson_scale2: tuple[float, float] = setting(
-        (0.05, 2.5), "strength of the second Poisson noise; counted light has 1", low=0, span=True
+        (0.05, 2.5), "second Poisson noise; counted light has 1", low=0, most=1e4, span=True
     )
     jpeg: float = setting(1.0, "probability of the first JPEG", low=0, most=1)
     jpeg2: float = setting(1.0, "probability of the second JPEG", low=0, most=1)

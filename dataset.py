@@ -40,7 +40,8 @@ from images.packs import Pack, pack_folder
 from images.pairs import DataError
 from images.sheets import Entry, draw_sheet
 
-MARGIN = 32  # HR pixels around a crop that are degraded with it, so that it has no border
+MARGIN = 32  # HR pixels around a crop that are degraded with it, so that it has no border,
+LR_MARGIN = 8  # and these at least of LR, which the last filter reaches
 JPEG_BLOCK = 8  # pixels
 NO_DEGRADATION = Degradation()
 TURNS = ("e", "r90", "r180", "r270", "v", "h", "t", "hvt")  # albumentations' names for them
@@ -202,7 +203,7 @@ class CropStream(Dataset):
         self, image: np.ndarray, top: int, left: int, random: np.random.Generator
     ) -> tuple[Crops, tuple[int, int], list[Step]]:
         """Crops of an HR image; the crop's surroundings are degraded along with it."""
-        margin = -(-MARGIN // self.scale)
+        margin = max(LR_MARGIN, -(-MARGIN // self.scale))
         # More above and to the left, so that JPEG's blocks begin anywhere in the crop.
         above, before = (margin + int(n) for n in random.integers(JPEG_BLOCK, size=2))
         window_top, window_left = max(0, top - above), max(0, left - before)

@@ -86,9 +86,9 @@ def train(run: RunFolder, given: set[str]) -> int:
         if config.init_from:
             start_from(generator, config.init_from)
         elif config.phase(phases[0]).adversarial > 0:
-            print(
-                "The GAN starts from random weights; --init-from, or PSNR steps, give it a start."
-            )
+            print("The GAN starts from random weights; --init-from, or PSNR steps, give it a start")
+        elif config.degradation.level != "none":
+            print("The run starts from random weights; --init-from would give it a PSNR network's")
     generator = place(generator, device)
     size = sum(parameter.numel() for parameter in generator.parameters())
     print(

@@ -319,14 +319,18 @@ def draw_resize(
     span: Span,
     random: np.random.Generator,
 ) -> list[Step]:
-    """By a factor of `size`; both sides stay at least one pixel."""
+    """By a factor of `size`, of those in the span that enlarge or shrink, if it has any.
+
+    Both sides stay at least one pixel.
+    """
     low, high = span
+    middle = min(max(1.0, low), high)
     enlarge, shrink, _ = range(3)
     direction, factor = choose(shares, random), 1.0
     if direction == enlarge:
-        factor = random.uniform(min(1.0, high), high)
+        factor = random.uniform(middle, high)
     elif direction == shrink:
-        factor = random.uniform(low, max(1.0, low))
+        factor = random.uniform(low, middle)
     height, width = (max(1, round(side * factor)) for side in size)
     return [Resize((height, width), draw_mode(random))]
 

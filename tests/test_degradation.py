@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import integrate, ndimage, stats
 
 from config import LEVELS, Degradation
-from dataset import MARGIN, CropStream, batches
+from dataset import LR_MARGIN, MARGIN, CropStream, batches
 from images.degradation import (
     MODES,
     Blur,
@@ -237,6 +237,24 @@ def test_sizes_and_modes_are_drawn_as_their_settings_say(drawn):
     assert alike_likely(last_modes, ["area", "bilinear", "bicubic"])
 
 
+@pytest.mark.parametrize(
+    ("span", "enlarged", "shrunk"),
+    [
+        ((0.3, 0.5), (0.5, 0.5), (0.3, 0.5)),
+        ((1.1, 1.2), (1.1, 1.2), (1.1, 1.1)),
+        ((0.5, 2.0), (1.0, 2.0), (0.5, 1.0)),
+    ],
+)
+def test_sizes_are_within_their_span(span, enlarged, shrunk):
+    for shares, ends in (((1, 0, 0), enlarged), ((0, 1, 0), shrunk)):
+        settings = Degradation.of_level("strong", factor=span, resize=shares)
+        steps = [draw_steps(settings, (10_000, 10_000), 4, random(seed)) for seed in range(200)]
+        first = [next(s for s in some if isinstance(s, Resize)).size[1] / 10_000 for some in steps]
+        assert min(first) == pytest.approx(ends[0], abs=0.02)
+        assert max(first) == pytest.approx(ends[1], abs=0.02)
+        assert ends[0] <= min(first) and max(first) <= ends[1]
+
+
 def test_noise_is_drawn_as_its_settings_say(drawn):
     _, _, noises, _ = rounds(drawn)
     for steps, sigma, scale in (
@@ -439,7 +457,7 @@ def test_the_result_is_rounded_to_the_nearest_level(random_image):
 EXTREMES = {
     "small kernels": dict(kernel_side=(3, 3)),
     "large kernels": dict(kernel_side=(41, 41)),
-    "tiny sizes": dict(factor=(0.01, 0.01), resize=(0, 1, 0)),
+    "tiny sizes": dict(factor=(0.01, 0.01), factor2=(8, 8), resize=(0, 1, 0)),
     "tiny sigma": dict(sigma=(1e-200, 1e-200), sigma2=(1e-9, 1e-9), sinc=0),
     "huge sigma": dict(sigma=(1e200, 1e200), sigma2=(1e9, 1e9), sinc=0),
     "extreme betas": dict(generalized_beta=(1e-9, 1e3), plateau_beta=(1e-9, 1e3), sinc=0),
@@ -447,7 +465,8 @@ EXTREMES = {
     "best JPEG": dict(jpeg_quality=(100, 100)),
     "no noise": dict(gaussian_sigma=(0, 0), gaussian_sigma2=(0, 0), poisson=0),
     "no Poisson noise": dict(poisson_scale=(0, 0), poisson_scale2=(0, 0), poisson=1),
-    "much noise": dict(gaussian_sigma=(1e4, 1e4), poisson_scale=(1e4, 1e4)),
+    "much Gaussian noise": dict(gaussian_sigma=(1e4, 1e4), gaussian_sigma2=(1e4, 1e4), poisson=0),
+    "much Poisson noise": dict(poisson_scale=(1e4, 1e4), poisson_scale2=(1e4, 1e4), poisson=1),
     "mild": LEVELS["mild"],
 }
 
@@ -573,7 +592,8 @@ def test_workers_give_the_same_samples(pack, start, workers):
     assert number == 3
 
 
-def test_the_margin_keeps_the_border_out_of_the_crop(tmp_path):
+@pytest.mark.parametrize("scale", [1, 4, 8])
+def test_the_margin_keeps_the_border_out_of_the_crop(scale):
     """A crop amid a picture is degraded about as if its surroundings went on for ever."""
     small = random().integers(0, 256, (40, 40, 3), np.uint8)
     image = np.array(Image.fromarray(small).resize((320, 320), Image.Resampling.BICUBIC))
@@ -584,15 +604,28 @@ def test_the_margin_keeps_the_border_out_of_the_crop(tmp_path):
     def crop(margin, seed):
         rows = slice(96 - margin, 96 + 128 + margin)
         window = image[rows, rows]
-        steps = draw_steps(settings, window.shape[:2], 4, random(seed))
-        inner = slice(margin // 4, margin // 4 + 32)
+        steps = draw_steps(settings, window.shape[:2], scale, random(seed))
+        inner = slice(margin // scale, (margin + 128) // scale)
         return degrade(window, steps, random())[inner, inner].astype(float)
 
     far = [crop(96, seed) for seed in range(20)]
     with_margin, without = (
-        np.sqrt(np.mean([(crop(m, s) - far[s]) ** 2 for s in range(20)])) for m in (MARGIN, 0)
+        np.sqrt(np.mean([(crop(m, s) - far[s]) ** 2 for s in range(20)]))
+        for m in (max(MARGIN, LR_MARGIN * scale), 0)
     )
-    assert with_margin < 0.5 and without > 4 * with_margin
+    assert with_margin < (0.5 if scale < 8 else 0.75) and without > 15 * with_margin
+
+
+def test_at_scale_8_the_margin_is_wider(tmp_path, monkeypatch):
+    windows = []
+    monkeypatch.setattr(
+        "dataset.degrade", lambda window, *_: windows.append(window) or window[::8, ::8]
+    )
+    write_image(np.zeros((400, 400, 3), np.uint8), tmp_path / "in" / "a.png")
+    stream = CropStream([pack_folder(tmp_path / "in", 8)], 64, 0, STRONG)
+    for k in range(100):
+        stream.sample(k)
+    assert max(min(window.shape[:2]) for window in windows) >= 64 + 2 * 8 * LR_MARGIN
 
 
 @pytest.mark.parametrize("sharpened", [False, True])

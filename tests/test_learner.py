@@ -208,7 +208,7 @@ def test_convolutions_compute_in_the_precision_of_the_run(learn):
 @pytest.mark.parametrize("wanted", [True, False])
 def test_settings_of_memory_and_speed_reach_the_networks(wanted, learn, monkeypatch):
     compiled = []
-    monkeypatch.setattr(nn.Module, "compile", lambda net, mode=None: compiled.append(net))
+    monkeypatch.setattr(nn.Module, "compile", lambda net, **how: compiled.append(net))
     learner = learn("--recompute", str(wanted), "--compile", str(wanted))
     assert learner.net_g.recompute is wanted
     assert compiled == ([learner.net_g, learner.net_d, learner.vgg] if wanted else [])

@@ -185,8 +185,11 @@ def test_a_phase_of_no_steps_is_skipped(
     assert {row["phase"] for row in rows()} == {written}
 
 
-@pytest.mark.parametrize("flags", [["--psnr.steps", "0"], ["--psnr.adversarial", "1"]])
-def test_a_gan_that_starts_from_random_weights_is_told(
+@pytest.mark.parametrize(
+    "flags",
+    [["--psnr.steps", "0"], ["--psnr.adversarial", "1"], ["--degradation.level", "mild"]],
+)
+def test_what_should_not_start_from_random_weights_is_told(
     flags, workplace, small_discriminator, monkeypatch, capsys
 ):
     save_generator(RRDBNet(features=4, blocks=1, growth=4), "g.safetensors")

@@ -189,6 +189,8 @@ def test_scores_and_strips_are_of_the_degraded_images(valid, validate, no_pyiqa,
     pack = valid("valid", SIZES)
     validation = validate(pack)
     assert "Validating on 3 degraded images (strong)" in capsys.readouterr().out
+    validate(pack, Degradation("strong", mild=0.7))
+    assert "Validating on 3 degraded images (strong, 70% mild)" in capsys.readouterr().out
     scores = validation(Nearest(), At("psnr", 2))
     assert list(scores) == ["psnr", "ssim", "bicubic_psnr", "bicubic_ssim"]
     low_res = [validation.low_res(i) for i in range(3)]

@@ -80,13 +80,13 @@ class SafeStep:
 
 
 def compile_generator(net: nn.Module, whole_batches: bool) -> None:
-    """In place.
+    """In place, anew for each phase: the crops of one have one size.
 
     A GPU waits for the many launches of a small network; as one CUDA graph they are replayed at
     once. But what a replay gives is overwritten by the next, and a part of a batch needs it longer.
     """
     on_gpu = next(net.parameters()).device.type == "cuda"
-    net.compile(mode="reduce-overhead" if on_gpu and whole_batches else None)
+    net.compile(mode="reduce-overhead" if on_gpu and whole_batches else None, dynamic=False)
 
 
 @torch.no_grad()

@@ -59,12 +59,14 @@ class Validation:
         self.names = strip_names(pack, longest_name(run.folder) - ROOM)
         images = chosen(pack, run.config.val_images)
         self.own = share_of(images, run.ranks.rank, run.ranks.count)
-        level = run.config.degradation.level
+        degradation = run.config.degradation
+        level = degradation.level
         self.low_res: Callable[[int], np.ndarray] = pack.low_res
         self.kind = "LR"
         if level != "none" and not run.config.valid_lr_dir:
-            self.low_res, self.kind = functools.cache(self._degraded), f"LR, degraded ({level})"
-            print(f"Validating on {len(images):,} degraded images ({level}), the same each time.")
+            how = f"{level}, {degradation.mild:.0%} mild" if degradation.mild > 0 else level
+            self.low_res, self.kind = functools.cache(self._degraded), f"LR, degraded ({how})"
+            print(f"Validating on {len(images):,} degraded images ({how}), the same each time.")
         self.niqe = load_niqe(device, run.ranks) if level != "none" else None
         self.beyond_niqe: dict[int, str] = {}  # own images that it cannot judge, and why
         scores = self._mean_scores("scoring bicubic", self._score_bicubic)
