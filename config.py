@@ -284,7 +284,7 @@ class Config:
     accumulate: int = setting(
         1,
         "parts a batch is computed in, one after the other: less memory, the same gradient "
-        "(but batch norm and, in the GAN phase, the relativistic means see one part at a time)",
+        "(but batch norm and, in the GAN phase, what is a mean over the crops see one part)",
         low=1,
     )
     betas: tuple[float, float] = setting(

@@ -56,7 +56,12 @@ from upscaling.devices import DeviceError, choose_device
 from upscaling.inputs import UsageError, in_lines, make_output, read_high_res
 from upscaling.jobs import Job, plan, refuse_large_result, refuse_long_name, refuse_neighbours
 from upscaling.ncnn_engine import NcnnNetwork, choose_gpu, import_ncnn
-from upscaling.report import page_image, refuse_foreign_page, refuse_foreign_table
+from upscaling.report import (
+    page_image,
+    refuse_among_pictures,
+    refuse_foreign_page,
+    refuse_foreign_table,
+)
 from upscaling.results import Results
 from upscaling.saving import refuse_quality, save_result, without_metadata
 from upscaling.upscaler import (
@@ -66,6 +71,7 @@ from upscaling.upscaler import (
     ended_by_ctrl_c,
     enlarge,
     enlarge_together,
+    with_visible_colours,
 )
 from weights import Generator, WeightsError, read_generator
 
@@ -96,7 +102,7 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
     if not (arguments.suffix or arguments.skip_existing):
         check_neighbours(job for job in jobs if job.target != given)
     refuse_quality(jobs, arguments.quality)
-    check_output(arguments)
+    check_output(arguments, jobs)
     gpu = None
     if by_ncnn := arguments.engine == "ncnn":
         import_ncnn()  # before weights are downloaded in vain
@@ -144,9 +150,10 @@ def check_neighbours(jobs: Iterable[Job]) -> None:
     refuse_neighbours(((job.source, job.target) for job in jobs), remedy)
 
 
-def check_output(arguments: argparse.Namespace) -> None:
+def check_output(arguments: argparse.Namespace, jobs: list[Job]) -> None:
     if arguments.report:
         refuse_foreign_page(arguments.output)
+        refuse_among_pictures((job.target for job in jobs), arguments.output)
     if arguments.hr or arguments.metrics:
         refuse_foreign_table(arguments.output)
 
@@ -160,8 +167,12 @@ def introduce(upscaler: Upscaler, weights: str, place: str) -> None:
 
 
 def existing(jobs: list[Job]) -> list[Path]:
-    """The results that are there already."""
-    return [job.target for job in jobs if os.path.exists(job.target)]
+    """The results that are there already, with the strips that are wanted of them."""
+
+    def is_there(job: Job) -> bool:
+        return all(os.path.exists(path) for path in (job.target, job.comparison) if path)
+
+    return [job.target for job in jobs if is_there(job)]
 
 
 def computed_by_ncnn(net: Generator, weights: str | Path, gpu: int | None) -> NcnnNetwork:
@@ -331,7 +342,8 @@ def compare(
     Scores compare the files' own numbers, as papers do; what is shown is in sRGB and on white. Of a
     large picture each copy counts: what has been used is let go.
     """
-    given = replace(picture.mapped(to_8_bits), profile=enlarged.profile)
+    seen = with_visible_colours(picture, upscaler)
+    given = replace(seen.mapped(to_8_bits), profile=enlarged.profile)
     ours = to_8_bits(enlarged.rgb)
     size, name = ours.shape[:2], job.target.relative_to(arguments.output)
     window = centre_window(size, COMPARED_SIDE)
@@ -348,6 +360,7 @@ def compare(
     show("ours", replace(enlarged, rgb=ours))
     if job.high_res:
         true = read_high_res(job.high_res, size, upscaler.scale)
+        true = with_visible_colours(true, upscaler)
         pictures["HR"] = true.rgb
         show("HR", true)
         del true

@@ -45,7 +45,7 @@ from training.monitor import Monitor
 from training.ranks import Ranks, accumulated, end_process
 from training.runs import CheckpointError, RunFolder, TrainingError
 from training.settings import At, check_batch_size, check_device, refuse_unlike_ranks
-from training.steps import SafeStep, compile_generator, make_adam, update_ema
+from training.steps import SafeStep, compile_networks, make_adam, update_ema
 from training.validation import Validation, describe
 from upscaling.devices import DeviceError, autocast, choose_device, choose_precision, place
 from weights import Generator, WeightsError, init_generator
@@ -155,7 +155,7 @@ def train_phase(
         if validation_due or save_due or at.step % config.log_every == 0:
             monitor.read(at, lr)
         if validation_due or save_due:
-            run.ranks.average_buffers(learner.ema)
+            run.ranks.average_buffers(learner.net_g, learner.ema)
         if validation_due:
             scores = validation(learner.ema, at) if validation else {}
             run.keep_generators(learner.ema, at, scores)
@@ -213,9 +213,8 @@ class Learner:
                 self.net_d.load_state_dict(state_d)
             self.opt_d = make_adam(self.net_d, config.betas, self.device)
         if config.compile:
-            compile_generator(self.net_g, whole_batches=config.accumulate == ranks.count == 1)
-            for net in filter(None, (self.net_d, vgg)):
-                net.compile()  # in place: names and state stay as they are
+            whole_batches = config.accumulate == ranks.count == 1
+            compile_networks(self.net_g, filter(None, (self.net_d, vgg)), whole_batches)
         # The raw networks are saved; the wrapped ones compute, and exchange gradients. The
         # generator's update looks at the raw discriminator, whose gradients it does not need.
         self.wrapped_g = ranks.wrap(self.net_g)
@@ -381,7 +380,8 @@ def load_discriminators(config: Config, run: RunFolder) -> dict[str, dict[str, T
     states, path = {}, config.init_discriminator
     for name in run.phases_to_begin() if path else ():
         if (phase := config.phase(name)).adversarial > 0:
-            states[name] = load_discriminator(path, build_discriminator(config, phase).state_dict())
+            own = build_discriminator(config, phase).state_dict()
+            states[name] = load_discriminator(path, own, name)
             print(f"The discriminator of the {name} phase starts from {path}")
     return states
 

@@ -22,8 +22,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Degradation
+from images.decoding import read_visible
 from images.degradation import degrade_whole
-from images.files import read_image, write_image
+from images.files import write_image
 from images.kinds import NO_IMAGES, ImageError, find_images
 from images.names import flat_stem
 from images.resize import enlarge_nearest, imresize, whole_multiple
@@ -41,9 +42,12 @@ SIDE = 384  # pixels around the centre that a strip shows
 
 def main() -> None:
     arguments = parse_args()
+    if arguments.output and arguments.hr.resolve() in (arguments.output.resolve() / "any").parents:
+        raise ImageError(f"{arguments.output} is in {arguments.hr}: choose another --output")
+    scale_told = 3 if arguments.scale == 3 else None  # some layouts look like x2 then
     # In fp32 every machine gives the same pixels, but for rounding.
     upscalers = {
-        label: Upscaler(load_generator(path), precision="fp32")
+        label: Upscaler(load_generator(path, scale=scale_told), precision="fp32")
         for label, path in labels(arguments.weights).items()
     }
     for label, upscaler in upscalers.items():
@@ -109,7 +113,7 @@ def read_high_res(folder: Path, scale: int) -> dict[str, np.ndarray]:
         name = flat_stem(path.relative_to(folder))
         if name in images:
             raise ImageError(f"{path}: another image is called {name}, too; rename one")
-        images[name] = whole_multiple(read_image(path), scale)
+        images[name] = whole_multiple(read_visible(path)[0], scale)
         if min(images[name].shape[:2]) < smallest_scored(scale):
             raise ImageError(f"{path} is too small to be scored at x{scale}")
     return images

@@ -31,7 +31,8 @@ import torch
 from ablation import run_to_its_end
 from matplotlib.figure import Figure
 
-from images.files import read_image, write_image
+from images.decoding import read_visible
+from images.files import write_image
 from images.kinds import ImageError, find_images
 from images.resize import imresize
 
@@ -40,6 +41,7 @@ WARM = 10  # steps that are not timed
 TIMED = (20, 200, 2000)  # steps that are, as many as it takes
 LEAST_SECONDS = 10  # that they have to take
 POINTS = 5  # of each curve
+LINES = ("-", "--", ":")  # of the first ten curves' colours, of the next ten's...
 
 
 @dataclass(frozen=True)
@@ -276,7 +278,7 @@ def halve(folders: list[Path], target: Path) -> list[Path]:
 
 def write_half(path: Path, file: Path) -> None:
     try:
-        image = read_image(path)
+        image, _ = read_visible(path)
     except ImageError as error:
         print(f"No half of {path}: {error}")
         return
@@ -307,12 +309,12 @@ def scored(rows: list[dict]) -> list[tuple[float, float]]:
 def draw(curves: dict[tuple[str, int], list[dict]], path: Path) -> None:
     figure = Figure((9, 6), layout="constrained")
     axes = figure.subplots()
-    colours: dict[str, str] = {}
+    numbers: dict[str, int] = {}
     for (name, _), rows in curves.items():
-        label = name if name not in colours else "_"  # one entry of the legend for all seeds
-        colour = colours.setdefault(name, f"C{len(colours) % 10}")
-        style = "-" if len(colours) <= 10 else "--"
-        axes.plot(*zip(*scored(rows), strict=True), style, marker=".", color=colour, label=label)
+        label = name if name not in numbers else "_"  # one entry of the legend for all seeds
+        round_of_colours, colour = divmod(numbers.setdefault(name, len(numbers)), 10)
+        look = dict(linestyle=LINES[round_of_colours], color=f"C{colour}", marker=".")
+        axes.plot(*zip(*scored(rows), strict=True), **look, label=label)
     axes.set(xlabel="minutes", ylabel="PSNR, dB")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

@@ -21,13 +21,16 @@ NEWER_NAMES = {  # of torch.nn.utils.parametrizations.spectral_norm -> those of 
 }
 
 
-def load_discriminator(path: str, net_state: dict[str, Tensor]) -> dict[str, Tensor]:
+def load_discriminator(
+    path: str, net_state: dict[str, Tensor], phase: str = "gan"
+) -> dict[str, Tensor]:
     """The tensors of the discriminator in a file, for `load_state_dict`.
 
     Args:
         path: of a .pth, .pt, .ckpt or .safetensors file.
         net_state: of the discriminator that is to have them, VGGDiscriminator's or
             UNetDiscriminator's.
+        phase: that it is for, whose crops have its size.
 
     Raises:
         WeightsError: no such file, none in it that fits, or several that differ.
@@ -45,7 +48,7 @@ def load_discriminator(path: str, net_state: dict[str, Tensor]) -> dict[str, Ten
             f"{path} holds discriminators that differ: {', '.join((place, *rivals))}; "
             "save one of them alone"
         )
-    _refuse_unlike(f"{path}: its {place}", kind, state, net_state)
+    _refuse_unlike(f"{path}: its {place}", kind, state, net_state, phase)
     return {name: state.get(name, tensor) for name, tensor in net_state.items()}
 
 
@@ -86,14 +89,14 @@ def _instead(content: object) -> str:
 
 
 def _refuse_unlike(
-    source: str, kind: str, state: dict[str, Tensor], net_state: dict[str, Tensor]
+    source: str, kind: str, state: dict[str, Tensor], net_state: dict[str, Tensor], phase: str
 ) -> None:
     expected = {name: tensor for name, tensor in net_state.items() if not is_counter(name)}
     problems = sorted(problems_of(state, expected))
     if not problems:
         broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
         problems = [f"{name} holds numbers that are not finite" for name in broken]
-    elif state.keys() == expected.keys() and (advice := _size_advice(kind, state, expected)):
+    elif state.keys() == expected.keys() and (advice := _size_advice(kind, state, expected, phase)):
         raise WeightsError(f"{source} is of another size; {advice}, or give another file")
     if problems:
         raise WeightsError(
@@ -102,7 +105,9 @@ def _refuse_unlike(
         )
 
 
-def _size_advice(kind: str, state: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
+def _size_advice(
+    kind: str, state: dict[str, Tensor], expected: dict[str, Tensor], phase: str
+) -> str:
     """The setting with which the network would have the file's size; empty if it has it."""
     first = "conv0.weight" if kind == "unet" else "classifier.1.weight"
     own, given = (tensors[first].shape for tensors in (expected, state))
@@ -110,4 +115,4 @@ def _size_advice(kind: str, state: dict[str, Tensor], expected: dict[str, Tensor
         return ""
     if kind == "unet":
         return f"give --discriminator-features {given[0]}"
-    return f"give --gan.patch {32 * math.isqrt(given[-1] // 512)}"
+    return f"give --{phase}.patch {32 * math.isqrt(given[-1] // 512)}"

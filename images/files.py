@@ -118,15 +118,15 @@ def to_8_bits(image: np.ndarray) -> np.ndarray:
 
 
 def _read_tiff(path: str | Path, several: tuple[str, ...]) -> Picture:
-    first, count = read_tiff(path)
-    picture = _of_tiff(first)
+    first, sizes = read_tiff(path)
+    picture, count = _of_tiff(first), len(sizes)
     if count > 1 and PAGES in several:
 
         def rest() -> Iterator[Picture | ImageError]:
             for page in later_pages(path):
                 yield page if isinstance(page, ImageError) else _of_tiff(page)
 
-        picture.sequence = Sequence(PAGES, count, 0, rest)
+        picture.sequence = Sequence(PAGES, count, 0, rest, sum(sizes) / sizes[0])
     elif count > 1:
         picture.remark = ", ".join(filter(None, (first_of(count), picture.remark)))
     return picture
@@ -322,7 +322,8 @@ def _write_sequence(picture: Picture, sequence: Sequence, path: Path, quality: i
 
 def _writer(file: BinaryIO, kind: FileType, picture: Picture, sequence: Sequence) -> Writer:
     if kind is TIFF:
-        return TiffPages(file, 2 * picture.rgb.nbytes * sequence.count)
+        pictures = max(sequence.count, sequence.extent)
+        return TiffPages(file, 2 * picture.rgb.nbytes * pictures)
     return ANIMATIONS[kind.name](file, sequence.plays)
 
 

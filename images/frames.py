@@ -50,6 +50,7 @@ def later_frames(path: str | Path, count: int) -> Iterator[Frame | ImageError]:
     """All of an animation but the first; an error, the last of all, tells which are missing."""
     with opened(path) as opening:
         file = opening.file
+        canvas = file.size  # which Pillow enlarges for a GIF's frame that goes beyond it
         there, reason = _whole(opening, path, count)
         if file.format == "GIF" and file.mode == "L":
             _give_colours(file)
@@ -60,7 +61,7 @@ def later_frames(path: str | Path, count: int) -> Iterator[Frame | ImageError]:
             except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
                 yield ImageError(f"frame {i + 1} of {count}: {reason_of(error)}")
                 return
-            yield frame
+            yield frame._replace(pixels=frame.pixels.within(*canvas))
     if reason:
         yield ImageError(reason)
 

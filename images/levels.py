@@ -27,6 +27,11 @@ class Pixels(NamedTuple):
     alpha: np.ndarray | None = None
     gray: bool = False
 
+    def within(self, width: int, height: int) -> "Pixels":
+        """What of it lies within a canvas of that size."""
+        alpha = None if self.alpha is None else self.alpha[:height, :width]
+        return self._replace(rgb=self.rgb[:height, :width], alpha=alpha)
+
 
 def from_channels(colour: np.ndarray, alpha: np.ndarray | None = None) -> Pixels:
     """Of gray (H, W, 1) or RGB (H, W, 3), and alpha (H, W)."""

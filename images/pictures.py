@@ -58,12 +58,14 @@ class Sequence:
         plays: how often an animation is shown; 0: for ever.
         rest: reads the file once more, and picture after picture but the first. An error stands
             for what cannot be read.
+        extent: how many times the pixels of the first picture all have, where sizes differ.
     """
 
     kind: str
     count: int
     plays: int
     rest: Callable[[], Iterator[Picture | ImageError]]
+    extent: float = 0.0
 
     def mapped(self, change: Callable[[Picture, int], Picture]) -> "Sequence":
         """The same of changed pictures; `change` is told which one it is given, from 2 on."""

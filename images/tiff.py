@@ -63,8 +63,8 @@ def is_tiff(path: str | Path) -> bool:
         return file.read(4) in TIFF_STARTS
 
 
-def read_tiff(path: str | Path) -> tuple[Tiff, int]:
-    """The first picture of a TIFF file, and how many pages with pictures it has.
+def read_tiff(path: str | Path) -> tuple[Tiff, list[int]]:
+    """The first picture of a TIFF file, and how many pixels each page with a picture has.
 
     Raises:
         ImageError: it is damaged, or of a kind that has no one right conversion to RGB.
@@ -75,7 +75,7 @@ def read_tiff(path: str | Path) -> tuple[Tiff, int]:
         tiff = _read_page(path, pages[0])
     if images > len(pages):  # as ImageJ does it, which only the first picture is read of
         tiff = tiff._replace(remark=", ".join(filter(None, (first_of(images), tiff.remark))))
-    return tiff, len(pages)
+    return tiff, [page.imagewidth * page.imagelength for page in pages]
 
 
 def later_pages(path: str | Path) -> Iterator[Tiff | ImageError]:

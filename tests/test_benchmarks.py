@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from matplotlib.axes import Axes
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
@@ -521,6 +522,49 @@ def test_degraded_photographs_and_results_are_kept_where_asked_for(
         assert np.array_equal(kinds["nearest"], repeated(kinds["LR"]))
         for kind in ("bicubic", "strips"):
             assert len(list((output / level / kind).iterdir())) == 4
+
+
+def test_pictures_that_were_kept_are_not_scored_the_next_time(
+    nearest_weights, photos, no_pyiqa, monkeypatch, capsys
+):
+    for output in (photos, photos / "kept"):
+        with pytest.raises(ImageError, match="choose another --output"):
+            score_degraded(monkeypatch, capsys, nearest_weights, "--hr", photos, "-o", output)
+
+
+def test_true_images_are_those_that_validation_has(tmp_path):
+    """The colours that can be seen, spread to where none can."""
+    rgba = np.random.default_rng(0).integers(0, 256, (64, 64, 4), np.uint8)
+    rgba[..., 3] = np.repeat([[0] * 32 + [255] * 32], 64, 0)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(rgba).save(tmp_path / "in" / "a.png")
+    expected = pack_folder(tmp_path / "in", 4).high_res(0)
+    assert np.array_equal(degraded.read_high_res(tmp_path / "in", 4)["a"], expected)
+
+
+def test_an_x3_network_is_read_as_the_scale_says(photos, no_pyiqa, tmp_path, monkeypatch, capsys):
+    """Its layout has no mark of it."""
+    net = RRDBNet(scale=3, features=4, blocks=1, growth=4)
+    save_generator(net, tmp_path / "net.pth", "official")
+    rows, _ = score_degraded(
+        monkeypatch, capsys, tmp_path / "net.pth", "--hr", photos, "--scale", "3"
+    )
+    assert len(rows) == 7
+
+
+def test_each_variant_has_a_look_of_its_own(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        Axes,
+        "plot",
+        lambda axes, x, y, linestyle, color, label, **_: drawn.append((linestyle, color)),
+    )
+    monkeypatch.setattr(Axes, "legend", lambda axes, **_: None)
+    rows = [{"minutes": 1, "psnr": 20.0}]
+    names = [*range(25), 0, 24]  # other seeds of two
+    curves = {(str(name), i): rows for i, name in enumerate(names)}
+    recipe.draw(curves, tmp_path / "recipe.png")
+    assert len(set(drawn[:25])) == 25 and drawn[25:] == [drawn[0], drawn[24]]
 
 
 def test_niqe_is_of_the_images_that_are_large_enough(

@@ -97,6 +97,18 @@ def test_a_picture_is_computed_so(random_image, monkeypatch):
     assert used == [(torch.device("cpu"), torch.float32)] * 2
 
 
+def test_tiles_are_checked_while_no_other_thread_computes(random_image, monkeypatch):
+    upscaler = Upscaler(RRDBNet(scale=1, features=4, blocks=1, growth=4), "cpu", "fp32", tile=64)
+    held, real = [], upscaling.upscaler.upscale
+    monkeypatch.setattr(
+        upscaling.upscaler,
+        "upscale",
+        lambda *a, **k: held.append(upscaler.lock.locked()) or real(*a, **k),
+    )
+    upscaler.tile_difference(random_image(100, 100))
+    assert held == [True, True] and not upscaler.lock.locked()
+
+
 def test_what_torch_keeps_of_a_gpus_memory_is_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 8 * 10**9))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * 10**9)

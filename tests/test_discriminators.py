@@ -128,6 +128,8 @@ def test_vggs_of_another_crop_and_of_another_kind(tmp_path):
     torch.save(VGGDiscriminator(64).state_dict(), tmp_path / "64.pth")
     with pytest.raises(WeightsError, match=r"of another size; give --gan\.patch 64"):
         load_discriminator(str(tmp_path / "64.pth"), VGG)
+    with pytest.raises(WeightsError, match=r"give --psnr\.patch 64"):
+        load_discriminator(str(tmp_path / "64.pth"), VGG, "psnr")
     torch.save({"params": STATE}, tmp_path / "unet.pth")
     with pytest.raises(WeightsError, match="give --discriminator unet"):
         load_discriminator(str(tmp_path / "unet.pth"), VGG)

@@ -21,6 +21,7 @@ import upscaling.upscaler
 from images.clock import Clock
 from images.files import Picture, Sequence, read_picture, write_image, write_picture
 from images.frames import FRAMES, PAGES
+from images.gif import GifAnimation, encoded_gif
 from images.kinds import ImageError
 from upscaling.jobs import Job
 from upscaling.saving import save_result, without_metadata
@@ -218,6 +219,39 @@ def test_gif_gets_256_colours_and_no_half_clear_pixels(tmp_path):
     few = rgb // 64 * 64
     assert write_picture(Picture(few), tmp_path / "out.gif") == ""
     assert np.array_equal(shown(tmp_path / "out.gif")[0][0][..., :3], few)
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "gif"])
+def test_a_frame_beyond_the_canvas_of_its_gif_is_cut_to_it(kind, tmp_path):
+    """Pillow would make the canvas larger from there on."""
+    small, large = (np.full((n, n, 3), 40 * n // 10, np.uint8) for n in (20, 30))
+    with open(tmp_path / "in.gif", "wb") as file:
+        animation = GifAnimation(file, 0)
+        for rgb in (small, large):
+            animation.add(encoded_gif(rgb, None, b""), 100)
+        animation.close()
+    path = tmp_path / f"out.{kind}"
+    write_picture(read_picture(tmp_path / "in.gif", (FRAMES,)), path)
+    frames, times, _ = shown(path)
+    assert [frame.shape for frame in frames] == [(20, 20, 4)] * 2 and times == [100, 100]
+    assert [frame[0, 0, 0] for frame in frames] == [80, 120]
+    if kind == "png":
+        content = path.read_bytes()
+        controls = [
+            content[i + 8 : i + 16] for i in range(len(content)) if content[i : i + 4] == b"fcTL"
+        ]
+        assert controls == [content[16:24]] * 2
+
+
+def test_later_pages_may_need_a_bigtiff(tmp_path, monkeypatch):
+    monkeypatch.setattr("images.pages.ROOM", 10_000)
+    for size, big in ((10, False), (100, True)):
+        with tifffile.TiffWriter(tmp_path / "in.tif") as file:
+            for side in (10, size):
+                file.write(np.zeros((side, side, 3), np.uint8), photometric="rgb")
+        write_picture(read_picture(tmp_path / "in.tif", (PAGES,)), tmp_path / "out.tif")
+        with tifffile.TiffFile(tmp_path / "out.tif") as file:
+            assert file.is_bigtiff == big and len(file.pages) == 2
 
 
 def test_one_picture_at_a_time_is_in_memory(tmp_path):

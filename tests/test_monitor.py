@@ -168,6 +168,20 @@ def test_a_term_that_came_later_has_its_curve(tmp_path, monkeypatch):
     assert steps == [1, 2] and math.isnan(values[0]) and values[1] == 0.3
 
 
+def test_bicubics_curve_is_of_the_images_of_each_step(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        Axes, "plot", lambda axes, steps, values, *_, label, **__: drawn.update({label: values})
+    )
+    monkeypatch.setattr(Axes, "legend", lambda axes: None)
+    rows = [
+        {"phase": "psnr", "run_step": i, "psnr": b + 1, "bicubic_psnr": b, "losses": {}}
+        for i, b in enumerate((29, 29, 22))
+    ]
+    draw_curves(rows, tmp_path / "curves.png")
+    assert drawn["bicubic"] == [29, 29, 22] and drawn["psnr phase"] == [30, 30, 23]
+
+
 def test_speed_is_of_the_steps_and_not_of_a_validation_between_them(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])

@@ -142,7 +142,7 @@ def test_what_is_validated_or_saved_has_the_statistics_of_all_ranks(
         monkeypatch.setattr(owner, method, noting)
 
     note(train.Learner, "update_generator", "step", lambda parts, lr: None)
-    note(Ranks, "average_buffers", "average", lambda net: net)
+    note(Ranks, "average_buffers", "average", lambda *nets: nets[1])
     note(Validation, "__call__", "validate", lambda net, at: net)
     note(RunFolder, "save", "save", lambda learner, seconds: learner.ema)
     run(monkeypatch, "--gan.steps", "0", "--val-every", "2", "--save-every", "3")
@@ -151,6 +151,19 @@ def test_what_is_validated_or_saved_has_the_statistics_of_all_ranks(
         "step average validate step average validate save"
     )
     assert len({net for word, net in events if word != "step"}) == 1
+
+
+def test_a_save_has_what_all_ranks_gathered_in_both_networks(workplace, quick_curves, monkeypatch):
+    """Else a resume, which all ranks begin with the first one's, would not be exact."""
+    averaged = []
+    monkeypatch.setattr(Ranks, "average_buffers", lambda self, *nets: averaged.append(nets))
+    saved = []
+    save = RunFolder.save
+    monkeypatch.setattr(
+        RunFolder, "save", lambda run, learner, *a: saved.append(learner) or save(run, learner, *a)
+    )
+    run(monkeypatch, "--gan.steps", "0")
+    assert averaged[-1] == (saved[-1].net_g, saved[-1].ema)
 
 
 @pytest.mark.slow

@@ -252,6 +252,9 @@ def test_a_run_keeps_the_settings_of_what_is_over():
         assert kept.init_from == "a"
     assert with_what_is_over(parse_args(INIT_D), before, At("psnr", 5)).init_discriminator == "d"
     assert with_what_is_over(parse_args(INIT_D), before, At("gan", 5)).init_discriminator == ""
+    degraded = settings("--degradation.level", "strong")  # which excludes LR images of one's own
+    kept = with_what_is_over(parse_args(["--lr-dir", "L"]), degraded, At("gan", 400_000))
+    assert kept.degradation.level == "strong" and not kept.lr_dir
 
 
 def works(net, crops, side):
@@ -330,6 +333,15 @@ def test_processes_that_would_learn_apart_are_refused(field, value, monkeypatch)
         words = "^images differ between process 0 and process 1: give all"
     with pytest.raises(DeviceError, match=words):
         check()
+
+
+def test_processes_that_draw_from_the_same_images_in_another_order_are_refused(monkeypatch):
+    """The k-th crop would be another one."""
+    told, at, device = [], At("psnr", 3, 0), torch.device("cpu")
+    monkeypatch.setattr(Ranks, "gather", lambda ranks, own: told.extend(own) or told)
+    refuse_unlike_ranks(Config(), at, device, ["a", "b"], Ranks(count=2))
+    with pytest.raises(DeviceError, match="^images differ"):
+        refuse_unlike_ranks(Config(), at, device, ["b", "a"], Ranks(count=2))
 
 
 def test_a_batch_is_shared_evenly_or_refused():

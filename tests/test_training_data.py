@@ -268,8 +268,16 @@ def test_a_run_that_can_only_learn_a_copy_is_told_so(level, told, write, capsys)
 def test_lr_images_of_the_same_size_are_something_to_learn(write, capsys):
     write("train/a.png", 64, 64)
     write("low/a.png", 64, 64)
-    load(dataclasses.replace(CONFIG, scale=1, lr_dir=("low",)))
+    config = dataclasses.replace(CONFIG, scale=1, lr_dir=("low",))
+    load(config)
     assert "nothing to learn" not in capsys.readouterr().out
+    write("valid/b.png", 64, 64, seed=1)
+    config = dataclasses.replace(config, valid_dir="valid")
+    for valid_lr_dir, told in (("", True), ("valid_low", False)):
+        write("valid_low/b.png", 64, 64, seed=1)
+        load(dataclasses.replace(config, valid_lr_dir=valid_lr_dir))
+        said = capsys.readouterr().out
+        assert ("Validation says nothing: at scale 1" in said) == told
 
 
 def test_a_folder_that_is_not_there_is_named_before_anything_is_packed(write):

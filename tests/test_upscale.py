@@ -491,6 +491,50 @@ def test_skip_existing_goes_on_where_it_stopped(workplace, monkeypatch, capsys):
     assert "4 images had a result already" in output and "0 of 0 images upscaled" in output
 
 
+def test_a_result_without_the_strip_that_is_wanted_is_done_again(workplace, monkeypatch, capsys):
+    assert run(monkeypatch, "photos") == 0
+    assert run(monkeypatch, "photos", "--compare", "--skip-existing") == 0
+    assert "4 of 4 images upscaled" in capsys.readouterr().out
+    Path("results/compare/a.png").unlink()
+    assert run(monkeypatch, "photos", "--compare", "--skip-existing") == 0
+    assert "1 of 1 images upscaled" in capsys.readouterr().out
+    assert Path("results/compare/a.png").exists()
+
+
+def test_results_never_lie_among_the_pictures_of_the_page(workplace, monkeypatch, random_image):
+    write_image(random_image(12, 12), workplace / "pages/a.png")
+    write_image(random_image(12, 12), workplace / "pages/Index_files/a.png.ours.jpg")
+    with pytest.raises(UsageError, match="page's own pictures: leave out --report"):
+        run(monkeypatch, "pages", "--format", "same", "--report")
+    assert not Path("results").exists()
+    assert run(monkeypatch, "pages", "--format", "same") == 0
+
+
+def test_a_pattern_may_begin_above_the_folder_of_a_named_result(workplace, monkeypatch):
+    for _ in range(2):
+        assert run(monkeypatch, "p*/a.png", "-o", "photos/large.png") == 0
+    large = read_image("photos/large.png")
+    assert len(large) == 2 * len(read_image("photos/a.png"))
+
+
+def test_colours_that_nobody_sees_are_not_scored(identity_weights, tmp_path, monkeypatch):
+    """A network that gives back its input, and true images that hide something else."""
+    monkeypatch.chdir(tmp_path)
+    rgb = np.full((24, 30, 3), (200, 30, 40), np.uint8)
+    rgb[12:] += 20
+    alpha = np.full((24, 30), 255, np.uint8)
+    alpha[:, :12] = 0
+    for folder, hidden in (("low", 0), ("high", 90)):
+        shown = rgb.copy()
+        shown[:, :12] = hidden
+        write_picture(Picture(shown, alpha), tmp_path / folder / "a.png")
+    weights = ["--weights", identity_weights]
+    assert run(monkeypatch, "low", "--hr", "high", *weights) == 0
+    with open("results/metrics.csv", newline="") as file:
+        row = next(csv.DictReader(file))
+    assert row["psnr_rgb"] == row["bicubic_psnr_rgb"] == row["lr_psnr"] == "inf"
+
+
 @pytest.mark.parametrize("flag, name", [("--report", "index.html"), ("--hr=hr", "metrics.csv")])
 def test_somebody_elses_page_or_table_is_not_replaced(flag, name, workplace, monkeypatch, capsys):
     Path("site").mkdir()
@@ -1132,6 +1176,20 @@ def test_partners_by_the_names_of_benchmarks(low_res, high_res, tmp_path):
     for name in ("bab.png", "080.png", "img_002_SRF_4_HR.png", "zebr.png", high_res):
         (tmp_path / name).touch()
     assert find_partner(Path(low_res), partners_in(tmp_path)) == tmp_path / high_res
+
+
+def test_a_digit_of_the_name_itself_is_no_mark_of_a_scale(tmp_path):
+    for name in ("tex1.png", "tex2.png", "box1_HR.png"):
+        (tmp_path / name).touch()
+    found = partners_in(tmp_path)
+    for low_res, high_res in (
+        *(("tex1x4.png", "tex1.png"), ("tex1_LR.png", "tex1.png"), ("tex2_x4.png", "tex2.png")),
+        *(("box1x4.png", "box1_HR.png"), ("box1.png", "box1_HR.png")),
+    ):
+        assert find_partner(Path(low_res), found) == tmp_path / high_res
+    (tmp_path / "tex2.png").unlink()
+    for low_res in ("tex2x4.png", "tex2.png", "box2x4.png"):
+        assert find_partner(Path(low_res), partners_in(tmp_path)) is None
 
 
 def test_the_very_same_name_is_the_first_choice(tmp_path):

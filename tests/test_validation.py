@@ -22,7 +22,7 @@ from images.scores import psnr, ssim
 from training.ranks import Ranks
 from training.runs import RunFolder
 from training.settings import At
-from training.validation import Validation, describe
+from training.validation import Validation, describe, score
 
 STRONG, MILD = (Degradation(level=level, **LEVELS[level]) for level in ("strong", "mild"))
 
@@ -183,6 +183,14 @@ def test_ranks_validate_on_the_same_degraded_images(valid, validate, no_pyiqa, m
     (own,) = (share for share in shares if share and "psnr" in share[0])
     assert 0 < own[0]["psnr"] == pytest.approx(3 * second.bicubic["bicubic_psnr"])
     assert second(Nearest(), At("psnr", 2))["psnr"] < own[0]["psnr"] / 2  # of all three images
+
+
+def test_a_blank_page_does_not_decide_the_means(valid, validate, no_pyiqa, tmp_path):
+    pack = valid("valid", SIZES)
+    write_image(np.zeros((48, 48, 3), np.uint8), tmp_path / "blank" / "b.png")
+    assert score(pack.high_res(0), pack.high_res(0), 4)["psnr"] == 100
+    validation = validate(pack_folder(tmp_path / "blank", 4), Degradation())
+    assert validation.bicubic["bicubic_psnr"] == validation(Nearest(), At("psnr", 1))["psnr"] == 100
 
 
 def test_scores_and_strips_are_of_the_degraded_images(valid, validate, no_pyiqa, capsys):

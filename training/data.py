@@ -72,11 +72,7 @@ def load_data(
     others = [line for pack in all_packs for line in pack.others]
     remarks = [f"Left out: {line}" for line in (*others, *unused)]
     remarks += other_images(all_packs, packed or {})
-    if config.scale == 1 and config.degradation.level == "none" and not config.lr_dir:
-        remarks.append(
-            "There is nothing to learn: at scale 1 LR images are HR images, unless "
-            "--degradation.level or --lr-dir makes them others"
-        )
+    remarks += remarks_at_scale_1(config, valid)
     remarks += [remark for pack in packs for remark in remarks_on(pack)]
     remarks += [remark for name in phases if (remark := below_crop(config, name, packs))]
     scored = []
@@ -113,6 +109,23 @@ def load_valid(config: Config, packed: Mapping[str, str] | None) -> tuple[Pack |
 
 
 # ------------------------------------------------------------------- what is left out, or doubtful
+
+
+def remarks_at_scale_1(config: Config, valid: Pack | None) -> list[str]:
+    """Where LR images would be HR images."""
+    if config.scale > 1 or config.degradation.level != "none":
+        return []
+    if not config.lr_dir:
+        return [
+            "There is nothing to learn: at scale 1 LR images are HR images, unless "
+            "--degradation.level or --lr-dir makes them others"
+        ]
+    if valid is None or config.valid_lr_dir:
+        return []
+    return [
+        "Validation says nothing: at scale 1 it compares HR images with themselves; --valid-lr-dir "
+        "gives it LR images, --valid-dir '' leaves it out"
+    ]
 
 
 def other_images(packs: list[Pack], before: Mapping[str, str]) -> list[str]:

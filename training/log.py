@@ -155,9 +155,10 @@ def draw_curves(rows: list[dict], path: Path) -> None:
             steps = [row["run_step"] for row in own]
             values = [math.nan if (v := row["losses"].get(term)) is None else v for row in own]
             losses.plot(steps, values, ".-", label=f"{phase}: {term}")
-    bicubic = [row["bicubic_psnr"] for row in rows if row.get("bicubic_psnr") is not None]
-    if bicubic:
-        quality.axhline(bicubic[-1], color="gray", linestyle="--", label="bicubic")
+    if beside := [row for row in rows if row.get("bicubic_psnr") is not None]:
+        steps = [row["run_step"] for row in beside]
+        bicubic = [row["bicubic_psnr"] for row in beside]  # of other images after a resume, perhaps
+        quality.plot(steps, bicubic, "--", color="gray", label="bicubic")
         quality.legend()
     quality.set_ylabel("validation PSNR on Y, dB")
     losses.set(xlabel="step of the run", ylabel="loss, weight included", yscale="log")

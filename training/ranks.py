@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from typing import NoReturn, TypeVar
 
 import torch
@@ -79,9 +80,9 @@ class Ranks(AbstractContextManager):
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
 
-    def average_buffers(self, net: nn.Module) -> None:
+    def average_buffers(self, *nets: nn.Module) -> None:
         """Give all ranks the same batch norm statistics, of which each gathered its own."""
-        for buffer in net.buffers():
+        for buffer in chain.from_iterable(net.buffers() for net in nets):
             if buffer.is_floating_point():
                 buffer.copy_(self.mean(buffer))
 

@@ -184,6 +184,8 @@ def with_what_is_over(config: Config, before: dict, at: At) -> Config:
     if not phases_left(config, at):
         names |= settings_of_weights(config).keys() - GROUPS - OF_A_MACHINE - {"precision"}
         over["degradation"] = Degradation(**_of_group("degradation", Degradation, before))
+        if over["degradation"].level != "none":
+            over["lr_dir"] = ()  # the two exclude each other
     over |= {key: before[key] for key in names & idle.keys()}
     for name in phases_over(config, at):
         settings = _of_group(name, Phase, before)
@@ -217,9 +219,9 @@ def refuse_unlike_ranks(
     Args:
         at: where the run goes on from.
         device: that it computes on; of another kind, gradients would travel by other ways.
-        images: what tells their packs apart.
+        images: what tells their packs apart, in the order in which crops are drawn from them.
     """
-    own = flat(dataclasses.asdict(config)) | {"last.pt": str(at), "images": sorted(images)}
+    own = flat(dataclasses.asdict(config)) | {"last.pt": str(at), "images": list(images)}
     own["kind of device"] = device.type
     everyone = ranks.gather([own])
     for rank, other in enumerate(everyone):

@@ -1,5 +1,7 @@
 """Steps that cannot spoil a run, and do not wait: Adam, skipped updates, graphs, the EMA."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -79,14 +81,17 @@ class SafeStep:
             self.scaler.load_state_dict(state)
 
 
-def compile_generator(net: nn.Module, whole_batches: bool) -> None:
-    """In place, anew for each phase: the crops of one have one size.
+def compile_networks(net_g: nn.Module, others: Iterable[nn.Module], whole_batches: bool) -> None:
+    """In place: names and state stay as they are.
 
-    A GPU waits for the many launches of a small network; as one CUDA graph they are replayed at
+    A GPU waits for the many launches of a small generator; as one CUDA graph they are replayed at
     once. But what a replay gives is overwritten by the next, and a part of a batch needs it longer.
     """
-    on_gpu = next(net.parameters()).device.type == "cuda"
-    net.compile(mode="reduce-overhead" if on_gpu and whole_batches else None, dynamic=False)
+    on_gpu = next(net_g.parameters()).device.type == "cuda"
+    # The crops of a phase have one size.
+    net_g.compile(mode="reduce-overhead" if on_gpu and whole_batches else None, dynamic=False)
+    for net in others:
+        net.compile()
 
 
 @torch.no_grad()

@@ -33,6 +33,7 @@ from upscaling.devices import autocast
 from upscaling.tiles import upscale
 from utils import Bar, listed, printable
 
+HIGHEST_PSNR = 100.0  # dB
 SAMPLE_COUNT = 4  # validation images of which strips are drawn
 SAMPLE_SIDE = 512  # of those, the pixels around the centre
 ROOM = 40  # in the name of a strip's file, for the step and the phase
@@ -170,8 +171,12 @@ def share_of(images: list[int], rank: int, ranks: int) -> list[int]:
 
 
 def score(image: np.ndarray, high_res: np.ndarray, scale: int) -> Scores:
-    """PSNR and SSIM as papers report them: on Y, `scale` pixels cropped from each side."""
-    return {"psnr": psnr(image, high_res, scale), "ssim": ssim(image, high_res, scale)}
+    """PSNR and SSIM as papers report them: on Y, `scale` pixels cropped from each side.
+
+    That of equal images, infinite, counts as HIGHEST_PSNR: a blank page must not decide a mean.
+    """
+    decibels = min(psnr(image, high_res, scale), HIGHEST_PSNR)
+    return {"psnr": decibels, "ssim": ssim(image, high_res, scale)}
 
 
 def mean_scores(scores: list[Scores]) -> Scores:

@@ -13,6 +13,10 @@ from images.kinds import NO_IMAGES, ImageError, find_images, images_among, speci
 from images.names import composed
 from utils import is_writable, listed, nearest, printable
 
+MARK = re.compile(  # of a benchmark's images, the last of a name: a scale, or another
+    r"(?<=.)(?:[_-]?(x\d[a-z]?)|[_-](?:lr[a-z]*|hr|gt|sr|srf_\d|bicubic))$", re.IGNORECASE
+)
+
 
 class UsageError(ValueError):
     """What was asked for cannot be done; the arguments are lines that say what to change."""
@@ -56,12 +60,12 @@ class Inputs:
     others: list[str]
 
 
-def find_inputs(sources: Sequence[Path], output: Path, hr: Path | None = None) -> Inputs:
+def find_inputs(sources: Sequence[Path], output: Path | None, hr: Path | None = None) -> Inputs:
     """The images that `sources` name.
 
     Args:
         sources: images, folders that are searched in depth, and patterns of those.
-        output: where results go; those of an earlier call inside a source are no input.
+        output: the folder of results; those of an earlier call inside a source are no input.
         hr: folder of HR images; what is not read in it is told, too.
 
     Raises:
@@ -70,7 +74,7 @@ def find_inputs(sources: Sequence[Path], output: Path, hr: Path | None = None) -
     images: dict[tuple, Input] = {}
     others: list[str] = []
     # A shell's * names the results of an earlier call, too.
-    results = whereabouts(output)
+    results = whereabouts(output) if output else None
     not_output = [source for source in sources if whereabouts(source) != results]
     for source in not_output or sources:
         found = _found(source, output)
@@ -83,7 +87,7 @@ def find_inputs(sources: Sequence[Path], output: Path, hr: Path | None = None) -
     return Inputs([*images.values()], [*dict.fromkeys(others)])
 
 
-def _found(source: Path, output: Path) -> Inputs:
+def _found(source: Path, output: Path | None) -> Inputs:
     """What one source names."""
     # Path's own questions raise an error for a name that is too long.
     if os.path.isfile(source):
@@ -107,7 +111,7 @@ def _found(source: Path, output: Path) -> Inputs:
     return Inputs(images, others)
 
 
-def _found_in_folder(folder: Path, start: Path, output: Path) -> Inputs:
+def _found_in_folder(folder: Path, start: Path, output: Path | None) -> Inputs:
     found = find_images(folder)
     paths = _not_results(found.images, start, output)
     none = [] if paths else [f"{folder} {NO_IMAGES}"]
@@ -133,8 +137,10 @@ def _matching_names(folder: Path, part: str) -> list[str]:
     return ["", *names] if part == "**" else names
 
 
-def _not_results(paths: list[Path], start: Path, output: Path) -> list[Path]:
+def _not_results(paths: list[Path], start: Path, output: Path | None) -> list[Path]:
     """Without those in the folder of results, unless all that is below `start` is in it."""
+    if not output:
+        return paths
     place_of, results = functools.cache(whereabouts), whereabouts(output)
 
     def is_result(path: Path) -> bool:
@@ -191,7 +197,7 @@ def make_output(folder: Path) -> None:
 
 
 def partners_in(hr: Path) -> dict[Path, list[Path]]:
-    """The HR images by their place in `hr` and their plain name.
+    """The HR images by their place in `hr` and each of their names without marks.
 
     Raises:
         UsageError: no such folder.
@@ -203,7 +209,8 @@ def partners_in(hr: Path) -> dict[Path, list[Path]]:
     found: dict[Path, list[Path]] = {}
     for path in find_images(hr).images:
         name = Path(composed(str(path.relative_to(hr))))
-        found.setdefault(name.parent / plain(name.stem), []).append(path)
+        for shorter in without_marks(name.stem):
+            found.setdefault(name.parent / shorter, []).append(path)
     return found
 
 
@@ -218,26 +225,45 @@ def find_partner(name: Path, high_res: dict[Path, list[Path]]) -> Path | None:
         UsageError: several fit equally well.
     """
     name = Path(composed(str(name)))
-    wanted = plain(name.stem)
-
-    def distance(path: Path) -> tuple[bool, ...]:
-        path = Path(composed(path.name))
-        return path.name != name.name, path.stem != name.stem, path.stem != wanted
-
     for folder in (name.parent, Path()):
-        if alike := high_res.get(folder / wanted):
-            least = min(map(distance, alike))
-            fitting = [str(path) for path in alike if distance(path) == least]
+        if distances := distances_from(name, folder, high_res):
+            least = min(distances.values())
+            fitting = [str(path) for path, far in distances.items() if far == least]
             if len(fitting) > 1:
                 raise UsageError(f"{name} may belong to {listed(fitting)}: give it one's name")
             return Path(fitting[0])
     return None
 
 
-def plain(stem: str) -> str:
-    """`baby` of `babyx4`, `baby_LRBI_x4`, `baby_HR`, `baby_SRF_4_LR` and others of benchmarks."""
-    marks = r"(?<=.)([_-]?x\d[a-z]?|[_-](lr[a-z]*|hr|gt|sr|srf_\d|bicubic))+$"
-    return re.sub(marks, "", stem, flags=re.IGNORECASE)
+def distances_from(
+    name: Path, folder: Path, high_res: dict[Path, list[Path]]
+) -> dict[Path, tuple[bool, int]]:
+    """Of the HR images in a folder that may be an LR image's: whether the names differ, and by how
+    many marks of both.
+    """
+    found: dict[Path, tuple[bool, int]] = {}
+    for dropped, (shorter, scales) in enumerate(without_marks(name.stem).items()):
+        for path in high_res.get(folder / shorter, ()):
+            high = Path(composed(path.name))
+            theirs = without_marks(high.stem)
+            if theirs[shorter] <= scales:  # tex1.png is no HR image of tex2x4.png
+                far = dropped + list(theirs).index(shorter)
+                found.setdefault(path, (high.name != name.name, far))
+    return found
+
+
+def without_marks(stem: str) -> dict[str, set[str]]:
+    """The stem, and what is left without the last, the last two... marks of benchmarks.
+
+    `baby_LRBI_x4`, `baby_LRBI` and `baby`; each with the marks of a scale that it is without.
+    """
+    names: dict[str, set[str]] = {stem: set()}
+    scales: set[str] = set()
+    while mark := MARK.search(stem):
+        stem = stem[: mark.start()]
+        scales = scales | ({mark[1].casefold()} if mark[1] else set())
+        names[stem] = scales
+    return names
 
 
 def read_high_res(path: Path, size: tuple[int, int], scale: float) -> Picture:

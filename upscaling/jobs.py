@@ -63,7 +63,7 @@ def plan(
     """
     named = output if has_suffix(output) and not os.path.isdir(output) else None
     folder = named.parent if named else output
-    inputs = find_inputs(sources, folder, hr)
+    inputs = find_inputs(sources, None if named else folder, hr)
     images = inputs.images
     high_res = partners_in(hr) if hr else {}
     if named:

@@ -6,6 +6,7 @@ It needs no server and no network. The page itself is report.html, into which th
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,7 +21,7 @@ from upscaling.inputs import UsageError
 from utils import printable, replacing
 
 TEMPLATE = Path(__file__).with_name("report.html")
-PAGE, TABLE = "index.html", "metrics.csv"
+PAGE, TABLE, PICTURES = "index.html", "metrics.csv", "index_files"
 THUMBNAIL = 360  # pixels of its longer side
 LARGEST = JPEG.side  # pixels of the page's pictures, each way
 LABELS = ("bicubic", "ours", "HR")  # of an image's pictures, in the order of the page
@@ -58,7 +59,7 @@ class PageImage:
 
     def _write(self, ending: str, picture: np.ndarray) -> str:
         """Returns the address, relative to the page."""
-        file = Path("index_files") / self.name.with_name(self.name.name + ending)
+        file = Path(PICTURES) / self.name.with_name(self.name.name + ending)
         file = file.with_name(fitting(self.folder / file).name)
         write_image(picture, self.folder / file)
         return quote(os.fsencode(file.as_posix()))
@@ -70,6 +71,23 @@ class PageImage:
         name = printable(self.name.as_posix())
         entry = dict(name=name, width=width, height=height, thumb=self.addresses["thumb"])
         return entry | dict(files=files, score=score)
+
+
+def refuse_among_pictures(targets: Iterable[Path], folder: Path) -> None:
+    """
+    Args:
+        targets: files of results.
+        folder: where index.html will be.
+
+    Raises:
+        UsageError: one of them would lie among the page's pictures, and perhaps replace one.
+    """
+    for target in targets:
+        if target.relative_to(folder).parts[0].casefold() == PICTURES:
+            raise UsageError(
+                f"{target} would lie among the page's own pictures: leave out --report, or name "
+                "the images without those of an earlier page"
+            )
 
 
 def refuse_foreign_page(folder: Path) -> None:

@@ -177,7 +177,7 @@ class Upscaler:
 
     def tile_difference(self, image: np.ndarray) -> tuple[float, float]:
         """Between the result in tiles and the whole one: the largest and the mean, in 255ths."""
-        with computing(self.device, self.dtype_for(image)):
+        with self.lock, computing(self.device, self.dtype_for(image)):
             whole = upscale(self.net, image).astype(np.float64)
             tiled = upscale(self.net, image, self.tile, batch=self.batch)
         difference = np.abs(whole - tiled) * 255 / np.iinfo(image.dtype).max
@@ -353,6 +353,13 @@ def assembled(
         remarks.append("smaller than its original")
     enlarged.remark = "; ".join(filter(None, remarks))
     return enlarged
+
+
+def with_visible_colours(picture: Picture, upscaler: Upscaler) -> Picture:
+    """The picture as the network is given it."""
+    if picture.alpha is None:
+        return picture
+    return replace(picture, rgb=visible_colours(picture.rgb, picture.alpha, upscaler))
 
 
 def visible_colours(rgb: np.ndarray, alpha: np.ndarray, upscaler: Upscaler) -> np.ndarray:
