@@ -340,7 +340,7 @@ def test_processes_that_draw_from_the_same_images_in_another_order_are_refused(m
     told, at, device = [], At("psnr", 3, 0), torch.device("cpu")
     monkeypatch.setattr(Ranks, "gather", lambda ranks, own: told.extend(own) or told)
     refuse_unlike_ranks(Config(), at, device, ["a", "b"], Ranks(count=2))
-    with pytest.raises(DeviceError, match="^images differ"):
+    with pytest.raises(DeviceError, match=r"^images differ"):
         refuse_unlike_ranks(Config(), at, device, ["b", "a"], Ranks(count=2))
 
 
