@@ -42,25 +42,30 @@ from weights import read_generator
 SIZES = {"x2": 2, "x4": 4, "the network's own": None}
 AT_WORK = threading.Lock()  # one picture at a time
 PROGRESS = gr.Progress()  # as a default, it is replaced by that of each call
-CANCELLED: set[str | None] = set()  # sessions, each of which is an open page
+RUNS: dict[str | None, threading.Event] = {}  # session, an open page -> set once it is cancelled
 
 
 def begin(request: gr.Request) -> tuple:
     """Clears the outputs at once, while `upscale` may have to wait."""
-    CANCELLED.discard(request.session_hash)
+    if request.session_hash in RUNS:  # a page starts no second run, whatever it shows by now
+        return gr.skip(), gr.skip(), "Your last picture is still being upscaled; Cancel stops it."
+    RUNS[request.session_hash] = threading.Event()
     waits = "Another picture is being upscaled; yours waits in the queue for its turn."
     return None, gr.DownloadButton(interactive=False), waits if AT_WORK.locked() else "At work."
 
 
 def cancel(request: gr.Request) -> None:
-    CANCELLED.add(request.session_hash)
+    if run := RUNS.pop(request.session_hash, None):
+        run.set()
 
 
 def upscale(file: str | None, weights: str, size: str, request: gr.Request, progress=PROGRESS):
     """What goes to `outputs`; where there is nothing, gr.Error tells the page why."""
 
+    cancelled = RUNS.setdefault(request.session_hash, threading.Event())
+
     def check(*_) -> None:
-        if request.session_hash in CANCELLED:
+        if cancelled.is_set():
             raise UsageError("cancelled")
 
     try:
@@ -78,6 +83,9 @@ def upscale(file: str | None, weights: str, size: str, request: gr.Request, prog
         return result.pictures, gr.DownloadButton(value=result.file, interactive=True), result.words
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         sentence = html.escape(printable(str(error)), quote=False)
+    finally:
+        if RUNS.get(request.session_hash) is cancelled:
+            del RUNS[request.session_hash]
     raise gr.Error(sentence, duration=None, print_exception=False)
 
 

@@ -7,10 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import psutil
@@ -102,6 +103,50 @@ def test_an_old_gradio_is_named_with_the_remedy(version, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", stand_in(version))
     with pytest.raises(SystemExit, match=rf"gradio {version} is too old.*pip install -U gradio"):
         load_program("app")
+
+
+class PageError(Exception):
+    """In place of gradio's."""
+
+    def __init__(self, message, **_):
+        super().__init__(message)
+
+
+def test_a_page_has_one_run_and_what_was_cancelled_stays_so(tmp_path, monkeypatch):
+    """The first is cancelled while its network is downloaded, and the next is begun."""
+    gradio = stand_in("5.42.0")
+    gradio.Error = PageError
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    app = load_program("app")
+    asked, there, errors = threading.Event(), threading.Event(), []
+
+    def read_generator(weights):
+        asked.set()
+        assert there.wait(PATIENCE)
+        return Mock(net=RRDBNet(features=4, blocks=1, growth=4))
+
+    def run(request):
+        try:
+            app.upscale(str(tmp_path / "a.png"), "mine", [*app.SIZES][-1], request)
+        except PageError as error:
+            errors.append(str(error))
+
+    write_image(np.zeros((8, 8, 3), np.uint8), tmp_path / "a.png")
+    monkeypatch.setattr(app, "read_generator", read_generator)
+    one, other = Mock(session_hash="one"), Mock(session_hash="other")
+    assert app.begin(one)[2] == "At work."
+    thread = threading.Thread(target=run, args=(one,))
+    thread.start()
+    assert asked.wait(PATIENCE)
+    assert app.begin(one)[2].startswith("Your last picture is still being upscaled")
+    assert "waits in the queue" in app.begin(other)[2]
+    app.cancel(one)
+    assert "waits in the queue" in app.begin(one)[2]
+    there.set()
+    thread.join(PATIENCE)
+    assert errors == ["cancelled"] and app.RUNS.keys() == {"one", "other"}
+    run(one)
+    assert len(errors) == 1 and app.RUNS.keys() == {"other"}
 
 
 @pytest.fixture(scope="module")
