@@ -219,6 +219,23 @@ def test_scores_and_strips_are_of_the_degraded_images(valid, validate, no_pyiqa,
     )
 
 
+def test_strips_are_of_the_same_images_however_many_ranks_share_them(valid, validate, monkeypatch):
+    pack = valid("valid", {f"{name}.png": (48, 48) for name in "abcdef"})
+    of_second: list = []
+
+    def gather(ranks, own):
+        if ranks.rank == 1:
+            of_second.append(own)
+            return own
+        return [*own, *of_second.pop(0)]
+
+    monkeypatch.setattr(Ranks, "gather", gather)
+    for rank in (1, 0):
+        validate.strips.clear()
+        validate(pack, ranks=Ranks(rank=rank, count=2))(Nearest(), At("psnr", 1))
+    assert sorted(validate.strips) == ["a", "b", "c", "d"] and not of_second
+
+
 def test_strips_are_drawn_of_the_first_four_images(valid, validate):
     pack = valid("valid", {f"{name}.png": (48, 48) for name in "abcdef"})
     scores = validate(pack, Degradation())(Nearest(), At("psnr", 2))

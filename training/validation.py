@@ -59,6 +59,7 @@ class Validation:
         self.scale = pack.scale
         self.names = strip_names(pack, longest_name(run.folder) - ROOM)
         images = chosen(pack, run.config.val_images)
+        self.shown = images[:SAMPLE_COUNT]
         self.own = share_of(images, run.ranks.rank, run.ranks.count)
         degradation = run.config.degradation
         level = degradation.level
@@ -94,11 +95,15 @@ class Validation:
                 scored["niqe"] = math.nan  # and so the mean: never one over other images
                 with suppress(MetricError):
                     scored["niqe"] = measure_niqe(self.niqe, fake, self.scale)
-            if self.run.ranks.first and i in self.own[:SAMPLE_COUNT]:
-                self.run.sample(self.names[i], self._strip(i, fake, scored["psnr"], at), at)
+            if i in self.shown:
+                strips.append((self.names[i], self._strip(i, fake, scored["psnr"], at)))
             return scored
 
-        return self._mean_scores("validation", score_network) | self.bicubic
+        strips: list[tuple[str, np.ndarray]] = []
+        scores = self._mean_scores("validation", score_network) | self.bicubic
+        for name, strip in self.run.ranks.gather(strips):
+            self.run.sample(name, strip, at)
+        return scores
 
     def _degraded(self, i: int) -> np.ndarray:
         degradation = self.run.config.degradation
