@@ -335,7 +335,9 @@ class Config:
         "auto (bf16 on NVIDIA GPUs from Ampere on and CPUs on Linux that have it), or one of these",
         choices=("auto", "bf16", "fp16", "fp32"),
     )
-    compile: bool = setting(False, "torch.compile: minutes once, then faster steps on a GPU")
+    compile: bool = setting(
+        False, "torch.compile: minutes once, then faster steps of a small network on a GPU"
+    )
     recompute: bool = setting(
         False,
         "generator blocks compute their activations again going backward: less memory",

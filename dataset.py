@@ -40,8 +40,8 @@ from images.packs import Pack, pack_folder
 from images.pairs import DataError
 from images.sheets import Entry, draw_sheet
 
-MARGIN = 32  # HR pixels around a crop that are degraded with it, so that it has no border,
-LR_MARGIN = 8  # and these at least of LR, which the last filter reaches
+MARGIN = 32  # HR pixels around a crop that are degraded with it, so that it has no border
+LR_MARGIN = 8  # LR pixels that this has to be at least: the last filter reaches that far
 JPEG_BLOCK = 8  # pixels
 NO_DEGRADATION = Degradation()
 TURNS = ("e", "r90", "r180", "r270", "v", "h", "t", "hvt")  # albumentations' names for them

@@ -319,7 +319,7 @@ def draw_resize(
     span: Span,
     random: np.random.Generator,
 ) -> list[Step]:
-    """By a factor of `size`, of those in the span that enlarge or shrink, if it has any.
+    """To `size` times a factor: of the span's part above or below 1, or its end next to that.
 
     Both sides stay at least one pixel.
     """

@@ -58,7 +58,7 @@ class Sequence:
         plays: how often an animation is shown; 0: for ever.
         rest: reads the file once more, and picture after picture but the first. An error stands
             for what cannot be read.
-        extent: how many times the pixels of the first picture all have, where sizes differ.
+        extent: pixels of all pictures together, in those of the first one; 0: not known.
     """
 
     kind: str

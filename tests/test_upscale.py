@@ -1192,6 +1192,29 @@ def test_a_digit_of_the_name_itself_is_no_mark_of_a_scale(tmp_path):
         assert find_partner(Path(low_res), partners_in(tmp_path)) is None
 
 
+@pytest.mark.parametrize(
+    ("low_res", "high_res", "not_these"),
+    [
+        ("baby.png", "baby_HR_x4.png", ["bab.png"]),  # BasicSR's LR, RCAN's HR
+        ("baby_LR.png", "baby_HR_x4.png", []),
+        ("baby.png", "babyx4.png", []),
+        ("0801x4m.png", "0801x4.png", []),
+        ("img_001_SRF_4_LR.png", "img_001.png", ["img_001_SRF_4_HR.png"]),
+        ("baby_LR_x4.png", "baby.png", ["baby_LR.png"]),
+        ("baby_x4_LR.png", "baby.png", ["baby_x4.png"]),
+        ("tex1x4.png", None, ["tex2.png", "tex3.png", "tex4.png"]),
+        ("tex1_LR_x4.png", None, ["tex4_HR_x4.png"]),
+        ("tex1_LR_x4.png", "tex1_HR_x4.png", ["tex4_HR_x4.png"]),
+        ("tex1x4.png", "tex1.png", ["te.png"]),
+    ],
+)
+def test_partners_of_mixed_names(low_res, high_res, not_these, tmp_path):
+    for name in filter(None, (high_res, *not_these)):
+        (tmp_path / name).touch()
+    expected = high_res and tmp_path / high_res
+    assert find_partner(Path(low_res), partners_in(tmp_path)) == expected
+
+
 def test_the_very_same_name_is_the_first_choice(tmp_path):
     for name in ("max.png", "maxx4.png"):
         (tmp_path / name).touch()

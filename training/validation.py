@@ -137,7 +137,7 @@ class Validation:
         bicubic = imresize(low_res, self.scale)
         pictures = {
             f"{self.kind}, nearest": enlarge_nearest(low_res, self.scale),
-            f"bicubic, {psnr(bicubic, high_res, self.scale):.2f} dB": bicubic,
+            f"bicubic, {score(bicubic, high_res, self.scale)['psnr']:.2f} dB": bicubic,
             f"ours after {at}, {fake_psnr:.2f} dB": fake,
             "HR": high_res,
         }

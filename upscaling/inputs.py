@@ -6,7 +6,9 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import TypeAlias
 
 from images.files import Picture, read_picture, to_8_bits, whole_8_bits
 from images.kinds import NO_IMAGES, ImageError, find_images, images_among, special_kind
@@ -14,7 +16,7 @@ from images.names import composed
 from utils import is_writable, listed, nearest, printable
 
 MARK = re.compile(  # of a benchmark's images, the last of a name: a scale, or another
-    r"(?<=.)(?:[_-]?(x\d[a-z]?)|[_-](?:lr[a-z]*|hr|gt|sr|srf_\d|bicubic))$", re.IGNORECASE
+    r"(?<=.)(?:[_-]?x(\d)[a-z]?|[_-](?:lr[a-z]*|hr|gt|sr|srf_\d|bicubic))$", re.IGNORECASE
 )
 
 
@@ -235,35 +237,48 @@ def find_partner(name: Path, high_res: dict[Path, list[Path]]) -> Path | None:
     return None
 
 
+Distance: TypeAlias = tuple[bool, bool, int, int]
+
+
 def distances_from(
     name: Path, folder: Path, high_res: dict[Path, list[Path]]
-) -> dict[Path, tuple[bool, int]]:
-    """Of the HR images in a folder that may be an LR image's: whether the names differ, and by how
-    many marks of both.
+) -> dict[Path, Distance]:
+    """Of the HR images in a folder that may be an LR image's, how unlike the names are.
+
+    Whether the names differ, and the stems; how many marks HR's has behind a - or _; and how many
+    of both had to be left out.
     """
-    found: dict[Path, tuple[bool, int]] = {}
+    found: dict[Path, Distance] = {}
     for dropped, (shorter, scales) in enumerate(without_marks(name.stem).items()):
         for path in high_res.get(folder / shorter, ()):
             high = Path(composed(path.name))
             theirs = without_marks(high.stem)
-            if theirs[shorter] <= scales:  # tex1.png is no HR image of tex2x4.png
-                far = dropped + list(theirs).index(shorter)
-                found.setdefault(path, (high.name != name.name, far))
+            own = theirs[shorter]
+            if scales and scales[len(scales) - len(own) :] != own:
+                continue  # tex2.png is no HR image of tex1x4.png, although both may be of te
+            far = dropped + list(theirs).index(shorter)
+            unlike = high.name != name.name, high.stem != name.stem
+            found.setdefault(path, (*unlike, separate_marks(theirs), far))
     return found
 
 
-def without_marks(stem: str) -> dict[str, set[str]]:
+def without_marks(stem: str) -> dict[str, list[str]]:
     """The stem, and what is left without the last, the last two... marks of benchmarks.
 
-    `baby_LRBI_x4`, `baby_LRBI` and `baby`; each with the marks of a scale that it is without.
+    `baby_LRBI_x4`, `baby_LRBI` and `baby`; each with the scales that it is without, the last first.
     """
-    names: dict[str, set[str]] = {stem: set()}
-    scales: set[str] = set()
+    names: dict[str, list[str]] = {stem: []}
+    scales: list[str] = []
     while mark := MARK.search(stem):
         stem = stem[: mark.start()]
-        scales = scales | ({mark[1].casefold()} if mark[1] else set())
+        scales = [*scales, mark[1]] if mark[1] else scales
         names[stem] = scales
     return names
+
+
+def separate_marks(names: Iterable[str]) -> int:
+    """How many of the marks that were left out one by one stood behind a - or _."""
+    return sum(longer[len(shorter)] in "-_" for longer, shorter in pairwise(names))
 
 
 def read_high_res(path: Path, size: tuple[int, int], scale: float) -> Picture:
