@@ -342,8 +342,8 @@ def compare(
     Scores compare the files' own numbers, as papers do; what is shown is in sRGB and on white. Of a
     large picture each copy counts: what has been used is let go.
     """
-    seen = with_visible_colours(picture, upscaler)
-    given = replace(seen.mapped(to_8_bits), profile=enlarged.profile)
+    visible = with_visible_colours(picture, upscaler).mapped(to_8_bits)
+    given = replace(visible, profile=enlarged.profile)
     ours = to_8_bits(enlarged.rgb)
     size, name = ours.shape[:2], job.target.relative_to(arguments.output)
     window = centre_window(size, COMPARED_SIDE)
@@ -359,8 +359,7 @@ def compare(
     pictures, score = {"ours": ours}, {}
     show("ours", replace(enlarged, rgb=ours))
     if job.high_res:
-        true = read_high_res(job.high_res, size, upscaler.scale)
-        true = with_visible_colours(true, upscaler)
+        true = with_visible_colours(read_high_res(job.high_res, size, upscaler.scale), upscaler)
         pictures["HR"] = true.rgb
         show("HR", true)
         del true

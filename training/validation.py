@@ -82,6 +82,8 @@ class Validation:
             TrainingError: the network's output is not finite.
         """
 
+        strips: list[tuple[str, np.ndarray]] = []
+
         def score_network(i: int) -> Scores:
             try:
                 with autocast(self.device, self.dtype):
@@ -99,7 +101,6 @@ class Validation:
                 strips.append((self.names[i], self._strip(i, fake, scored["psnr"], at)))
             return scored
 
-        strips: list[tuple[str, np.ndarray]] = []
         scores = self._mean_scores("validation", score_network) | self.bicubic
         for name, strip in self.run.ranks.gather(strips):
             self.run.sample(name, strip, at)
@@ -137,7 +138,7 @@ class Validation:
         bicubic = imresize(low_res, self.scale)
         pictures = {
             f"{self.kind}, nearest": enlarge_nearest(low_res, self.scale),
-            f"bicubic, {score(bicubic, high_res, self.scale)['psnr']:.2f} dB": bicubic,
+            f"bicubic, {finite_psnr(bicubic, high_res, self.scale):.2f} dB": bicubic,
             f"ours after {at}, {fake_psnr:.2f} dB": fake,
             "HR": high_res,
         }
@@ -176,12 +177,13 @@ def share_of(images: list[int], rank: int, ranks: int) -> list[int]:
 
 
 def score(image: np.ndarray, high_res: np.ndarray, scale: int) -> Scores:
-    """PSNR and SSIM as papers report them: on Y, `scale` pixels cropped from each side.
+    """PSNR and SSIM as papers report them: on Y, `scale` pixels cropped from each side."""
+    return {"psnr": finite_psnr(image, high_res, scale), "ssim": ssim(image, high_res, scale)}
 
-    That of equal images, infinite, counts as HIGHEST_PSNR: a blank page must not decide a mean.
-    """
-    decibels = min(psnr(image, high_res, scale), HIGHEST_PSNR)
-    return {"psnr": decibels, "ssim": ssim(image, high_res, scale)}
+
+def finite_psnr(image: np.ndarray, high_res: np.ndarray, scale: int) -> float:
+    """HIGHEST_PSNR stands for the infinite one of equal images: a blank page decides no mean."""
+    return min(psnr(image, high_res, scale), HIGHEST_PSNR)
 
 
 def mean_scores(scores: list[Scores]) -> Scores:
