@@ -62,6 +62,7 @@ class Phase:
         1, "places drawn for each crop; the one with the most detail is cut out", low=1, most=100
     )
     pixel: float = setting(1.0, "weight of the L1 loss on RGB in [0, 1]", low=0, term=True)
+    log_mse: float = setting(0.0, "weight of the logarithm of each image's MSE", low=0, term=True)
     perceptual: float = setting(0.0, "weight of the L1 loss on VGG19 features", low=0, term=True)
     adversarial: float = setting(
         0.0,
@@ -72,8 +73,7 @@ class Phase:
     )
     feature_matching: float = setting(
         0.0,
-        "weight of the L1 loss on the discriminator's own features, in relation to their size; "
-        "needs an adversarial loss",
+        "weight of the L1 loss on a discriminator's features, in relation to their size",
         low=0,
         term=True,
     )
@@ -543,12 +543,11 @@ SMALL = dict(
     val_every=250,
     save_every=250,
 )
-# What each preset changes. esrgan is the paper; demo is a small run on the photographs that
-# scikit-image ships, which ends in pictures after some minutes on two CPU cores; srgan is the 2017
-# paper (Ledig et al., arXiv 1609.04802, section 3.2) with ESRGAN's discriminator; real is
-# Real-ESRGAN (Wang et al., arXiv 2107.10833, section 4.1, and its option files), which starts from
-# --init-from, a network that has had a PSNR phase; compact made two networks in the box, and
-# compact-real is a run of the kind that made the third (docs/training.md), on 2 CPU cores.
+# What each preset changes. esrgan is the paper; demo, on scikit-image's photographs, ends in
+# pictures after some minutes on 2 CPU cores; srgan is the 2017 paper (Ledig et al., arXiv
+# 1609.04802, section 3.2) with ESRGAN's discriminator; real is Real-ESRGAN (Wang et al., arXiv
+# 2107.10833, section 4.1, and its option files), which starts from --init-from, a PSNR network;
+# compact made two networks in the box, and compact-real is like what made the third.
 PRESETS: dict[str, dict] = {
     "esrgan": {},
     "srgan": dict(

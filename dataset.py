@@ -41,7 +41,7 @@ from images.pairs import DataError
 from images.sheets import Entry, draw_sheet
 
 MARGIN = 32  # HR pixels around a crop that are degraded with it, so that it has no border
-LR_MARGIN = 8  # LR pixels that this has to be at least: the last filter reaches that far
+LR_MARGIN = 10  # LR pixels that this has to be at least: mild's and strong's last filter reach it
 JPEG_BLOCK = 8  # pixels
 NO_DEGRADATION = Degradation()
 TURNS = ("e", "r90", "r180", "r270", "v", "h", "t", "hvt")  # albumentations' names for them
@@ -203,7 +203,8 @@ class CropStream(Dataset):
         self, image: np.ndarray, top: int, left: int, random: np.random.Generator
     ) -> tuple[Crops, tuple[int, int], list[Step]]:
         """Crops of an HR image; the crop's surroundings are degraded along with it."""
-        margin = max(LR_MARGIN, -(-MARGIN // self.scale))
+        reach = max(LR_MARGIN, self.degradation.kernel_side[1] // 2)
+        margin = max(reach, -(-MARGIN // self.scale))
         # More above and to the left, so that JPEG's blocks begin anywhere in the crop.
         above, before = (margin + int(n) for n in random.integers(JPEG_BLOCK, size=2))
         window_top, window_left = max(0, top - above), max(0, left - before)
@@ -331,7 +332,7 @@ def fetch_div2k(root: Path, base_url: str = DIV2K_URL, archives: dict = DIV2K_AR
                 f"{base_url}/{file_name} could not be fetched whole ({error}). Run the same "
                 f"command again, or unpack the archive yourself so that {target} is a folder."
             ) from error
-        unpacking = root / f".{folder}.unpacking"
+        unpacking = target.parent / f".{folder}.unpacking"  # perhaps on another disk than root
         shutil.rmtree(unpacking, ignore_errors=True)
         print(f"unpacking {file_name}")
         extract_archive(str(root / file_name), str(unpacking))

@@ -4,7 +4,8 @@
 
 The PSNR phase uses the pixel term alone; the weights live in config.py. SRGAN's losses (Ledig et
 al., 2017) are here too: mean squared distances, and the standard adversarial loss, which is also
-Real-ESRGAN's (Wang et al., 2021). Feature matching is pix2pixHD's (Wang et al., 2018).
+Real-ESRGAN's (Wang et al., 2021). Feature matching is pix2pixHD's (Wang et al., 2018), the
+logarithm of each image's error HINet's (Chen et al., 2021).
 
 Logits are one per image, (N, 1), or one per pixel, (N, 1, H, W); the means are over all of them.
 """
@@ -197,6 +198,7 @@ def generator_loss(
     real: Tensor | None = None,
     *,
     pixel: float,
+    log_mse: float = 0.0,
     perceptual: float = 0.0,
     adversarial: float = 0.0,
     feature_matching: float = 0.0,
@@ -211,8 +213,8 @@ def generator_loss(
         fake: what the generator made, RGB in [0, 1], (N, 3, H, W).
         target: what pixels and features are compared with.
         real: what the discriminator compares with; none given: the target.
-        pixel, perceptual, adversarial, feature_matching: weights; a term of weight 0 is neither
-            computed nor listed.
+        pixel, log_mse, perceptual, adversarial, feature_matching: weights; a term of weight 0 is
+            neither computed nor listed.
         vgg: needed where perceptual > 0.
         net_d: the discriminator, its parameters frozen; needed for the last two.
         relativistic: the adversarial term is ESRGAN's, or else SRGAN's.
@@ -225,6 +227,8 @@ def generator_loss(
     terms = {}
     if pixel > 0:
         terms["pixel"] = pixel * distance(fake.float(), target)
+    if log_mse > 0:
+        terms["log_mse"] = log_mse * log_mse_loss(fake.float(), target)
     if perceptual > 0:
         assert vgg is not None, "a perceptual loss needs vgg"
         terms["perceptual"] = perceptual * perceptual_loss(vgg, fake, target, distance)
@@ -237,6 +241,17 @@ def generator_loss(
         assert net_d is not None, "feature matching needs net_d"
         terms["feature_matching"] = feature_matching * feature_matching_loss(net_d, fake, target)
     return terms
+
+
+def log_mse_loss(fake: Tensor, target: Tensor) -> Tensor:
+    """Mean of log(1 + MSE / 1e-5) over the images, each with its own MSE of RGB in [0, 1].
+
+    Minus the mean PSNR but for a factor and an offset: HINet's PSNR loss (Chen et al., 2021, arXiv
+    2105.06086), here from 0 on, and level above some 50 dB. A mean of MSEs is mostly that of the
+    images that are hardest to restore; here each counts alike.
+    """
+    squared_errors = (fake - target).square().flatten(1).mean(1)
+    return torch.log1p(squared_errors / 1e-5).mean()
 
 
 def perceptual_loss(

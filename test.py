@@ -99,8 +99,12 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
         arguments.hr,
         arguments.first_frame,
     )
-    if not (arguments.suffix or arguments.skip_existing):
-        check_neighbours(job for job in jobs if job.target != given)
+    # As the first process finds them: the others may have begun to write.
+    found = existing(jobs) if arguments.skip_existing and ranks.first else []
+    done = set(ranks.gather(found))
+    left = [job for job in jobs if job.target not in done]
+    if not arguments.suffix:
+        check_neighbours(job for job in left if job.target != given)
     refuse_quality(jobs, arguments.quality)
     check_output(arguments, jobs)
     gpu = None
@@ -120,10 +124,6 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
         if weights == DEFAULT and not arguments.weights:
             print("These are the weights in the box; --weights names others (docs/weights.md).")
 
-    # As the first process finds them: the others may have begun to write.
-    found = existing(jobs) if arguments.skip_existing and ranks.first else []
-    done = set(ranks.gather(found))
-    left = [job for job in jobs if job.target not in done]
     results, began = Results(), time.perf_counter()
     for line in others if ranks.first else ():
         results.fail(line)
@@ -147,7 +147,8 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
 
 def check_neighbours(jobs: Iterable[Job]) -> None:
     remedy = "another output folder with -o, or other names with --suffix _x4"
-    refuse_neighbours(((job.source, job.target) for job in jobs), remedy)
+    written = ((job.source, path) for job in jobs for path in (job.target, job.comparison) if path)
+    refuse_neighbours(written, remedy)
 
 
 def check_output(arguments: argparse.Namespace, jobs: list[Job]) -> None:
@@ -301,7 +302,7 @@ def check_tiles(
     if not arguments.check_tiles:
         return
     with results.noting_failure(job.source):
-        said = upscaler.what_tiles_change(picture.rgb)
+        said = upscaler.what_tiles_change(with_visible_colours(picture, upscaler).rgb)
         tqdm.write(printable(f"{job.source}: {said}"))
 
 

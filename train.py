@@ -75,11 +75,6 @@ def train(run: RunFolder, given: set[str]) -> int:
     phases = run.phases_to_visit()
     vgg = load_vgg(config, run.phases_left(), device)
     states_d = load_discriminators(config, run)
-    streams, valid, run.packs = load_data(config, run.phases_left(), run.packs)
-    refuse_unlike_ranks(config, run.at, device, run.packs.values(), ranks)
-    validation = Validation(valid, device, dtype, run) if valid else None
-    run.open_log()
-
     torch.manual_seed(config.seed)
     generator = build_generator(config)
     if run.checkpoint is None:
@@ -89,6 +84,11 @@ def train(run: RunFolder, given: set[str]) -> int:
             print("The GAN starts from random weights; --init-from, or PSNR steps, give it a start")
         elif config.degradation.level != "none":
             print("The run starts from random weights; --init-from would give it a PSNR network's")
+
+    streams, valid, run.packs = load_data(config, run.phases_left(), run.packs)
+    refuse_unlike_ranks(config, run.at, device, run.packs.values(), ranks)
+    validation = Validation(valid, device, dtype, run) if valid else None
+    run.open_log()
     generator = place(generator, device)
     size = sum(parameter.numel() for parameter in generator.parameters())
     print(
@@ -228,8 +228,7 @@ class Learner:
             lr: learning rate of both networks.
 
         Returns:
-            Scalars on the device, for the log: the loss terms with their weights, the gradients'
-            norms, how the discriminator judges.
+            Scalars on the device, to log: weighted losses, norms of gradients, how D judges.
         """
         parts = [part.map(self._to_unit_range) for part in parts]
         fakes, values = self.update_generator(parts, lr)
@@ -262,6 +261,7 @@ class Learner:
                     part.target,
                     part.high_res,
                     pixel=self.phase.pixel,
+                    log_mse=self.phase.log_mse,
                     perceptual=self.phase.perceptual,
                     adversarial=self.phase.adversarial,
                     feature_matching=self.phase.feature_matching,

@@ -19,6 +19,7 @@ import json
 import os
 import re
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,7 +124,10 @@ def _load(path_or_name: str | Path, scale: int | None) -> tuple[Loaded, Path, Fo
     path = locate(path_or_name)
     content, metadata = read_weights(path)
     found, part = find_generator(path, content)
-    net = _build(f"{path}{part}", found.state, scale or told_scale(path, content, metadata))
+    told = told_scale(path, content, metadata)
+    # What ncnn's graph says, or who wrote the file, is as sure as the tensors.
+    wanted = told if "scale" in metadata else scale or told
+    net = _build(f"{path}{part}", found.state, wanted)
     if scale and net.scale != scale:
         raise WeightsError(
             f"{path}{part} is x{net.scale}, not x{scale}, and nothing changes that; "
@@ -349,7 +353,8 @@ def main() -> int:
 
 def describe(arguments: argparse.Namespace) -> int:
     """Print what a file is; as JSON, nothing else on stdout."""
-    (net, metadata, _), path, found = _load(arguments.inputs[0], arguments.scale)
+    with redirect_stdout(sys.stderr):  # a download says so
+        (net, metadata, _), path, found = _load(arguments.inputs[0], arguments.scale)
     built_with = _arguments(type(net), net.state_dict(), net.scale)
     count = sum(parameter.numel() for parameter in net.parameters())
     kind = type(net).__name__

@@ -103,6 +103,14 @@ def of_jpeg_2000(start: bytes) -> bytes | None:
     return None
 
 
+def of_bmp(encoded: bytes) -> bytes | None:
+    """The profile that a BMP file holds (Microsoft's BITMAPV5HEADER)."""
+    if len(encoded) < 138 or encoded[14:18] != b"\x7c\0\0\0" or encoded[70:74] != b"DEBM":
+        return None
+    start, length = struct.unpack_from("<II", encoded, 126)  # behind the first header
+    return encoded[14 + start : 14 + start + length] or None
+
+
 def of_code_points(primaries: int, transfer: int, gray: bool) -> tuple[bytes | None, str]:
     """The same of the numbers that video standards give to primaries and curves (H.273)."""
     if transfer in HDR:

@@ -2,8 +2,10 @@
 
 import logging
 import math
+import struct
 from collections.abc import Callable
 
+import cv2
 import imagecodecs
 import numpy as np
 from PIL.ImageFile import ImageFile
@@ -40,6 +42,8 @@ def read_deep(file: ImageFile, content: Callable[[], bytes]) -> Pixels | None:
         return _opaque_tga(file, content())
     if file.format == "DDS" and _dds_kind(content()) in BC6H:
         raise ImageError(HDR)
+    if file.format in ("BMP", "DIB") and file.mode == "1":
+        return _two_colours(file, content())
     alone = getattr(file, "n_frames", 1) == 1  # of several, imagecodecs would decode all
     return _avif(content()) if file.format == "AVIF" and alone else None
 
@@ -129,6 +133,20 @@ def _opaque_tga(file: ImageFile, encoded: bytes) -> Pixels | None:
     pixels = pixels_of(file)
     hides_all = pixels.alpha is not None and not pixels.alpha.any()
     return pixels._replace(alpha=None) if hides_all else pixels
+
+
+def _two_colours(file: ImageFile, encoded: bytes) -> Pixels | None:
+    """A BMP with black and white alone; of 4 or 8 bits a pixel, Pillow takes each bit for one."""
+    if file.format == "DIB":  # which has all but the first header
+        start = struct.pack("<IHHI", 14 + len(encoded), 0, 0, 14 + file.tile[0][2])
+        encoded = b"BM" + start + encoded
+    is_old = encoded[14] == 12  # OS/2's header
+    if encoded[24 if is_old else 28] == 1:
+        return None
+    decoded = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE)
+    if decoded is None:
+        raise ImageError(TRUNCATED)
+    return from_array(decoded)
 
 
 def _dds_kind(encoded: bytes) -> int:

@@ -21,7 +21,7 @@ from images.bands import in_bands
 from images.colour import GRAY, adobe_rgb, checked_profile, colour_space, to_srgb
 from images.deep import left_out, read_deep
 from images.filetypes import GIF, JPEG, PNG, TIFF, WEBP, WRITTEN, FileType
-from images.frames import ANIMATED, FRAMES, PAGES, first_of, frame_of, later_frames, plays_of
+from images.frames import ANIMATED, FRAMES, PAGES, first_frame, first_of, later_frames, plays_of
 from images.gif import GifAnimation, as_few_colours, encoded_gif
 from images.jpeg import with_segments
 from images.kinds import ImageError, reason_of, refuse_raw, special_kind
@@ -126,7 +126,7 @@ def _read_tiff(path: str | Path, several: tuple[str, ...]) -> Picture:
             for page in later_pages(path):
                 yield page if isinstance(page, ImageError) else _of_tiff(page)
 
-        picture.sequence = Sequence(PAGES, count, 0, rest, sum(sizes) / sizes[0])
+        picture.sequence = Sequence(PAGES, count, 0, rest, tuple(sizes))
     elif count > 1:
         picture.remark = ", ".join(filter(None, (first_of(count), picture.remark)))
     return picture
@@ -155,7 +155,7 @@ def _read_other(path: str | Path, several: tuple[str, ...]) -> Picture:
         if deep is None:
             remarks += left_out(file, content)
         if moves:  # its frames are Pillow's, of 8 bits
-            pixels, duration = frame_of(file)
+            pixels, duration = first_frame(opening)
             remarks += ["8 bits of more"] if deep and deep.rgb.dtype != pixels.rgb.dtype else []
         else:
             pixels = deep or pixels_of(file)
@@ -322,8 +322,7 @@ def _write_sequence(picture: Picture, sequence: Sequence, path: Path, quality: i
 
 def _writer(file: BinaryIO, kind: FileType, picture: Picture, sequence: Sequence) -> Writer:
     if kind is TIFF:
-        pictures = max(sequence.count, sequence.extent)
-        return TiffPages(file, 2 * picture.rgb.nbytes * pictures)
+        return TiffPages(file, 2 * 3 * picture.rgb.itemsize * picture.area)
     return ANIMATIONS[kind.name](file, sequence.plays)
 
 

@@ -1,11 +1,13 @@
 """What a file has besides its first picture: the frames of an animation, or pages."""
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL.ImageFile import ImageFile
 
+from images.apng import apng_frames
 from images.gif import has_end
 from images.kinds import ImageError, reason_of
 from images.levels import Pixels, with_alpha
@@ -29,13 +31,19 @@ def first_of(count: int) -> str:
     return f"the first of {count} frames"
 
 
+def first_frame(opening: Opened) -> Frame:
+    """Of an animation; those of one file have the same channels."""
+    if opening.file.format == "PNG":
+        return Frame(*next(apng_frames(opening.content or b"")))
+    return frame_of(opening.file)
+
+
 def frame_of(file: ImageFile) -> Frame:
-    """The one that Pillow is at. Those of one file have the same channels."""
+    """The one that Pillow is at."""
     pixels = pixels_of(file)
     if file.format == "GIF":  # of which any frame may be transparent, or coloured
         pixels = with_alpha(pixels)
-    is_default = file.tell() == 0 and getattr(file, "default_image", False)
-    return Frame(pixels, None if is_default else file.info.get("duration", 0))
+    return Frame(pixels, file.info.get("duration", 0))
 
 
 def plays_of(file: ImageFile) -> int:
@@ -49,21 +57,35 @@ def plays_of(file: ImageFile) -> int:
 def later_frames(path: str | Path, count: int) -> Iterator[Frame | ImageError]:
     """All of an animation but the first; an error, the last of all, tells which are missing."""
     with opened(path) as opening:
-        file = opening.file
-        canvas = file.size  # which Pillow enlarges for a GIF's frame that goes beyond it
         there, reason = _whole(opening, path, count)
-        if file.format == "GIF" and file.mode == "L":
-            _give_colours(file)
-        for i in range(1, there):
-            try:
-                file.seek(i)
-                frame = frame_of(file)
-            except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
-                yield ImageError(f"frame {i + 1} of {count}: {reason_of(error)}")
-                return
-            yield frame._replace(pixels=frame.pixels.within(*canvas))
+        if opening.file.format == "PNG":
+            later = islice(apng_frames(opening.content or b""), 1, there)
+            frames: Iterator[Frame] = (Frame(*each) for each in later)
+        else:
+            frames = _by_pillow(opening.file, there)
+        number = 1
+        try:
+            for frame in frames:
+                number += 1
+                yield frame
+        except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
+            yield ImageError(f"frame {number + 1} of {count}: {reason_of(error)}")
+            return
     if reason:
         yield ImageError(reason)
+
+
+def _by_pillow(file: Any, count: int) -> Iterator[Frame]:
+    """The same of a file of any other type, of which `count` frames are there."""
+    canvas = file.size  # which Pillow enlarges for a GIF's frame that goes beyond it
+    if file.format == "GIF" and file.mode == "L":
+        _give_colours(file)
+    for i in range(1, count):
+        if file.format == "GIF":
+            file.disposal_method = 0  # Pillow would keep that of the frame before
+        file.seek(i)
+        frame = frame_of(file)
+        yield frame._replace(pixels=frame.pixels.within(*canvas))
 
 
 def _give_colours(file: Any) -> None:

@@ -300,6 +300,11 @@ def _resources(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         at = end + size % 2
 
 
+def exif_in(chunks: list[Text]) -> bytes:
+    """EXIF data that a PNG file has as text, as of before there was a chunk for it."""
+    return _split(chunks)[0].get(b"exif", b"")
+
+
 def _split(texts: list[Text]) -> tuple[dict[bytes, bytes], list[Text]]:
     """PNG's texts that are profiles, by their names; and the others, without XMP."""
     profiles, others = {}, []

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from PIL import ExifTags, ImageFile
 
-from images.colour import DAMAGED, of_boxes, of_jpeg_2000, of_png
+from images.colour import DAMAGED, of_bmp, of_boxes, of_jpeg_2000, of_png
 from images.exif import ORIENTATION, PREFIX, read_exif
 from images.jpeg import completed, with_right_lengths
 from images.kinds import JPEG_START, PNG_START, open_image
+from images.metadata import exif_in
 from images.png import NO_END, take_apart
 from images.webp import without_cut_chunk
 
@@ -98,6 +99,8 @@ def _opened_png(path: str | Path) -> Iterator[Opened]:
     profile, remark = of_png(chunks.colours, gray)
     with open_image(path, io.BytesIO(chunks.slim)) as file:
         file.info["icc_profile"] = profile
+        if exif := exif_in(chunks.metadata):
+            file.info.setdefault("exif", exif)
         remarks = [*chunks.remarks, *filter(None, [remark])]
         yield Opened(file, chunks.slim, remarks, chunks=chunks.metadata)
 
@@ -139,6 +142,8 @@ def _opened_other(path: str | Path) -> Iterator[Opened]:
             else:
                 profile, remark = of_boxes(start, file.mode in ("L", "LA"))
             file.info["icc_profile"] = profile
+        if file.format == "BMP":
+            file.info["icc_profile"] = of_bmp(Path(path).read_bytes())
         yield Opened(file, None, [remark] if remark else [])
 
 

@@ -278,8 +278,10 @@ def find_pack(folder: Path, source: Source, packed: Collection[str] | None) -> P
     fitting: dict[str, tuple[Path, list[str]]] = {}
     for path, index in packs_of(folder, source.scale):
         if source.is_like(index) and (gone := source.vanished(index)) is not None:
-            outdated = packed is None and any(is_read_by_now(why) for _, why in index["unreadable"])
-            if not (outdated and delete_unused(path)):  # a package was installed since
+            by_now = any(is_read_by_now(why) for _, why in index["unreadable"])
+            # A package was installed since; but a run may go on with images that are gone.
+            outdated = packed is None and not gone and by_now
+            if not (outdated and delete_unused(path)):
                 fitting[index["id"]] = path, gone
     if packed is None:
         return Pack(fitting[source.id][0], folder) if source.id in fitting else None

@@ -40,7 +40,10 @@ class Picture:
     @property
     def area(self) -> int:
         """Pixels, with those of the sequence."""
-        return self.rgb[..., 0].size * (self.sequence.count if self.sequence else 1)
+        if self.sequence is None:
+            return self.rgb[..., 0].size
+        sizes = self.sequence.sizes or [self.rgb.shape[:2]] * self.sequence.count
+        return sum(height * width for height, width in sizes)
 
     def mapped(self, change: Callable[[np.ndarray], np.ndarray]) -> "Picture":
         """The same with changed pixels: its colours, and its alpha if it has one."""
@@ -58,14 +61,14 @@ class Sequence:
         plays: how often an animation is shown; 0: for ever.
         rest: reads the file once more, and picture after picture but the first. An error stands
             for what cannot be read.
-        extent: pixels of all pictures together, in those of the first one; 0: not known.
+        sizes: height and width of each, the first one too; none: all are like the first.
     """
 
     kind: str
     count: int
     plays: int
     rest: Callable[[], Iterator[Picture | ImageError]]
-    extent: float = 0.0
+    sizes: tuple[tuple[int, int], ...] = ()
 
     def mapped(self, change: Callable[[Picture, int], Picture]) -> "Sequence":
         """The same of changed pictures; `change` is told which one it is given, from 2 on."""

@@ -19,6 +19,7 @@ PIECE = 2**14  # bytes that are inflated at a time, to 1000 times as many at mos
 LARGEST_TEXT = 2**20  # bytes, of those that Pillow unpacks
 LARGEST_PROFILE = 2**26  # bytes; what unpacks to more is no profile
 PALETTE = 3  # a colour type
+BACKGROUND, PREVIOUS, OVER = 1, 2, 1  # ways to dispose of a frame's area, and one to draw there
 CHANNELS = {0: 1, 2: 3, PALETTE: 1, 4: 2, 6: 4}  # by colour type
 PASSES = (  # of interlaced rows: first column and row, and the steps to the next ones
     *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)),
@@ -157,7 +158,8 @@ def refuse_missing_rows(png: bytes) -> None:
 def whole_frames(png: bytes) -> int:
     """How many pictures of an animation, from the first on, are there to the last pixel."""
     whole = 0
-    for size, parts in _frames(png):
+    for control, parts in pictures_in(png):
+        size = control[:2] if control else struct.unpack_from(">II", png, 16)
         try:
             if _inflated(parts) < _bytes_of(png, *size)[1]:
                 break
@@ -167,18 +169,44 @@ def whole_frames(png: bytes) -> int:
     return whole
 
 
-def _frames(png: bytes) -> Iterator[tuple[tuple[int, int], list[bytes]]]:
-    """Size and compressed pixels of each picture of an animation."""
-    size, parts = struct.unpack_from(">II", png, 16), list[bytes]()
+class Control(NamedTuple):
+    """Where, how and how long a frame is shown (section 11.3.6.2)."""
+
+    width: int
+    height: int
+    left: int
+    top: int
+    seconds: int  # in relation to the next one, of which 0 stands for 100
+    of: int
+    dispose: int  # what becomes of its area behind it
+    blend: int
+
+    @property
+    def milliseconds(self) -> float:
+        return 1000 * self.seconds / (self.of or 100)
+
+
+def pictures_in(png: bytes) -> Iterator[tuple[Control | None, list[bytes]]]:
+    """Control and compressed pixels of each picture; None: it is no frame of the animation."""
+    control, parts = None, list[bytes]()
     for kind, data, _, _ in png_chunks(png):
         if kind == b"fcTL":
             if parts:
-                yield size, parts
-            size, parts = struct.unpack_from(">II", data, 4), []
+                yield control, parts
+            control, parts = Control(*struct.unpack_from(">IIIIHHBB", data, 4)), []
         elif kind in (b"IDAT", b"fdAT"):
             parts.append(data[4:] if kind == b"fdAT" else data)
     if parts:
-        yield size, parts
+        yield control, parts
+
+
+def still_of(png: bytes, control: Control | None, parts: list[bytes]) -> bytes:
+    """One of a file's `pictures_in` as a file of its own."""
+    header = png[16:24] if control is None else struct.pack(">II", *control[:2])
+    chunks = [(b"IHDR", header + png[24:29])]
+    chunks += [(kind, data) for kind, data, _, _ in png_chunks(png) if kind in (b"PLTE", b"tRNS")]
+    chunks += [(b"IDAT", b"".join(parts)), (b"IEND", b"")]
+    return PNG_START + b"".join(chunk(*each) for each in chunks)
 
 
 def _inflated(parts: Iterable[bytes]) -> int:

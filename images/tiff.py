@@ -37,6 +37,7 @@ OLD = (  # compressions
 )
 KINDS = {"i": " (signed)", "f": " (floating point)", "c": " (complex)"}  # numpy's letters
 REDUCED, MASK = 1, 4  # bits of NewSubfileType
+QUARTERS = (5, 6, 7, 8)  # orientations that are upright after a quarter turn
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs, besides, what it raises
 
@@ -63,8 +64,8 @@ def is_tiff(path: str | Path) -> bool:
         return file.read(4) in TIFF_STARTS
 
 
-def read_tiff(path: str | Path) -> tuple[Tiff, list[int]]:
-    """The first picture of a TIFF file, and how many pixels each page with a picture has.
+def read_tiff(path: str | Path) -> tuple[Tiff, list[tuple[int, int]]]:
+    """The first picture of a TIFF file; height and width, once upright, of all that it has.
 
     Raises:
         ImageError: it is damaged, or of a kind that has no one right conversion to RGB.
@@ -75,7 +76,12 @@ def read_tiff(path: str | Path) -> tuple[Tiff, list[int]]:
         tiff = _read_page(path, pages[0])
     if images > len(pages):  # as ImageJ does it, which only the first picture is read of
         tiff = tiff._replace(remark=", ".join(filter(None, (first_of(images), tiff.remark))))
-    return tiff, [page.imagewidth * page.imagelength for page in pages]
+    return tiff, [_upright_size(page) for page in pages]
+
+
+def _upright_size(page: TiffPage) -> tuple[int, int]:
+    size = (page.imagelength, page.imagewidth)
+    return size[::-1] if page.tags.valueof(ORIENTATION, 1) in QUARTERS else size
 
 
 def later_pages(path: str | Path) -> Iterator[Tiff | ImageError]:
@@ -121,6 +127,9 @@ def _read_page(path: str | Path, page: TiffPage) -> Tiff:
         remarks.append(f"{name} turned into sRGB")
     metadata, damage = _metadata(path, page.offset)
     remarks += [damage] if damage else []
+    if orientation != (lay := page.tags.valueof(ORIENTATION, 1)):  # Pillow has turned it already
+        metadata = metadata.without_regions()
+        metadata = metadata.turned() if lay in QUARTERS else metadata
     return Tiff(pixels, orientation, profile, ", ".join(remarks), metadata)
 
 
@@ -228,7 +237,7 @@ def _by_tifffile(page: TiffPage) -> Pixels:
     alpha, multiplied = None, False
     if (place := _alpha_channel(page, count)) is not None:
         alpha = scaled(levels[..., place], highest)
-        multiplied = EXTRASAMPLE.ASSOCALPHA in page.extrasamples
+        multiplied = page.extrasamples[place - count :][:1] == (EXTRASAMPLE.ASSOCALPHA,)
     levels = levels[..., :count]
     if photometric == PHOTOMETRIC.PALETTE:
         return _looked_up(levels[..., 0], alpha, page.colormap)

@@ -1,6 +1,7 @@
 """weights.py interpolate --pictures: strips from the PSNR network to the GAN, to choose alpha."""
 
 import errno
+import math
 import sys
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 
 import weights
-from images.files import Picture, as_seen, read_image, write_image
+from images.files import Picture, as_seen, read_image, write_image, write_picture
 from images.resize import imresize
 from images.scores import psnr
+from images.strips import centre_window
 from images.tensors import to_image, to_tensor
 from model import RRDBNet
 from upscaling import alphas
@@ -106,6 +108,43 @@ def test_strips_show_what_the_command_would_write(nets, random_image):
     drawn, _ = alphas.draw_strip(Picture(gray, gray=True), None, upscalers)
     cell = drawn[-40:, left : left + 48]
     assert (cell == cell[..., :1]).all()
+
+
+def test_strips_score_no_colours_that_nobody_sees(identity_weights, tmp_path):
+    """A network that gives back its input, and a true image that hides something else."""
+    rgb, alpha = np.full((24, 30, 3), (200, 30, 40), np.uint8), np.full((24, 30), 255, np.uint8)
+    rgb[12:] += 20
+    rgb[:, :12], alpha[:, :12] = 0, 0
+    high = rgb.copy()
+    high[:, :12] = 90
+    write_picture(Picture(high, alpha), tmp_path / "high.png")
+    upscalers = {1.0: Upscaler(weights.load_generator(identity_weights), "cpu", "fp32")}
+    _, scores = alphas.draw_strip(Picture(rgb, alpha), tmp_path / "high.png", upscalers)
+    assert scores == {1.0: math.inf}
+
+
+def test_the_gray_centre_of_a_picture_in_colour_is_tinted_as_the_whole_is():
+    gray = np.random.default_rng(0).integers(50, 200, (600, 600, 1), np.uint8).repeat(3, -1)
+    gray[0, 0] = (255, 0, 0)
+    upscaler = Upscaler(Tinting(), "cpu", "fp32")
+    drawn, _ = alphas.draw_strip(Picture(gray), None, {1.0: upscaler})
+    whole = enlarge(Picture(gray), upscaler)
+    expected = as_seen(whole, centre_window((600, 600), SHOWN_SIDE))
+    assert np.array_equal(drawn[-SHOWN_SIDE:], expected)
+    assert np.ptp(expected.astype(int), -1).min() > 8
+
+
+class Tinting(torch.nn.Module):
+    """12 levels more red than the rest."""
+
+    in_channels, scale = 3, 1
+
+    def __init__(self):
+        super().__init__()
+        self.red = torch.nn.Parameter(torch.tensor([12 / 255, 0, 0])[:, None, None])
+
+    def forward(self, x):
+        return x + self.red
 
 
 @pytest.mark.parametrize("with_original", [True, False])
@@ -222,6 +261,10 @@ def test_a_full_disk_ends_the_strips(nets, monkeypatch, capsys):
     said = capsys.readouterr()
     assert len(drawn) == 2 and said.err.count("the disk is full") == 2
     assert "the other photographs were not tried" in said.err and "0 of 4 strips" in said.out
+    for path in ("a.png", "b.png"):
+        write_image(read_image(f"photos/{path}"), Path("two") / path)
+    assert run(monkeypatch, "--pictures", "two", "--alpha", "0") == 1
+    assert "not tried" not in capsys.readouterr().err  # there was no other
 
 
 def test_no_photograph_beside_an_input_is_replaced_by_its_strip(nets, monkeypatch):

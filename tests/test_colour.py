@@ -300,6 +300,20 @@ def test_a_cameras_word_for_adobe_rgb_becomes_a_profile(space, index, tmp_path):
     assert read_picture(tmp_path / "x.jpg").profile == P3  # one of its own comes first
 
 
+@pytest.mark.parametrize("kind, profile", [(b"MBED", P3), (b"sRGB", None), (b"LINK", None)])
+def test_a_bmps_own_profile_is_kept(kind, profile, tmp_path):
+    """In Microsoft's fifth header; a linked one is a file's name."""
+    height, width = PATCHES.shape[:2]
+    pixels = PATCHES[::-1, :, ::-1].tobytes()
+    sizes = struct.pack("<IiiHHII16x", 124, width, height, 1, 24, 0, len(pixels))
+    colours = bytes(16) + kind[::-1] + bytes(48)
+    ends = struct.pack("<IIII", 0, 124 + len(pixels), len(P3), 0)
+    start = struct.pack("<2sI4xI", b"BM", 138 + len(pixels) + len(P3), 138)
+    (tmp_path / "x.bmp").write_bytes(start + sizes + colours + ends + pixels + P3)
+    picture = read_picture(tmp_path / "x.bmp")
+    assert np.array_equal(picture.rgb, PATCHES) and picture.profile == profile
+
+
 @pytest.mark.parametrize("method", [2, 3])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_jpeg_2000_files_profile_is_kept(method, dtype, tmp_path):

@@ -63,6 +63,13 @@ def planned(*sources: str, output: str = "out", **options) -> dict[str, str]:
 # --------------------------------------------------------------------------------------- inputs
 
 
+def test_a_file_within_a_named_folder_is_called_as_there_in_any_order(files):
+    files("p/sub/a.jpg", "p/b.jpg")
+    given = [planned("p/sub/a.jpg", "p"), planned("p", "p/sub/a.jpg"), planned("p/sub", "p")]
+    assert [each["p/sub/a.jpg"] for each in given] == ["sub/a.png"] * 3
+    assert [*given[0]] == ["p/sub/a.jpg", "p/b.jpg"]  # in the order in which they were named
+
+
 def test_files_folders_and_patterns_together_each_file_once(files):
     files("a.png", "b.jpg", "c.jpg", "photos/d.png", "photos/sub/e.png", "photos/note.txt")
     sources = ("photos/sub/../d.png", "photos", "./a.png", "a.png", "*.jpg", "?.jpg")

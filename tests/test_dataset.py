@@ -1,13 +1,16 @@
 """The sample stream, and where images come from."""
 
+import errno
 import functools
 import hashlib
 import http.server
+import os
 import pickle
 import shutil
 import socket
 import threading
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -293,10 +296,25 @@ def test_a_broken_download_is_an_error_and_the_next_call_goes_on(div2k_server, t
         fetch_div2k(tmp_path / "data", address, archives)
     assert not (tmp_path / "data" / "valid" / "DIV2K_valid_HR").exists()
     (served / "DIV2K_valid_HR.zip").write_bytes(whole)
-    (tmp_path / "data" / ".DIV2K_valid_HR.unpacking").mkdir()  # as a kill would leave it
+    (tmp_path / "data" / "valid" / ".DIV2K_valid_HR.unpacking").mkdir()  # as a kill would leave it
     fetch_div2k(tmp_path / "data", address, archives)
     assert files(tmp_path / "data") == WHOLE
     assert "DIV2K_train_HR is there already" in capsys.readouterr().out
+
+
+def test_div2k_is_unpacked_on_the_disk_that_it_is_for(div2k_server, tmp_path, monkeypatch):
+    """data/train may be a link to another one."""
+    _, address, archives = div2k_server
+    replace = os.replace
+
+    def on_one_disk(source, target):
+        if Path(source).parent.parent.resolve() != Path(target).parent.resolve():
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(source, target)
+
+    monkeypatch.setattr("dataset.os.replace", on_one_disk)
+    fetch_div2k(tmp_path / "data", address, archives)
+    assert files(tmp_path / "data") == WHOLE
 
 
 @pytest.mark.parametrize("fault", ["silent", "cut"])

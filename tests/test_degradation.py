@@ -628,6 +628,27 @@ def test_at_scale_8_the_margin_is_wider(tmp_path, monkeypatch):
     assert max(min(window.shape[:2]) for window in windows) >= 64 + 2 * 8 * LR_MARGIN
 
 
+@pytest.mark.parametrize("side, row", [(21, 45), (41, 36)])
+def test_the_last_filter_sees_no_border_in_the_crop(side, row, tmp_path, monkeypatch):
+    """Dark and, from 9 or 19 rows behind a row of the crop on, bright."""
+    image = np.full((320, 320, 3), 50, np.uint8)
+    image[4 * (row + side // 2 - 1) :] = 250
+    write_image(image, tmp_path / "in" / "a.png")
+    pack = pack_folder(tmp_path / "in", 4)
+    settings = dataclasses.replace(STRONG, kernel_side=(7, side))
+    monkeypatch.setattr("dataset.TURNS", ("e",) * 8)
+    monkeypatch.setattr(CropStream, "_draw_place", lambda self, random: (pack, 0, 30, 30))
+
+    def steps(settings, size, scale, random):
+        return [Resize((size[0] // 4, size[1] // 4), "area"), Sinc(side, np.pi / 2)]
+
+    monkeypatch.setattr("dataset.draw_steps", steps)
+    crop = CropStream([pack], 64, 0, settings).sample(0).crops.low_res
+    whole = degrade(image, steps(settings, (320, 320), 4, None), random())
+    assert abs(int(whole[row, 40, 0]) - 50) > 3  # it reaches as far
+    assert np.abs(whole[30:46, 30:46].astype(int) - crop).max() <= 1
+
+
 @pytest.mark.parametrize("sharpened", [False, True])
 def test_a_degraded_crop_is_where_its_hr_is_with_the_margin_around_it(
     sharpened, tmp_path, monkeypatch

@@ -22,10 +22,12 @@ from images.clock import Clock
 from images.files import Picture, Sequence, read_picture, write_image, write_picture
 from images.frames import FRAMES, PAGES
 from images.gif import GifAnimation, encoded_gif
-from images.kinds import ImageError
+from images.kinds import PNG_START, ImageError
+from images.png import chunk
 from upscaling.jobs import Job
 from upscaling.saving import save_result, without_metadata
-from upscaling.upscaler import Upscaler
+from upscaling.upscaler import Upscaler, enlarge
+from weights import load_generator
 
 BOTH = (FRAMES, PAGES)
 TIMES = [40, 100, 70, 30, 250]
@@ -252,6 +254,163 @@ def test_later_pages_may_need_a_bigtiff(tmp_path, monkeypatch):
         write_picture(read_picture(tmp_path / "in.tif", (PAGES,)), tmp_path / "out.tif")
         with tifffile.TiffFile(tmp_path / "out.tif") as file:
             assert file.is_bigtiff == big and len(file.pages) == 2
+
+
+def test_pages_that_one_side_is_given_for_grow_unlike(identity_weights, tmp_path, monkeypatch):
+    """A wide page, then a high one: of the same width, the second has 16 times the pixels."""
+    monkeypatch.setattr("images.pages.ROOM", 10_000)
+    with tifffile.TiffWriter(tmp_path / "in.tif") as file:
+        for shape in ((10, 40, 3), (40, 10, 3)):
+            file.write(np.zeros(shape, np.uint8), photometric="rgb")
+    picture = read_picture(tmp_path / "in.tif", (PAGES,))
+    assert picture.area == 800
+    net = load_generator(identity_weights)
+    enlarged = enlarge(picture, Upscaler(net, "cpu", "fp32", width=40))
+    assert enlarged.area == 10 * 40 + 160 * 40
+    write_picture(enlarged, tmp_path / "out.tif")
+    with tifffile.TiffFile(tmp_path / "out.tif") as file:
+        assert file.is_bigtiff and file.pages[1].shape == (160, 40, 3)
+
+
+def test_pages_that_lie_are_counted_as_they_are_seen(identity_weights, tmp_path):
+    with tifffile.TiffWriter(tmp_path / "in.tif") as file:
+        for turned in (1, 6):
+            tag = (274, 3, 1, turned, True)
+            file.write(np.zeros((10, 40, 3), np.uint8), photometric="rgb", extratags=[tag])
+    picture = read_picture(tmp_path / "in.tif", (PAGES,))
+    assert picture.sequence.sizes == ((10, 40), (40, 10))
+    assert next(picture.sequence.rest()).rgb.shape == (40, 10, 3)
+
+
+def apng(path, frames, *, colour=6, size=(4, 1), before=(), default=None):
+    """Written by its specification: (rows of values, left, dispose, blend) of each frame."""
+
+    def pixels(rows):
+        return zlib.compress(b"".join(b"\0" + bytes(np.ravel(row).tolist()) for row in rows))
+
+    header = struct.pack(">IIBBBBB", *size, 8, colour, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), *(chunk(*each) for each in before)]
+    parts.append(chunk(b"acTL", struct.pack(">II", len(frames), 0)))
+    parts += [chunk(b"IDAT", pixels(default))] if default else []
+    number = 0
+    for rows, left, dispose, blend in frames:
+        place = (number, len(rows[0]), len(rows), left, 0)
+        control = struct.pack(">5IHHBB", *place, 1, 10, dispose, blend)
+        parts.append(chunk(b"fcTL", control))
+        is_first = number == 0 and not default
+        number += 1
+        if is_first:
+            parts.append(chunk(b"IDAT", pixels(rows)))
+        else:
+            parts.append(chunk(b"fdAT", struct.pack(">I", number) + pixels(rows)))
+            number += 1
+    path.write_bytes(PNG_START + b"".join(parts) + chunk(b"IEND", b""))
+    return path
+
+
+RED, GREEN, BLUE, CLEAR = (255, 0, 0, 255), (0, 255, 0, 255), (0, 0, 255, 255), (0, 0, 0, 0)
+NONE, BACKGROUND, PREVIOUS = range(3)
+SOURCE, OVER = range(2)
+
+
+def frames_of(path):
+    """Each as RGBA of its first row, clear ones black."""
+    picture = read_picture(path, BOTH)
+    rows = []
+    for each in (picture, *picture.sequence.rest()):
+        assert each.rgb.shape == (1, 4, 3)
+        alpha = np.full((1, 4), 255) if each.alpha is None else each.alpha
+        rgba = np.dstack((each.rgb, alpha))[0]
+        rows.append([tuple(pixel) if pixel[3] else CLEAR for pixel in rgba.tolist()])
+    return rows
+
+
+def test_an_apngs_frame_that_goes_leaves_what_was_there_before(tmp_path):
+    frames = [([[GREEN] * 4], 0, NONE, SOURCE)]
+    frames += [([[RED]], 0, PREVIOUS, OVER), ([[BLUE]], 3, NONE, OVER)]
+    assert frames_of(apng(tmp_path / "x.png", frames)) == [
+        [GREEN] * 4,
+        [RED, GREEN, GREEN, GREEN],
+        [GREEN, GREEN, GREEN, BLUE],
+    ]
+    # Of the first one, that is nothing.
+    frames = [([[GREEN] * 4], 0, PREVIOUS, SOURCE), ([[RED]], 1, NONE, OVER)]
+    assert frames_of(apng(tmp_path / "x.png", frames))[1] == [CLEAR, RED, CLEAR, CLEAR]
+
+
+def test_an_apngs_half_clear_pixels_are_mixed_with_what_is_under_them(tmp_path):
+    half = (255, 0, 0, 128)
+    frames = [([[CLEAR, GREEN, (0, 255, 0, 128), half]], 0, NONE, SOURCE)]
+    frames.append(([[half] * 4], 0, NONE, OVER))
+    over = [(255, 0, 0, 128)]  # on nothing, it is itself
+    over.append((128, 127, 0, 255))  # half and half
+    over.append((170, 85, 0, 192))  # 128 of red over 128 * 127 / 255 = 63.75 of green
+    over.append((255, 0, 0, 192))
+    assert frames_of(apng(tmp_path / "x.png", frames))[1] == over
+
+
+def test_an_apng_without_alpha_is_cleared_to_nothing(tmp_path):
+    red, green = RED[:3], GREEN[:3]
+    frames = [([[red] * 4], 0, BACKGROUND, SOURCE), ([[green]], 1, NONE, OVER)]
+    expected = [[RED] * 4, [CLEAR, GREEN, CLEAR, CLEAR]]
+    assert frames_of(apng(tmp_path / "x.png", frames, colour=2)) == expected
+    palette = [(b"PLTE", bytes((*red, *green)))]
+    frames = [([[0] * 4], 0, BACKGROUND, SOURCE), ([[1]], 1, NONE, OVER)]
+    assert frames_of(apng(tmp_path / "x.png", frames, colour=3, before=palette)) == expected
+    kept = [(rows, left, NONE, blend) for rows, left, _, blend in frames]
+    path = apng(tmp_path / "x.png", kept, colour=3, before=palette)
+    assert frames_of(path)[1] == [RED, GREEN, RED, RED]
+    assert read_picture(path, BOTH).alpha is None
+
+
+def test_an_apngs_one_clear_gray_lets_through_what_is_under_it(tmp_path):
+    frames = [([[200] * 4], 0, NONE, SOURCE), ([[0, 50]], 0, NONE, OVER)]
+    path = apng(tmp_path / "x.png", frames, colour=0, before=[(b"tRNS", b"\0\0")])
+    gray, dark = (200, 200, 200, 255), (50, 50, 50, 255)
+    assert frames_of(path)[1] == [gray, dark, gray, gray]
+    assert read_picture(path, BOTH).gray
+
+
+def test_an_apngs_picture_for_other_programs_is_nothing_to_draw_on(tmp_path):
+    frames = [([[RED]], 1, NONE, OVER), ([[BLUE]], 2, NONE, OVER)]
+    path = apng(tmp_path / "x.png", frames, default=[[GREEN] * 4])
+    assert frames_of(path) == [
+        [GREEN] * 4,
+        [CLEAR, RED, CLEAR, CLEAR],
+        [CLEAR, RED, BLUE, CLEAR],
+    ]
+    picture = read_picture(path, BOTH)
+    assert [picture.duration, *(each.duration for each in picture.sequence.rest())] == [
+        None,
+        100,
+        100,
+    ]
+
+
+def test_an_apngs_frame_beyond_the_picture_is_told(tmp_path):
+    frames = [([[GREEN] * 4], 0, NONE, SOURCE), ([[RED] * 2], 3, NONE, OVER)]
+    picture = read_picture(apng(tmp_path / "x.png", frames), BOTH)
+    (error,) = picture.sequence.rest()
+    assert str(error).startswith("frame 2 of 2: it does not lie within the picture")
+
+
+def test_a_gifs_frame_that_says_nothing_of_its_end_stays(tmp_path):
+    """Behind one that goes: Pillow would have them all go."""
+    palette = bytes((255, 0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0))
+
+    def frame(disposal, width, index):
+        control = b"!\xf9\4" + bytes((disposal << 2, 10, 0, 0, 0))
+        codes = [4, *([index, 4] * (width * width)), 5]  # clear before each: codes stay 3 bits
+        bits = sum(code << 3 * i for i, code in enumerate(codes))
+        data = bits.to_bytes(-(-3 * len(codes) // 8), "little")
+        where = struct.pack("<HHHHB", 0, 0, width, width, 0)
+        return control + b"," + where + bytes((2, len(data))) + data + b"\0"
+
+    header = b"GIF89a" + struct.pack("<HHBBB", 2, 2, 0x81, 0, 0) + palette
+    content = header + frame(2, 2, 0) + frame(0, 2, 1) + frame(0, 1, 2) + b";"
+    (tmp_path / "x.gif").write_bytes(content)
+    _, last = read_picture(tmp_path / "x.gif", BOTH).sequence.rest()
+    assert last.rgb[0, 0].tolist() == [0, 0, 255] and last.rgb[1, 1].tolist() == [0, 255, 0]
 
 
 def test_one_picture_at_a_time_is_in_memory(tmp_path):

@@ -170,6 +170,21 @@ def test_a_psnr_step_compares_pixels_alone(learn, squared):
     torch.testing.assert_close(learner.net_g.state_dict(), net.state_dict(), rtol=0, atol=LR / 10)
 
 
+def test_a_psnr_step_lowers_the_logarithm_of_each_images_error(learn):
+    learner = learn("--psnr.pixel", "0", "--psnr.log-mse", "0.5", phase="psnr")
+    net = copy.deepcopy(learner.net_g)
+    parts = draw_parts(1)
+    values = learner.step(parts, LR)
+    low_res, _, target = [torch.cat(both).double() / 255 for both in zip(*parts, strict=True)]
+    errors = ((net.double()(low_res) - target) ** 2).mean((1, 2, 3))
+    loss = 0.5 * torch.log(1 + errors / 1e-5).mean()
+    torch.testing.assert_close(values["log_mse"], loss.detach().float())
+    gradients = torch.autograd.grad(loss, list(net.parameters()))
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm().float()
+    torch.testing.assert_close(values["generator gradient"], norm, rtol=1e-3, atol=0)
+    assert values.keys() == {"log_mse", "generator gradient"}
+
+
 def test_random_networks_are_of_the_runs_seed(learn):
     """The discriminator and VGG, however many numbers were drawn before."""
     learner = learn("--seed", "3")

@@ -10,13 +10,16 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from skimage.metrics import peak_signal_noise_ratio
 from torchvision.transforms import functional as TF
 
+from config import TERMS
 from formats.published import PATIENCE
 from loss import (
     VGGError,
     VGGFeatures,
     generator_loss,
+    log_mse_loss,
     relativistic_discriminator_loss,
     relativistic_generator_loss,
     standard_discriminator_loss,
@@ -91,6 +94,29 @@ def test_srgans_generator_loss_is_squared_and_not_relativistic():
         "adversarial": 4 * -log_sigmoid(logits).mean(),
     }
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=1e-4)
+
+
+def test_log_mse_is_psnr_but_for_its_scale():
+    """Of images near and far, whose mean MSE would be the far one's."""
+    random = np.random.default_rng(0)
+    target = random.random((3, 3, 40, 30), dtype=np.float32)
+    sizes = np.array([0.02, 0.1, 0.3], np.float32)[:, None, None, None]
+    fake = target + sizes * random.standard_normal(target.shape, dtype=np.float32)
+    decibels = [
+        peak_signal_noise_ratio(a, b, data_range=1) for a, b in zip(fake, target, strict=True)
+    ]
+    loss = log_mse_loss(torch.from_numpy(fake), torch.from_numpy(target)).item()
+    assert 50 - 10 / np.log(10) * loss == pytest.approx(np.mean(decibels), abs=0.05)
+
+
+def test_log_mse_can_be_learned_from_where_nothing_is_wrong():
+    target = torch.rand(2, 3, 8, 8)
+    fake = target.clone().requires_grad_()
+    loss = generator_loss(fake, target, pixel=0, log_mse=2)["log_mse"]
+    loss.backward()
+    assert loss.item() == 0 and fake.grad.count_nonzero() == 0
+    near = generator_loss(target + 1e-3, target, pixel=0, log_mse=2)["log_mse"]
+    assert near.item() == pytest.approx(2 * np.log(1.1), rel=1e-3)  # MSE 1e-6
 
 
 def test_relativistic_losses_are_fp32_whatever_the_autocast():
@@ -284,7 +310,7 @@ def test_feature_matching_is_the_relative_distance_of_what_its_convolutions_give
     assert terms["feature_matching"].item() == pytest.approx(0.5 * expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("term", ["pixel", "perceptual", "adversarial", "feature_matching"])
+@pytest.mark.parametrize("term", TERMS)
 def test_each_term_alone_moves_the_generator_and_nothing_else(term):
     torch.manual_seed(0)
     net_g = RRDBNet(features=4, blocks=1, growth=4)

@@ -324,6 +324,25 @@ def test_fourth_bytes_of_bmp_are_told_where_they_say_something(suffix, fourth, r
         read(tmp_path, f"x.{suffix}", content[:-99])
 
 
+@pytest.mark.parametrize("suffix", ["bmp", "dib"])
+@pytest.mark.parametrize("bits", [1, 4, 8])
+@pytest.mark.parametrize("order", [(0, 255), (255, 0)])
+def test_a_bmp_of_two_colours_has_any_number_of_bits(bits, order, suffix, tmp_path):
+    """With a palette of black and white alone, Pillow takes each bit for a pixel."""
+    indices = noise(1, 8)[..., 0] % 2
+    rows = np.zeros((HEIGHT, -(-WIDTH * bits // 32) * 4), np.uint8)
+    digits = np.unpackbits(indices[..., None], axis=-1)[..., -bits:].reshape(HEIGHT, -1)
+    packed = np.packbits(digits, axis=-1)
+    rows[:, : packed.shape[1]] = packed
+    header = struct.pack("<IiiHHIIiiII", 40, WIDTH, HEIGHT, 1, bits, 0, 0, 0, 0, 2, 0)
+    palette = bytes(level for each in order for level in (each, each, each, 0))
+    head = struct.pack("<2sI4xI", b"BM", 62 + rows.size, 62) if suffix == "bmp" else b""
+    content = head + header + palette + rows[::-1].tobytes()
+    picture = read(tmp_path, f"x.{suffix}", content)
+    assert np.array_equal(picture.rgb[..., 1], np.array(order)[indices])
+    assert picture.rgb.shape == (HEIGHT, WIDTH, 3)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".png", ".avif"])
 def test_the_orientation_is_applied_once(suffix, orientation, tmp_path):

@@ -317,11 +317,23 @@ def test_no_photograph_beside_an_input_is_replaced(run, capsys):
             run("album/x.jpg", "-o", output)
     assert run("album/x.jpg", "-o", "album", "--skip-existing") == 0
     assert Path("album/x.png").read_bytes() == before
+    with pytest.raises(UsageError, match=r"x\.png lies beside"):  # it has no strip, so is no result
+        run("album/x.jpg", "-o", "album", "--skip-existing", "--compare")
+    assert Path("album/x.png").read_bytes() == before
     for _ in range(2):  # what was named, and what is called a result, is replaced
         assert run("album/x.jpg", "-o", "album", "--suffix", "_x2") == 0
     assert run("album/x.jpg", "-o", "album/x.png") == 0
     assert read_image("album/x.png").shape == (2 * pixels.shape[0], 2 * pixels.shape[1], 3)
     assert sorted(path.name for path in Path("album").iterdir()) == ["x.jpg", "x.png", "x_x2.png"]
+
+
+def test_no_photograph_beside_an_input_is_replaced_by_a_strip(run):
+    pixels = read_image("low/a.png")
+    for name in ("x.jpg", "x.png"):
+        write_image(pixels, f"album/compare/{name}")
+    with pytest.raises(UsageError, match=r"compare.x\.png lies beside .*x\.jpg already"):
+        run("album/compare/x.jpg", "-o", "album", "--compare")
+    assert read_image("album/compare/x.png").shape == pixels.shape
 
 
 def test_of_several_processes_one_draws_bars(run, monkeypatch):

@@ -626,3 +626,19 @@ def test_what_a_package_reads_by_now_is_packed_again(photos, monkeypatch, capsys
     assert len(second) == 5 and not second.index["unreadable"]
     assert len(list(photos.glob("*.bin"))) == 1
     assert "Older packs" not in capsys.readouterr().out
+
+
+def test_a_pack_with_images_that_are_gone_stays_for_its_runs(photos, monkeypatch, capsys):
+    """Even where a package reads by now what could not be read when it was made."""
+    (photos / "phone.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(32))
+    monkeypatch.setattr(kinds, "_installed", lambda module: False)
+    first = pack_folder(photos, 4)
+    runs, path = {first.id: first.contents}, first.path
+    del first
+    (photos / "b.png").unlink()
+    monkeypatch.setattr(kinds, "_installed", lambda module: module == "pillow_heif")
+    monkeypatch.setattr(decoding, "read_picture", lambda path: read_picture(photos / "a.png"))
+    assert len(pack_folder(photos, 4)) == 4  # with the other run's phone.jpg, without b.png
+    assert path.exists() and "Older packs stay" in capsys.readouterr().out
+    kept = pack_folder(photos, 4, packed=runs)
+    assert "b.png" in [kept.name(i) for i in range(len(kept))]

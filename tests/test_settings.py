@@ -55,7 +55,7 @@ VGG = {"vgg_weights", "vgg_layer", "vgg_before_activation"}
 JUDGED = {"relativistic", "discriminator", "init_discriminator"}
 UNET = ("--discriminator", "unet")
 OTHERS = {"patch", "busiest_of", "lr", "milestones", "warmup", "clip_grad_norm", "val_every"}
-OTHERS |= {"pixel", "perceptual", "adversarial", "feature_matching"}
+OTHERS |= {"pixel", "log_mse", "perceptual", "adversarial", "feature_matching"}
 DEGRADATION = {f"degradation.{field.name}" for field in dataclasses.fields(Degradation)}
 DEGRADATION -= {"degradation.level"}
 ENDED = ("psnr", 9, ["--psnr.steps", "9", "--gan.steps", "0", "--psnr.milestones", "5"])
@@ -76,6 +76,13 @@ ENDED = ("psnr", 9, ["--psnr.steps", "9", "--gan.steps", "0", "--psnr.milestones
         (
             ["--gan.steps", "0"],
             {f"gan.{name}" for name in OTHERS} | VGG | JUDGED | {"keep_generators"},
+        ),
+        (
+            ["--gan.steps", "0", "--psnr.pixel", "0", "--psnr.log-mse", "1"],
+            {f"gan.{name}" for name in OTHERS}
+            | VGG
+            | JUDGED
+            | {"keep_generators", "squared_error"},
         ),
         (["--psnr.steps", "800000"], {"psnr.milestones", "psnr.steps"}),
         (["--psnr.steps", "800001"], set()),

@@ -207,6 +207,7 @@ def test_alpha_that_was_multiplied_in_is_taken_out(bits, channels, tmp_path):
         (["unspecified", "unassalpha"], 4),
         (["unassalpha", "unspecified", "unspecified"], 3),
         (["unspecified", "unspecified"], None),
+        (["unassalpha", "assocalpha"], 3),  # of which only the other was multiplied in
     ],
 )
 @pytest.mark.parametrize("bits", [8, 16])
@@ -408,6 +409,24 @@ def test_what_pillow_writes(compression, mode, tmp_path):
     rgba = np.array(image.convert("RGBA"))
     colour = rgba[..., :1] if mode in ("1", "L", "LA") else rgba[..., :3]
     assert same(read_picture(tmp_path / "x.tif"), colour, rgba[..., 3] if "A" in mode else None)
+
+
+@pytest.mark.parametrize("orientation", [2, 4, 6, 7])
+def test_what_libtiff_decodes_is_turned_like_the_rest(orientation, tmp_path):
+    """A fax has as many rows an inch as half of its columns."""
+    about = b'xmlns:r="http://www.metadataworkinggroup.com/schemas/regions/"'
+    xmp = b"<a " + about + b"><r:Regions>x</r:Regions></a>"
+    pictures = []
+    for compression in ("group4", "tiff_lzw"):
+        bitmap = Image.fromarray(noise(1, 8)[..., 0] > 99)
+        tags = {274: orientation, 700: xmp}
+        options = dict(compression=compression, dpi=(204, 98), tiffinfo=tags)
+        bitmap.save(tmp_path / "x.tif", **options)
+        pictures.append(read_picture(tmp_path / "x.tif"))
+    fax, plain = pictures
+    assert np.array_equal(fax.rgb, plain.rgb)
+    assert fax.metadata.dpi == plain.metadata.dpi == ((98, 204) if orientation > 4 else (204, 98))
+    assert fax.metadata.xmp == plain.metadata.xmp and b"<r:Regions>" not in fax.metadata.xmp
 
 
 # ------------------------------------------------------------------------------ pages and refusals

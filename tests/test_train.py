@@ -444,6 +444,19 @@ def test_a_unet_on_degraded_crops_goes_on_exactly_and_starts_other_runs(
     assert not Path("checkpoints/fourth").exists()
 
 
+def test_a_start_that_cannot_be_read_changes_nothing(workplace, small_discriminator, monkeypatch):
+    """It is found before earlier results, of which it may be one, are moved away."""
+    run(monkeypatch, "--gan.steps", "0")
+    Path("checkpoints/tiny/last.pt").unlink()
+    before = sorted(Path("checkpoints").rglob("*"))
+    for name in ("tiny", "fresh"):
+        start = ["--name", name, "--psnr.steps", "0", "--init-from", "checkpoints/tiny/pnsr.pth"]
+        with pytest.raises(train.WeightsError, match="no such file"):
+            run(monkeypatch, *start)
+    locks = {Path("checkpoints/.fresh.lock")}
+    assert {*Path("checkpoints").rglob("*")} - locks == {*before}
+
+
 def test_an_unshuffling_generator_trains_from_a_file_of_its_kind(
     workplace, small_discriminator, monkeypatch
 ):

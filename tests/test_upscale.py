@@ -1,5 +1,6 @@
 """test.py, the command: files and folders in, PNG files and scores out."""
 
+import argparse
 import csv
 import json
 import math
@@ -36,7 +37,9 @@ from model import RRDBNet
 from training.ranks import Ranks
 from upscaling.comparing import upscale_file
 from upscaling.inputs import UsageError, find_partner, partners_in
+from upscaling.jobs import Job
 from upscaling.report import PageImage, write_page
+from upscaling.results import Results
 from upscaling.upscaler import Upscaler, enlarge
 from weights import load_generator, save_generator
 
@@ -259,7 +262,9 @@ def test_tiles_shrink_until_they_fit_in_memory(workplace, monkeypatch, capsys, r
     assert run(monkeypatch, "large", "--tile", "0", "--batch", "4") == 0
     # At first one at a time, of the same size.
     assert tried == [(0, 4), (0, 1), (120, 1), (64, 1)]
-    assert "this goes on with tiles of 64 pixels" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "goes on with one tile at a time" in out and "of 0 pixels" not in out
+    assert "this goes on with tiles of 64 pixels" in out
     difference = read_image("whole/x.png").astype(int) - read_image("results/x.png")
     assert np.abs(difference).max() <= 1
 
@@ -280,7 +285,8 @@ def test_a_shortage_of_memory_changes_no_other_picture_and_is_told_once(random_i
         upscaler(random_image(20, 140, seed))
     attempts = [(128, 2), (128, 1), (64, 1)]
     assert tried == [*attempts, *attempts, (128, 2)]
-    assert told == [f"not enough memory; this goes on with tiles of {n} pixels" for n in (128, 64)]
+    smaller = ("one tile at a time", "tiles of 64 pixels")
+    assert told == [f"not enough memory; this goes on with {each}" for each in smaller]
 
 
 class Hungry(torch.nn.Module):
@@ -342,6 +348,8 @@ def test_what_is_not_finite_in_half_precision_is_done_again_in_fp32(
     assert run(monkeypatch, "photos/a.png") == 0
     assert "once more in fp32" in capsys.readouterr().out
     assert np.array_equal(read_image("results/a.png"), upscaled(net, "photos/a.png"))
+    large = imresize(read_image("photos/a.png"), 4)
+    assert "at most" in Upscaler(net, "cpu", tile=64).what_tiles_change(large)
 
 
 def test_a_network_that_gives_no_finite_numbers_is_a_failure(workplace, net, monkeypatch, capsys):
@@ -790,6 +798,44 @@ def test_a_whole_takes_no_more_than_half_of_the_memory(
     upscaler = Upscaler(net, "cpu", "fp32", **options)
     assert upscaling.upscaler.largest_whole(upscaler.net, upscaler.device) == 200
     assert upscaler.tile == 192  # a multiple of 32
+    assert Upscaler(net, "cpu", "fp32", **options, batch=4).tile == 96  # four are 192 x 192
+
+
+def test_a_tile_that_was_asked_for_puts_no_large_pictures_together():
+    upscaler = Upscaler(FarSighted(), "cpu", "fp32", tile=4096)
+    assert upscaler.at_once(np.zeros((750, 1000, 3), np.uint8)) == 1
+    assert upscaler.at_once(np.zeros((64, 64, 3), np.uint8)) == 9
+
+
+def test_tiles_are_checked_on_what_the_network_is_given(random_image, capsys):
+    """Whatever is hidden under alpha 0; of one level, it is the same in tiles and whole."""
+    rgb = np.full((100, 140, 3), 128, np.uint8)
+    rgb[:, 70:] = random_image(100, 70)
+    alpha = np.full((100, 140), 255, np.uint8)
+    alpha[:, 70:] = 0
+    job = Job(Path("a.png"), Path("b.png"), None, None)
+    upscaler = Upscaler(FarSighted(), "cpu", "fp32", tile=64)
+    wanted = argparse.Namespace(check_tiles=True)
+    command.check_tiles(job, Picture(rgb, alpha), upscaler, wanted, Results())
+    assert re.search("at most [01]/255", capsys.readouterr().out)  # of some 60
+
+
+def test_a_shortage_of_several_images_together_is_none_of_each_alone(random_image, monkeypatch):
+    """Even where tiles are the smallest already."""
+    together, told = upscaling.upscaler.upscale_together, []
+
+    def greedy(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(upscaling.upscaler, "upscale_together", greedy)
+    monkeypatch.setattr(upscaling.upscaler.tqdm, "write", told.append)
+    images = [random_image(20, 20, seed) for seed in range(2)]
+    upscaler = Upscaler(FarSighted(), "cpu", "fp32", tile=64)
+    results = upscaler.together(images)
+    assert told == ["not enough memory; this goes on with one image at a time"]
+    monkeypatch.setattr(upscaling.upscaler, "upscale_together", together)
+    expected = upscaler.together(images)
+    assert all(map(np.array_equal, results, expected))
 
 
 def test_what_tiles_change_is_measured(random_image):
@@ -1281,6 +1327,9 @@ def test_what_is_clear_is_white_in_strips_and_on_the_page(dtype, workplace, net,
     compared = upscale_file(Path("in/a.png"), Path("out"), Upscaler(net, "cpu", "fp32"))
     for path in compared.pictures:
         assert read_image(path)[:, :16].min() > 245
+    bicubic = read_image(compared.pictures[0]).astype(int)
+    assert bicubic[..., 0].min() > 190  # no dark fringe: as on the page of --report
+    assert np.abs(bicubic - read_image("results/index_files/a.png.bicubic.jpg")).max() < 8
 
 
 def test_what_is_too_large_for_the_page_is_done_without(workplace, monkeypatch, capsys):

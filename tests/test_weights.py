@@ -11,6 +11,7 @@ import functools
 import hashlib
 import http.server
 import io
+import json
 import os
 import pickle
 import subprocess
@@ -1062,6 +1063,12 @@ def test_a_published_name_is_downloaded_once(server, capsys):
     assert server.requests == 1
     assert capsys.readouterr().out.count("Downloading http://127.0.0.1") == 1
     assert [path.name for path in formats.published.DOWNLOADS.iterdir()] == ["Net_x4.pth"]
+
+
+def test_json_is_all_that_there_is_even_where_it_is_downloaded(server, monkeypatch, capsys):
+    run(monkeypatch, "describe", "Net_x4", "--openmodeldb")
+    said = capsys.readouterr()
+    assert json.loads(said.out)["scale"] == 4 and "Downloading" in said.err
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def below_crop(config: Config, name: str, packs: list[Pack]) -> str:
     return (
         f"Left out of the {name} phase: {len(small):,} of {len(images):,} images, smaller than its "
         f"{patch}x{patch} crop: {listed([sized(*image) for image in small])}"
-        + (f". --{name}.patch {fitting} would use {gained:,} of them" if gained else "")
+        + (f". {_crop(config, name, fitting)} would use {gained:,} of them" if gained else "")
     )
 
 
@@ -201,12 +201,18 @@ def refuse_small(config: Config, name: str, packs: list[Pack]) -> None:
     largest = max(images, key=side)
     if side(largest) >= patch:
         return
-    fitting = largest_patch(config, name, side(largest))
+    fitting, larger = largest_patch(config, name, side(largest)), "Give larger images"
     raise DataError(
         f"no training image is at least {patch}x{patch} pixels, the crop of the {name} phase: of "
         f"{len(images):,}, the largest is {sized(*largest)}. "
-        + (f"Give --{name}.patch {fitting}, or larger images" if fitting else "Give larger images")
+        + (f"Give {_crop(config, name, fitting)}, or larger images" if fitting else larger)
     )
+
+
+def _crop(config: Config, name: str, patch: int | None) -> str:
+    """The flag for another one, which a phase with a VGG discriminator that has begun refuses."""
+    built = config.phase(name).adversarial > 0 and config.discriminator == "vgg"
+    return f"--{name}.patch {patch}" + (" in a new run" if built else "")
 
 
 def largest_patch(config: Config, name: str, limit: int) -> int | None:

@@ -92,6 +92,8 @@ def idle_settings(config: Config, at: At = START) -> dict[str, str]:
         elif needed and needed not in values and not any(values[f"{n}.{needed}"] for n in left):
             without = f"{needed} is 0 in every phase with steps to do" if left else NO_STEP
             idle[field.name] = f"no effect, as {without}"
+    if left and not any(values[f"{n}.{term}"] for n in left for term in ("pixel", "perceptual")):
+        idle["squared_error"] = "no effect, as pixel and perceptual are 0 in every phase to come"
     if at.step > 0:
         own = "no effect, as the run has its own weights; another --name starts anew"
         idle["init_from"] = own

@@ -6,6 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from images.files import Picture, as_seen, read_picture, to_8_bits, write_image
+from images.levels import is_neutral
 from images.names import fitting
 from images.scores import psnr
 from images.strips import centre_window, labelled_strip
@@ -21,7 +22,7 @@ from upscaling.inputs import (
 )
 from upscaling.jobs import distinct_names, refuse_neighbours, refuse_results_among
 from upscaling.results import Results
-from upscaling.upscaler import Upscaler, enlarge
+from upscaling.upscaler import Upscaler, enlarge, with_visible_colours
 from utils import Bar, printable
 
 SHOWN_SIDE = 512  # pixels around the centre of larger results
@@ -70,7 +71,7 @@ def write_strips(
                 scores.append(score)
             elif hr:
                 tqdm.write(printable(f"No partner in {hr}: {path}"))
-        if results.in_vain(output):
+        if photograph is not photographs[-1] and results.in_vain(output):
             results.fail("nothing can be written any more; the other photographs were not tried")
             break
     for alpha in upscalers if scores else ():
@@ -113,14 +114,19 @@ def draw_strip(
     Returns:
         The strip, uint8 (h, w, 3), and by alpha the PSNR of the whole image on Y in dB.
     """
-    scale: int = next(iter(upscalers.values())).net.scale
+    some_upscaler = next(iter(upscalers.values()))
+    scale: int = some_upscaler.net.scale
     strip, scores = {}, {}
     height, width = picture.rgb.shape[:2]
     high_res, side = None, SHOWN_SIDE // scale + 2 * CONTEXT
     if partner is not None:
-        high_res, side = read_high_res(partner, (height * scale, width * scale), scale), 2**62
+        high_res = read_high_res(partner, (height * scale, width * scale), scale)
+        high_res, side = with_visible_colours(high_res, some_upscaler), 2**62
     window = centre_window((height, width), side)
-    given = picture.mapped(lambda pixels: to_8_bits(pixels[window]))
+    whole = picture.mapped(to_8_bits)
+    given = whole.mapped(lambda pixels: pixels[window])
+    if is_neutral(given.rgb, given.alpha) and not is_neutral(whole.rgb, whole.alpha):
+        given = whole  # its gray part alone would lose the tint that networks give it
     for alpha, upscaler in upscalers.items():
         enlarged, label = enlarge(given, upscaler), f"alpha {alpha:g}"
         if high_res:

@@ -9,7 +9,7 @@ from upscaling.devices import release_memory_of
 from upscaling.inputs import UsageError
 from upscaling.jobs import plan, refuse_long_name
 from upscaling.saving import save_result
-from upscaling.upscaler import Upscaler, enlarge, explain
+from upscaling.upscaler import Upscaler, enlarge, explain, with_visible_colours
 from utils import printable
 
 COMPARED_SIDE = 4096  # pixels around the centre of larger results that a browser is given
@@ -66,7 +66,8 @@ def upscale_job(source: Path, folder: Path, upscaler: Upscaler) -> Compared:
     if max(height, width) > COMPARED_SIDE:
         words.append(f"the slider shows the {COMPARED_SIDE} pixels around its centre")
     window = centre_window((height, width), COMPARED_SIDE)
-    bicubic = picture.mapped(lambda pixels: upscaler.bicubic(to_8_bits(pixels)))
+    visible = with_visible_colours(picture, upscaler)
+    bicubic = visible.mapped(lambda pixels: upscaler.bicubic(to_8_bits(pixels)))
     pictures = {"bicubic": replace(bicubic, profile=enlarged.profile), "ours": enlarged}
     paths = {label: folder / "compared" / f"{label}.jpg" for label in pictures}
     for label, each in pictures.items():

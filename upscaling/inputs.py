@@ -81,7 +81,10 @@ def find_inputs(sources: Sequence[Path], output: Path | None, hr: Path | None = 
     for source in not_output or sources:
         found = _found(source, output)
         for image in found.images:
-            images.setdefault(identity(image.path), image)
+            known = images.setdefault(key := identity(image.path), image)
+            # Within its folder, if that is named too, whichever comes first.
+            if len(image.name.parts) > len(known.name.parts):
+                images[key] = image
         others += found.others
     if not images:
         raise UsageError(*others)

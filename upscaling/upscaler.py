@@ -98,7 +98,7 @@ class Upscaler:
             net = Recoloured(net)
         if ensemble:
             net = Ensemble(net)
-        self.tile = choose_tile(net, self.device) if tile is None else tile
+        self.tile = choose_tile(net, self.device, batch) if tile is None else tile
         self.net: Network = place(net, self.device)
         self.dtype = choose_precision(precision, self.device)
         self.automatic = precision == "auto"
@@ -144,9 +144,12 @@ class Upscaler:
         return self._resized(result, self.scale / self.net.scale, self.size_of(image))
 
     def at_once(self, image: np.ndarray) -> int:
-        """How many of this size are computed together; they take less memory than a tile."""
+        """How many of this size are computed together; they take less memory than a tile.
+
+        However large a tile was asked for, which may be so that nothing is cut.
+        """
         pixels = (image.shape[0] + 2 * self.margin) * (image.shape[1] + 2 * self.margin)
-        return max(1, (self.tile // 2) ** 2 // pixels)
+        return max(1, (min(self.tile, largest_tile(self.device)) // 2) ** 2 // pixels)
 
     def dtype_for(self, image: np.ndarray) -> torch.dtype:
         """bf16 has 8 significant bits: in an image of 16, it would leave noise in the others."""
@@ -177,11 +180,22 @@ class Upscaler:
 
     def tile_difference(self, image: np.ndarray) -> tuple[float, float]:
         """Between the result in tiles and the whole one: the largest and the mean, in 255ths."""
-        with self.lock, computing(self.device, self.dtype_for(image)):
-            whole = upscale(self.net, image).astype(np.float64)
-            tiled = upscale(self.net, image, self.tile, batch=self.batch)
-        difference = np.abs(whole - tiled) * 255 / np.iinfo(image.dtype).max
+        dtype = self.dtype_for(image)
+        try:
+            whole, tiled = self._whole_and_tiled(image, dtype)
+        except FloatingPointError:
+            if dtype == torch.float32:
+                raise
+            whole, tiled = self._whole_and_tiled(image, torch.float32)  # as the result is
+        difference = np.abs(whole.astype(np.float64) - tiled) * 255 / np.iinfo(image.dtype).max
         return float(difference.max()), float(difference.mean())
+
+    def _whole_and_tiled(
+        self, image: np.ndarray, dtype: torch.dtype
+    ) -> tuple[np.ndarray, np.ndarray]:
+        with self.lock, computing(self.device, dtype):
+            whole = upscale(self.net, image)
+            return whole, upscale(self.net, image, self.tile, batch=self.batch)
 
     def _resized(self, image: np.ndarray, scale: float, size: tuple[int, int]) -> np.ndarray:
         if self.wrap or self.width or self.height:
@@ -191,7 +205,10 @@ class Upscaler:
 
     def size_of(self, image: np.ndarray) -> tuple[int, int]:
         """Height and width of its result."""
-        height, width = image.shape[:2]
+        return self.size_for(*image.shape[:2])
+
+    def size_for(self, height: int, width: int) -> tuple[int, int]:
+        """The same for an image of that height and width."""
         if not (self.width or self.height):
             return math.ceil(height * self.scale - 1e-6), math.ceil(width * self.scale - 1e-6)
         down = self.height or max(1, math.floor(height * self.width / width + 0.5))
@@ -219,7 +236,7 @@ class Upscaler:
     def _run(
         self, images: Sequence[np.ndarray], dtype: torch.dtype, tile: int, batch: int
     ) -> list[np.ndarray]:
-        """At the network's own scale; tiles become fewer at once and smaller until they fit."""
+        """At the network's own scale; fewer at once, and smaller tiles, until they fit."""
         try:
             with computing(self.device, dtype):
                 if len(images) > 1:
@@ -232,13 +249,16 @@ class Upscaler:
             tqdm.write("not finite in half precision; once more in fp32")
             dtype = torch.float32
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or (tile == SMALLEST_TILE and batch == 1):
+            alone = len(images) == batch == 1
+            if not is_out_of_memory(error) or (alone and tile == SMALLEST_TILE):
                 raise
-            if batch > 1:
-                batch = 1
-            else:
+            smaller = "one image at a time"
+            if len(images) == 1 and batch > 1:
+                batch, smaller = 1, "one tile at a time"
+            elif alone:
                 tile = max(SMALLEST_TILE, (tile or max(images[0].shape[:2])) // 2)
-            self._tell_shortage(f"not enough memory; this goes on with tiles of {tile} pixels")
+                smaller = f"tiles of {tile} pixels"
+            self._tell_shortage(f"not enough memory; this goes on with {smaller}")
         # Only now, as the error's traceback holds all that the failed attempt had computed.
         return [self._run([image], dtype, tile, batch)[0] for image in images]
 
@@ -344,7 +364,8 @@ def assembled(
                 bar.set_postfix_str(f"picture {number} of {sequence.count}")
             return enlarge(picture, upscaler)
 
-        enlarged.sequence = sequence.mapped(later)
+        sizes = tuple(upscaler.size_for(*size) for size in sequence.sizes)
+        enlarged.sequence = replace(sequence.mapped(later), sizes=sizes)
     remarks = [picture.remark]
     if gray != picture.gray and picture.profile:
         remarks.append("without its profile, which is for another number of channels")
@@ -405,10 +426,15 @@ def mean_colour(rgb: np.ndarray) -> np.ndarray:
     return in_bands(lambda part: (part.mean(-1) + 0.5).astype(rgb.dtype), rgb)
 
 
-def choose_tile(net: Network, device: torch.device) -> int:
-    """A tile whose activations take less than half of the memory that is free."""
-    largest = 512 if device.type == "cuda" else 384  # beyond that it gets hardly faster
-    return max(SMALLEST_TILE, min(largest_whole(net, device) // 32 * 32, largest))
+def choose_tile(net: Network, device: torch.device, batch: int) -> int:
+    """A tile, of which `batch` have activations that take less than half of the free memory."""
+    side = int(largest_whole(net, device) / math.sqrt(batch))
+    return max(SMALLEST_TILE, min(side // 32 * 32, largest_tile(device)))
+
+
+def largest_tile(device: torch.device) -> int:
+    """Beyond which it gets hardly faster."""
+    return 512 if device.type == "cuda" else 384
 
 
 def largest_whole(net: Network, device: torch.device) -> int:
