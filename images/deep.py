@@ -13,7 +13,7 @@ from PIL.ImageFile import ImageFile
 from images.frames import first_of
 from images.kinds import CODESTREAM, HDR, TRUNCATED, ImageError
 from images.levels import Pixels, from_array, rgb_of_inks, scaled
-from images.modes import pixels_of
+from images.modes import has_inks, pixels_of
 from images.png import refuse_missing_rows
 
 BC6H = (94, 95, 96)  # DXGI's formats of half floats
@@ -116,12 +116,13 @@ def _jpeg_2000(file: ImageFile, encoded: bytes) -> Pixels | None:
     size = encoded.index(CODESTREAM)
     count = int.from_bytes(encoded[size + 40 : size + 42], "big")  # ISO 15444-1, A.5.1
     precisions = set(encoded[size + 42 : size + 42 + 3 * count : 3])
-    if precisions == {7}:  # one less than the bits; the byte's highest bit says signed
+    # Each is one less than the bits; the byte's highest bit says signed.
+    if precisions == {7} and (file.mode == "CMYK" or not has_inks(file)):
         return None
     if len(precisions) > 1 or max(precisions) > 15 or count > 4:
         raise ImageError("its channels are signed, unlike or more than 4; save it as PNG")
     levels = scaled(imagecodecs.jpeg2k_decode(encoded), 2 ** (precisions.pop() + 1) - 1)
-    if file.mode == "CMYK":
+    if has_inks(file):
         return Pixels(rgb_of_inks(levels, file.info.get("icc_profile")))
     return from_array(levels)
 

@@ -26,7 +26,7 @@ from images.gif import GifAnimation, as_few_colours, encoded_gif
 from images.jpeg import with_segments
 from images.kinds import ImageError, reason_of, refuse_raw, special_kind
 from images.metadata import Metadata, read_metadata
-from images.modes import pixels_of
+from images.modes import has_inks, pixels_of
 from images.opening import opened
 from images.pages import TiffPages
 from images.pictures import Picture, Sequence
@@ -144,8 +144,9 @@ def _read_other(path: str | Path, several: tuple[str, ...]) -> Picture:
         count = getattr(file, "n_frames", 1) if file.format in SEVERAL else 1
         moves = count > 1 and file.format in ANIMATED and FRAMES in several
         remarks = [] if count == 1 or moves else [first_of(count)]
-        converted = file.mode in ("CMYK", "LAB")  # to sRGB, which the profile does not fit
-        remarks += [f"{file.mode} turned into sRGB"] if converted else []
+        kind = "CMYK" if has_inks(file) else file.mode
+        converted = kind in ("CMYK", "LAB")  # to sRGB, which the profile does not fit
+        remarks += [f"{kind} turned into sRGB"] if converted else []
 
         @cache  # several look into it
         def content() -> bytes:

@@ -37,6 +37,13 @@ def pixels_of(image: Image.Image) -> Pixels:
     return Pixels(rgba[..., :3], rgba[..., 3], gray)
 
 
+def has_inks(image: Image.Image) -> bool:
+    """Whether its numbers are ink: a JPEG 2000 file may leave it to the profile to say so."""
+    profile = image.info.get("icc_profile") or b""
+    by_profile = image.format == "JPEG2000" and image.mode == "RGBA" and profile[16:20] == b"CMYK"
+    return image.mode == "CMYK" or by_profile
+
+
 def _converted(image: Image.Image, mode: str) -> np.ndarray:
     """(H, W, channels), uint8. Of a whole image, Pillow's conversions would hold three copies."""
     pixels = np.empty((image.height, image.width, len(mode)), np.uint8)

@@ -8,6 +8,7 @@ import imagecodecs
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, features
+from test_tiff import ink_profile
 
 from images.colour import (
     CURVES,
@@ -20,6 +21,7 @@ from images.colour import (
     to_srgb,
 )
 from images.files import Picture, read_picture, write_picture
+from images.levels import rgb_of_inks
 from upscaling.alphas import draw_strip
 from upscaling.upscaler import Upscaler
 from weights import load_generator
@@ -312,6 +314,23 @@ def test_a_bmps_own_profile_is_kept(kind, profile, tmp_path):
     (tmp_path / "x.bmp").write_bytes(start + sizes + colours + ends + pixels + P3)
     picture = read_picture(tmp_path / "x.bmp")
     assert np.array_equal(picture.rgb, PATCHES) and picture.profile == profile
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_jpeg_2000_of_inks_may_say_so_by_its_profile_alone(dtype, tmp_path):
+    top = np.iinfo(dtype).max
+    inks = np.random.default_rng(0).integers(0, top, (40, 50, 4), dtype, endpoint=True)
+    content = imagecodecs.jpeg2k_encode(inks, level=0, codecformat="jp2")
+    at = content.index(b"jp2h") - 4
+    size = int.from_bytes(content[at : at + 4], "big")
+    rest = content[at + 8 : content.index(b"colr") - 4]
+    profile = ink_profile()
+    box = struct.pack(">I4sBBB", 11 + len(profile), b"colr", 2, 0, 0) + profile
+    whole = struct.pack(">I4s", 8 + len(rest + box), b"jp2h") + rest + box
+    picture = read_of(tmp_path, content[:at] + whole + content[at + size :])
+    assert picture.alpha is None and picture.profile is None
+    assert picture.remark == "CMYK turned into sRGB"
+    assert np.array_equal(picture.rgb, rgb_of_inks(inks, profile))
 
 
 @pytest.mark.parametrize("method", [2, 3])
