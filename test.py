@@ -54,7 +54,14 @@ from images.strips import centre_window, labelled_strip
 from training.ranks import Ranks, end_process, is_lost_connection
 from upscaling.devices import DeviceError, choose_device
 from upscaling.inputs import UsageError, in_lines, make_output, read_high_res
-from upscaling.jobs import Job, plan, refuse_large_result, refuse_long_name, refuse_neighbours
+from upscaling.jobs import (
+    Job,
+    neighbours,
+    plan,
+    refuse_large_result,
+    refuse_long_name,
+    refuse_neighbours,
+)
 from upscaling.ncnn_engine import NcnnNetwork, choose_gpu, import_ncnn
 from upscaling.report import (
     page_image,
@@ -78,6 +85,7 @@ from weights import Generator, WeightsError, read_generator
 A_WEEK = timedelta(days=7)  # the first process to be done waits for the last
 COMPARED_SIDE = 1024  # --compare shows this many pixels around the centre of larger results
 STRIP = ("input", "bicubic", "ours", "HR")  # from left to right
+OTHER_PLACE = "another output folder with -o, or other names with --suffix _x4"
 
 
 def main(ranks: Ranks) -> int:
@@ -99,12 +107,8 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
         arguments.hr,
         arguments.first_frame,
     )
-    # As the first process finds them: the others may have begun to write.
-    found = existing(jobs) if arguments.skip_existing and ranks.first else []
-    done = set(ranks.gather(found))
-    left = [job for job in jobs if job.target not in done]
-    if not arguments.suffix:
-        check_neighbours(job for job in left if job.target != given)
+    if not (arguments.suffix or arguments.skip_existing):
+        refuse_neighbours(written(jobs, given), OTHER_PLACE)
     refuse_quality(jobs, arguments.quality)
     check_output(arguments, jobs)
     gpu = None
@@ -124,8 +128,13 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
         if weights == DEFAULT and not arguments.weights:
             print("These are the weights in the box; --weights names others (docs/weights.md).")
 
+    # As the first process finds them: the others may have begun to write.
+    found = there_already(jobs, given, arguments) if ranks.first else {}
+    found = dict(ranks.gather([*found.items()]))
+    left = [job for job in jobs if job.target not in found]
+    done = {target for target, fault in found.items() if not fault}
     results, began = Results(), time.perf_counter()
-    for line in others if ranks.first else ():
+    for line in filter(None, (*others, *found.values())) if ranks.first else ():
         results.fail(line)
 
     def end_with(results: Results) -> None:
@@ -145,10 +154,23 @@ def upscale_all(arguments: argparse.Namespace, ranks: Ranks) -> int:
     return 1 if results.failures else 0
 
 
-def check_neighbours(jobs: Iterable[Job]) -> None:
-    remedy = "another output folder with -o, or other names with --suffix _x4"
-    written = ((job.source, path) for job in jobs for path in (job.target, job.comparison) if path)
-    refuse_neighbours(written, remedy)
+def there_already(jobs: list[Job], named: Path, arguments: argparse.Namespace) -> dict[Path, str]:
+    """Results that --skip-existing skips, and why that is a failure; mostly it is none.
+
+    What lies beside its input without the strip that is wanted may be another photograph.
+    """
+    if not arguments.skip_existing:
+        return {}
+    found = dict.fromkeys(existing(jobs), "")
+    others = [job for job in jobs if job.target not in found]
+    faults = {} if arguments.suffix else dict(neighbours(written(others, named), OTHER_PLACE))
+    return found | {job.target: faults[job.source] for job in others if job.source in faults}
+
+
+def written(jobs: list[Job], named: Path) -> list[tuple[Path, Path]]:
+    """Inputs, and where their results and strips go, but for a file that the user has named."""
+    targets = [(job.source, path) for job in jobs for path in (job.target, job.comparison) if path]
+    return [(source, path) for source, path in targets if path != named]
 
 
 def check_output(arguments: argparse.Namespace, jobs: list[Job]) -> None:

@@ -45,7 +45,7 @@ from formats.layouts import (
     rrdbnet_arguments,
     srresnet_arguments,
 )
-from formats.ncnn import Pair, ncnn_program, pair_named
+from formats.ncnn import Pair, ncnn_program, pair_named, pair_of
 from formats.onnx import onnx_program
 from formats.published import locate
 from formats.reading import read_weights
@@ -125,8 +125,8 @@ def _load(path_or_name: str | Path, scale: int | None) -> tuple[Loaded, Path, Fo
     content, metadata = read_weights(path)
     found, part = find_generator(path, content)
     told = told_scale(path, content, metadata)
-    # What ncnn's graph says, or who wrote the file, is as sure as the tensors.
-    wanted = told if "scale" in metadata else scale or told
+    # The graph of a pair knows its scale.
+    wanted = told if pair_of(path) else scale or told
     net = _build(f"{path}{part}", found.state, wanted)
     if scale and net.scale != scale:
         raise WeightsError(

@@ -19,10 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset import write_demo_photographs
 from images.files import write_image
+from images.names import longest_name
 from images.packs import Pack, pack_folder
 from images.resize import imresize
 from images.strips import labelled_strip
-from training.validation import Scores, chosen, mean_scores, score
+from training.validation import Scores, chosen, mean_scores, score, strip_names
 from upscaling.tiles import upscale
 from utils import Bar
 from weights import load_generator
@@ -111,6 +112,7 @@ def compare(files: dict[str, Path], valid: Pack, output: Path) -> str:
     """Draw the strips; returns the table in Markdown."""
     nets = {label: load_generator(path) for label, path in files.items()}
     scores: dict[str, list[Scores]] = {label: [] for label in ("bicubic", *nets)}
+    names = strip_names(valid, longest_name(output) - len(".png"))
     for i in Bar(chosen(valid, len(valid)), desc="comparing", unit="image"):
         low_res, high_res = valid.low_res(i), valid.high_res(i)
         pictures = {"bicubic": imresize(low_res, SCALE)}
@@ -119,7 +121,7 @@ def compare(files: dict[str, Path], valid: Pack, output: Path) -> str:
         for label, picture in pictures.items():
             scores[label].append(score(picture, high_res, SCALE))
         strip = labelled_strip(pictures | {"HR": high_res}, SIDE)
-        write_image(strip, output / f"{valid.stem(i)}.png")
+        write_image(strip, output / f"{names[i]}.png")
     rows = ["| rung | parameters | PSNR, dB | SSIM |", "|---|---|---|---|"]
     for label, scored in scores.items():
         size = f"{sum(p.numel() for p in nets[label].parameters()):,}" if label in nets else ""

@@ -66,7 +66,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.rows:
             seconds[name] = measure(ROWS[name], Path(folder, name), arguments)
-            show(ROWS[name], seconds[name])
+            show(described(ROWS[name], arguments.most), seconds[name])
     if arguments.json:
         arguments.json.write_text(json.dumps(seconds, indent=2) + "\n")
         print(f"Saved: {arguments.json}")
@@ -142,14 +142,20 @@ def write_models(row: Row, folder: Path) -> dict[str, Path]:
     return files
 
 
-def show(row: Row, seconds: dict[str, float]) -> None:
+def described(row: Row, most: int | None) -> str:
+    """What is measured, and how many of it where not all are."""
+    count = len(row.sizes[:most])
+    return row.what if count == len(row.sizes) else f"{row.what}, {count} of them"
+
+
+def show(what: str, seconds: dict[str, float]) -> None:
     """Torch's import is taken off where there is one."""
     start = seconds["import torch"]
     net = {
         name: value - start * name.startswith(("ours", "official"))
         for name, value in seconds.items()
     }
-    print(f"{row.what} (torch takes {start:.2f} s to import)")
+    print(f"{what} (torch takes {start:.2f} s to import)")
     for name, value in net.items():
         if name != "import torch":
             print(f"  {name:14} {value:9.2f} s  {value / net['ours']:6.2f} times ours", flush=True)

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -68,9 +69,17 @@ def compare(run: Path, recorded: Path) -> int:
 
 def last_scores(metrics: Path) -> dict[str, float]:
     """Phase -> the PSNR of its last validation that has one, in dB."""
-    lines = metrics.read_text().splitlines()
-    rows = [json.loads(line) for line in lines if line.endswith("}")]  # a kill cuts the last short
+    rows = rows_of(metrics)
     return {row["phase"]: row["psnr"] for row in rows if row.get("psnr") is not None}
+
+
+def rows_of(metrics: Path) -> list[dict]:
+    """Of a metrics.jsonl; a power cut may leave a part of its last one."""
+    rows = []
+    for line in metrics.read_text().splitlines():
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ SSIM on Y, and with pyiqa NIQE, which is lower where a picture looks more natura
 """
 
 import argparse
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -28,12 +29,19 @@ from images.files import write_image
 from images.kinds import NO_IMAGES, ImageError, find_images
 from images.names import flat_stem
 from images.resize import enlarge_nearest, imresize, whole_multiple
-from images.scores import NIQE_BLOCK, Metric, MetricError, is_for_niqe, measure
+from images.scores import Metric, MetricError
 from images.strips import labelled_strip
 from training.ranks import Ranks
-from training.validation import Scores, load_niqe, mean_scores, score, smallest_scored
+from training.validation import (
+    Scores,
+    load_niqe,
+    mean_scores,
+    measure_niqe,
+    score,
+    smallest_scored,
+)
 from upscaling.upscaler import Upscaler
-from utils import Bar
+from utils import Bar, listed
 from weights import WeightsError, load_generator
 
 SHOWN = {"none": "clean", "mild": "mild", "strong": "strong"}  # the levels of config.Degradation
@@ -42,8 +50,7 @@ SIDE = 384  # pixels around the centre that a strip shows
 
 def main() -> None:
     arguments = parse_args()
-    if arguments.output and arguments.hr.resolve() in (arguments.output.resolve() / "any").parents:
-        raise ImageError(f"{arguments.output} is in {arguments.hr}: choose another --output")
+    refuse_overwriting(arguments.hr, arguments.output)
     scale_told = 3 if arguments.scale == 3 else None  # some layouts look like x2 then
     # In fp32 every machine gives the same pixels, but for rounding.
     upscalers = {
@@ -55,26 +62,39 @@ def main() -> None:
             raise WeightsError(f"{label} is x{upscaler.scale}, --scale is {arguments.scale}")
     niqe = load_niqe(torch.device("cpu"), Ranks())
     images = read_high_res(arguments.hr, arguments.scale)
-    rows = []
+    rows, unjudged = [], dict[str, str]()
     for level, shown in SHOWN.items():
         scores: dict[str, list[Scores]] = {label: [] for label in ("bicubic", *upscalers)}
         for name, high_res in Bar(images.items(), desc=shown, unit="image"):
             low_res = make_low_res(high_res, level, arguments.scale, name, arguments.seed)
             pictures = {"bicubic": imresize(low_res, arguments.scale)}
             pictures |= {label: upscaler(low_res) for label, upscaler in upscalers.items()}
+            values = niqe_scores(pictures, arguments.scale, niqe, unjudged, f"{shown} {name}")
             for label, picture in pictures.items():
-                scored = score_picture(picture, high_res, arguments.scale, niqe)
-                scores[label].append(scored)
+                scored = score(picture, high_res, arguments.scale)
+                scores[label].append(scored | ({"niqe": values[label]} if values else {}))
             if arguments.output:
                 save(arguments.output / shown, name, low_res, pictures, high_res)
         rows += [(shown, label, mean_scores(of_images)) for label, of_images in scores.items()]
     print(f"x{arguments.scale}, {len(images)} images of {arguments.hr}, seed {arguments.seed}")
-    judged = sum(is_for_niqe(high_res, arguments.scale) for high_res in images.values())
-    if niqe and judged < len(images):
-        print(
-            f"NIQE of {judged} of them: the others have less than two blocks of {NIQE_BLOCK} pixels"
-        )
+    if unjudged:
+        reasons = [f"{name} ({reason})" for name, reason in unjudged.items()]
+        print(f"NIQE leaves out {len(unjudged)}: {listed(reasons)}")
     print(f"\n{as_markdown(rows)}")
+
+
+def refuse_overwriting(high_res: Path, output: Path | None) -> None:
+    """Pictures among the images that are scored would be images of the next call, or replace them.
+
+    Raises:
+        ImageError: they would be there.
+    """
+    if output is None:
+        return
+    given, kept = (high_res / "any").resolve(), (output / "any").resolve()
+    levels = [(output / shown).resolve() for shown in SHOWN.values()]
+    if high_res.resolve() in kept.parents or any(level in given.parents for level in levels):
+        raise ImageError(f"{output} and {high_res} overlap: choose another --output")
 
 
 def labels(weights: list[str]) -> dict[str, str]:
@@ -126,13 +146,28 @@ def make_low_res(high_res: np.ndarray, level: str, scale: int, name: str, seed: 
     return degrade_whole(high_res, Degradation.of_level(level), scale, name, seed)
 
 
-def score_picture(
-    picture: np.ndarray, high_res: np.ndarray, scale: int, niqe: Metric | None
-) -> Scores:
-    scores = score(picture, high_res, scale)
-    if niqe and is_for_niqe(picture, scale):
-        scores["niqe"] = measure("niqe", niqe, picture, scale)
-    return scores
+def niqe_scores(
+    pictures: dict[str, np.ndarray],
+    scale: int,
+    niqe: Metric | None,
+    unjudged: dict[str, str],
+    name: str,
+) -> dict[str, float]:
+    """Of each picture; nan of a network's that cannot be judged.
+
+    Of an image whose bicubic cannot be, a blank or a small one, there is none: `unjudged` takes the
+    reason, by its name.
+    """
+    values: dict[str, float] = {}
+    for label, picture in pictures.items() if niqe else ():
+        try:
+            values[label] = measure_niqe(niqe, picture, scale)
+        except MetricError as error:
+            if label == "bicubic":
+                unjudged[name] = str(error)
+                return {}
+            values[label] = math.nan
+    return values
 
 
 def as_markdown(rows: list[tuple[str, str, Scores]]) -> str:

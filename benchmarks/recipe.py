@@ -13,7 +13,6 @@ With 20 minutes each, all of one seed take 8 hours.
 """
 
 import argparse
-import json
 import sys
 import types
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from utils import prepare_for_torch
 if __name__ == "__main__":
     prepare_for_torch()  # as train.py does it
 
+import compare_runs
 import numpy as np
 import torch
 from ablation import run_to_its_end
@@ -97,7 +97,10 @@ VARIANTS = {
         BUSIEST,
         distance="frequency",
     ),
-    "box": Variant("from the network in the box", ["--init-from", "compact_x4_psnr"]),
+    "box": Variant(
+        "from the network in the box",  # whose size --flags may have changed
+        ["--init-from", "compact_x4_psnr", "--features", "32", "--blocks", "4"],
+    ),
     "charbonnier": Variant("Charbonnier's loss", distance="charbonnier"),
     "frequency": Variant("L1, and 0.05 of L1 of the Fourier transform", distance="frequency"),
     "squared": Variant("squared error", ["--squared-error", "true"]),
@@ -233,7 +236,7 @@ def train(
 
 def rows_of(folder: Path) -> list[dict]:
     log = folder / "metrics.jsonl"
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return compare_runs.rows_of(log) if log.exists() else []
 
 
 def train_here(optimizer: str, distance: str, flags: list[str]) -> None:

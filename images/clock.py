@@ -14,9 +14,9 @@ class Clock:
         self.time = 0.0
         self.told = 0
 
-    def ticks(self, duration: float) -> int:
-        """Units of the next frame, which is shown for that many milliseconds."""
+    def ticks(self, duration: float, least: int = 0) -> int:
+        """Units of the next frame, which is shown for that many milliseconds: at least so many."""
         self.time += duration
-        ticks = min(max(0, round(self.time / self.unit) - self.told), self.most)
+        ticks = min(max(least, round(self.time / self.unit) - self.told), self.most)
         self.told += ticks
         return ticks

@@ -8,12 +8,13 @@ import io
 import re
 import struct
 from functools import cache, lru_cache
+from typing import BinaryIO
 
 import imagecodecs
 import numpy as np
 from PIL import ImageCms
 
-from images.png import profile_in
+from images.png import LARGEST_PROFILE, profile_in
 
 Point = tuple[float, float]  # x and y of CIE 1931
 D65: Point = (0.3127, 0.3290)
@@ -103,12 +104,14 @@ def of_jpeg_2000(start: bytes) -> bytes | None:
     return None
 
 
-def of_bmp(encoded: bytes) -> bytes | None:
+def of_bmp(file: BinaryIO) -> bytes | None:
     """The profile that a BMP file holds (Microsoft's BITMAPV5HEADER)."""
-    if len(encoded) < 138 or encoded[14:18] != b"\x7c\0\0\0" or encoded[70:74] != b"DEBM":
+    header = file.read(138)
+    if len(header) < 138 or header[14:18] != b"\x7c\0\0\0" or header[70:74] != b"DEBM":
         return None
-    start, length = struct.unpack_from("<II", encoded, 126)  # behind the first header
-    return encoded[14 + start : 14 + start + length] or None
+    start, length = struct.unpack_from("<II", header, 126)
+    file.seek(14 + start)  # behind the first header
+    return file.read(min(length, LARGEST_PROFILE)) or None
 
 
 def of_code_points(primaries: int, transfer: int, gray: bool) -> tuple[bytes | None, str]:

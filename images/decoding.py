@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from errno import EINVAL
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from images.files import bleed, read_picture, whole_8_bits
 from images.kinds import PIXEL_BYTES, ImageError, open_image
 from images.pairs import LOWEST_FIT, DataError, Fit, fit
 from images.resize import imresize, whole_multiple
+from images.tiff import area_by_tags, is_tiff
 from utils import Bar, available_memory, listed, usable_cores
 
 WAITING = 2  # decoded images in memory for each thread that decodes
@@ -83,7 +85,8 @@ class Findings:
 def is_passing(error: ImageError) -> bool:
     """Whether reading failed for no fault of the file: a reason that may be gone tomorrow."""
     cause = error.__cause__
-    return isinstance(cause, MemoryError) or getattr(cause, "errno", None) is not None
+    # EINVAL is what a damaged file's own numbers lead to.
+    return isinstance(cause, MemoryError) or getattr(cause, "errno", None) not in (None, EINVAL)
 
 
 @dataclass
@@ -101,8 +104,12 @@ def areas_by_header(paths: list[Path]) -> list[int]:
     """Pixels of each image; 0 of one that cannot be opened, which is named later."""
     areas = [0] * len(paths)
     for i, path in enumerate(paths):
-        with suppress(Exception), open_image(path) as file:
-            areas[i] = file.width * file.height
+        with suppress(Exception):
+            if is_tiff(path):  # of which Pillow opens fewer kinds than are read
+                areas[i] = area_by_tags(path)
+                continue
+            with open_image(path) as file:
+                areas[i] = file.width * file.height
     return areas
 
 

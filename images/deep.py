@@ -4,12 +4,14 @@ import logging
 import math
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import imagecodecs
 import numpy as np
 from PIL.ImageFile import ImageFile
 
+from images.animation import gif_frames
 from images.frames import first_of
 from images.kinds import CODESTREAM, HDR, TRUNCATED, ImageError
 from images.levels import Pixels, from_array, rgb_of_inks, scaled
@@ -42,6 +44,11 @@ def read_deep(file: ImageFile, content: Callable[[], bytes]) -> Pixels | None:
         return _opaque_tga(file, content())
     if file.format == "DDS" and _dds_kind(content()) in BC6H:
         raise ImageError(HDR)
+    if file.format in ("ICO", "ICNS"):
+        return _in_icon(file)
+    if file.format == "GIF" and file.tile[0][1] != (0, 0, *file.size):
+        pixels, _ = next(gif_frames(content(), *file.size))  # Pillow fills what lies around it
+        return pixels
     if file.format in ("BMP", "DIB") and file.mode == "1":
         return _two_colours(file, content())
     alone = getattr(file, "n_frames", 1) == 1  # of several, imagecodecs would decode all
@@ -134,6 +141,13 @@ def _opaque_tga(file: ImageFile, encoded: bytes) -> Pixels | None:
     pixels = pixels_of(file)
     hides_all = pixels.alpha is not None and not pixels.alpha.any()
     return pixels._replace(alpha=None) if hides_all else pixels
+
+
+def _in_icon(file: Any) -> Pixels | None:
+    """A PNG in it, whose palette and clear colour Pillow loses on the way out."""
+    is_ico = file.format == "ICO"
+    inner = file.ico.getimage(file.size) if is_ico else file.icns.getimage(file.best_size)
+    return pixels_of(inner) if inner.format == "PNG" else None
 
 
 def _two_colours(file: ImageFile, encoded: bytes) -> Pixels | None:

@@ -21,7 +21,7 @@ from images.bands import in_bands
 from images.colour import GRAY, adobe_rgb, checked_profile, colour_space, to_srgb
 from images.deep import left_out, read_deep
 from images.filetypes import GIF, JPEG, PNG, TIFF, WEBP, WRITTEN, FileType
-from images.frames import ANIMATED, FRAMES, PAGES, first_frame, first_of, later_frames, plays_of
+from images.frames import ANIMATED, FRAMES, PAGES, all_frames, first_of, later_frames, plays_of
 from images.gif import GifAnimation, as_few_colours, encoded_gif
 from images.jpeg import with_segments
 from images.kinds import ImageError, reason_of, refuse_raw, special_kind
@@ -156,7 +156,7 @@ def _read_other(path: str | Path, several: tuple[str, ...]) -> Picture:
         if deep is None:
             remarks += left_out(file, content)
         if moves:  # its frames are Pillow's, of 8 bits
-            pixels, duration = first_frame(opening)
+            pixels, duration = next(all_frames(path, opening))
             remarks += ["8 bits of more"] if deep and deep.rgb.dtype != pixels.rgb.dtype else []
         else:
             pixels = deep or pixels_of(file)
@@ -423,6 +423,7 @@ def _options(picture: Picture, kind: FileType, quality: int | None) -> dict:
         options |= dict(lossless=True, exact=True) if picture.lossless else {}
         options["exif"] = metadata.exif.block() if metadata.exif else b""
         options["xmp"] = metadata.xmp
-    if kind.name in ("JPEG", "BMP") and metadata.dpi and max(metadata.dpi) < 2**16:
-        options["dpi"] = metadata.dpi
+    if kind.name in ("JPEG", "BMP"):  # where Pillow may write one that nobody has named
+        fits = metadata.dpi and max(metadata.dpi) < 2**16
+        options["dpi"] = metadata.dpi if fits else (0, 0)
     return options

@@ -4,7 +4,7 @@ import io
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -28,9 +28,12 @@ def gif_blocks(gif: bytes) -> Iterator[tuple[bytes, bytes]]:
             kind, at = b",", at + 10 + _table(gif[at + 9 : at + 10]) + 1
         elif gif[at : at + 1] == b"!":
             kind, at = gif[at : at + 2], at + 2
-        else:
-            yield from [(b";", b";")] if gif[at : at + 1] == b";" else []
+        elif gif[at : at + 1] == b";":
+            yield b";", b";"
             return
+        else:  # nothing that it could be; Pillow passes over it, too
+            at += 1
+            continue
         while at < len(gif) and gif[at]:
             at += 1 + gif[at]
         at += 1
@@ -42,6 +45,32 @@ def gif_blocks(gif: bytes) -> Iterator[tuple[bytes, bytes]]:
 def _table(flags: bytes) -> int:
     """Bytes of the table of colours that these flags stand for."""
     return 3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0
+
+
+class Still(NamedTuple):
+    """A frame as a GIF of its own, without what lies around it, and how it is shown."""
+
+    gif: bytes
+    left: int
+    top: int
+    disposal: int
+    milliseconds: float
+
+
+def stills_in(gif: bytes) -> Iterator[Still]:
+    """The frames of a file, those that are there to the end."""
+    table, nothing = gif[SCREEN : SCREEN + _table(gif[10:11])], bytes(8)
+    control = nothing
+    for kind, block in gif_blocks(gif):
+        if kind == b"!\xf9" and len(block) >= len(nothing):
+            control = block
+        if kind == b",":
+            left, top = struct.unpack_from("<HH", block, 1)
+            key = b"!\xf9\4" + bytes((control[3] & 1, 0, 0, control[6], 0))
+            alone = b"GIF89a" + block[5:9] + gif[10:13] + table + key + b"," + bytes(4) + block[5:]
+            hundredths = int.from_bytes(control[4:6], "little")
+            yield Still(alone + b";", left, top, control[3] >> 2 & 7, 10.0 * hundredths)
+            control = nothing
 
 
 def has_end(gif: bytes) -> bool:
@@ -153,7 +182,8 @@ class GifAnimation:
             return
         control = next((block for kind, block in blocks if kind == b"!\xf9"), bytes(8))
         flags = CLEAR_FIRST | control[3] & 1  # whether one colour stands for clear
-        ticks = self.clock.ticks(duration)
+        # Browsers show 10 ms for 100; a frame that was to be shown for longer gets more.
+        ticks = self.clock.ticks(duration, least=2 if duration > 10 else 0)
         self.file.write(struct.pack("<2sBBHBB", b"!\xf9", 4, flags, ticks, control[6], 0))
         picture = next(block for kind, block in blocks if kind == b",")
         table = gif[SCREEN : SCREEN + _table(gif[10:11])]  # which becomes the frame's own

@@ -27,11 +27,6 @@ class Pixels(NamedTuple):
     alpha: np.ndarray | None = None
     gray: bool = False
 
-    def within(self, width: int, height: int) -> "Pixels":
-        """What of it lies within a canvas of that size."""
-        alpha = None if self.alpha is None else self.alpha[:height, :width]
-        return self._replace(rgb=self.rgb[:height, :width], alpha=alpha)
-
 
 def from_channels(colour: np.ndarray, alpha: np.ndarray | None = None) -> Pixels:
     """Of gray (H, W, 1) or RGB (H, W, 3), and alpha (H, W)."""
@@ -65,11 +60,10 @@ def colourfulness(rgb: np.ndarray) -> float:
     return spread * 255 / np.iinfo(rgb.dtype).max / math.prod(rgb.shape[:2])
 
 
-def with_alpha(pixels: Pixels) -> Pixels:
-    """As RGB and alpha, which is full where there is none."""
+def alpha_of(pixels: Pixels) -> np.ndarray:
+    """(H, W), full where there is none."""
     opaque = np.iinfo(pixels.rgb.dtype).max
-    alpha = np.full_like(pixels.rgb[..., 0], opaque) if pixels.alpha is None else pixels.alpha
-    return Pixels(pixels.rgb, alpha)
+    return np.full_like(pixels.rgb[..., 0], opaque) if pixels.alpha is None else pixels.alpha
 
 
 def scaled(levels: np.ndarray, highest: int, inverted: bool = False) -> np.ndarray:

@@ -90,7 +90,7 @@ class Metadata:
             largest: bytes that the longest of those may have.
         """
         lost = []
-        kept = self._moved(held)
+        kept = self._moved(held, largest)
         for name, words in WORDS.items():
             if not getattr(kept, name):
                 continue
@@ -108,11 +108,13 @@ class Metadata:
             return [len(comment) for comment in value]
         return [len(value) + len(XMP_START)] if name in ("xmp", "iptc") else []
 
-    def _moved(self, held: tuple[str, ...]) -> "Metadata":
+    def _moved(self, held: tuple[str, ...], largest: float) -> "Metadata":
         """With what has no place of its own where EXIF data has one for it."""
         moved, rest = self, []
         for text in self.texts if "texts" not in held else ():
             after = moved._with_text(text, held)
+            if after and max(after._sizes("exif"), default=0) > largest:
+                after = None  # it would take all of the EXIF data with it
             rest += [] if after else [text]
             moved = after or moved
         if "texts" not in held:

@@ -99,8 +99,8 @@ def _opened_png(path: str | Path) -> Iterator[Opened]:
     profile, remark = of_png(chunks.colours, gray)
     with open_image(path, io.BytesIO(chunks.slim)) as file:
         file.info["icc_profile"] = profile
-        if exif := exif_in(chunks.metadata):
-            file.info.setdefault("exif", exif)
+        if b"eXIf" not in chunks.slim and (exif := exif_in(chunks.metadata)):
+            file.info["exif"] = exif
         remarks = [*chunks.remarks, *filter(None, [remark])]
         yield Opened(file, chunks.slim, remarks, chunks=chunks.metadata)
 
@@ -143,7 +143,8 @@ def _opened_other(path: str | Path) -> Iterator[Opened]:
                 profile, remark = of_boxes(start, file.mode in ("L", "LA"))
             file.info["icc_profile"] = profile
         if file.format == "BMP":
-            file.info["icc_profile"] = of_bmp(Path(path).read_bytes())
+            with open(path, "rb") as stream:
+                file.info["icc_profile"] = of_bmp(stream)
         yield Opened(file, None, [remark] if remark else [])
 
 

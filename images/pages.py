@@ -1,14 +1,16 @@
 """TIFF files, written page by page."""
 
+import struct
 from typing import BinaryIO
 
 import numpy as np
 import tifffile
 
-from images.exif import UNIT, X_RESOLUTION, Y_RESOLUTION
+from images.exif import UNIT, X_RESOLUTION, Y_RESOLUTION, Entry
 from images.metadata import TIFF_IPTC, TIFF_PHOTOSHOP, TIFF_XMP, Metadata
 
 ROOM = 2**32 - 2**25  # bytes of pixels up to which a file is no BigTIFF
+FRACTIONS = {5: "I", 10: "i"}  # types of two numbers each, as struct calls these
 POINTERS = {0x8769: "ExifTag", 0x8825: "GPSTag"}  # tifffile takes these tags by name only
 
 
@@ -51,7 +53,7 @@ class TiffPages:
             self.file.write(bytes(at - self.file.tell()) + content)
             for tag, entry in entries:
                 if tag not in (X_RESOLUTION, Y_RESOLUTION, UNIT):
-                    tags.append((POINTERS.get(tag, tag), entry.kind, None, entry.value, False))
+                    tags.append((POINTERS.get(tag, tag), *_values(entry), False))
         for tag, content in (
             (TIFF_XMP, metadata.xmp),
             (TIFF_IPTC, metadata.iim()),
@@ -63,3 +65,11 @@ class TiffPages:
 
     def close(self) -> None:
         self.writer.close()
+
+
+def _values(entry: Entry) -> tuple[int, int | None, bytes | tuple[int, ...]]:
+    """Type, count and values of a tag; of fractions, tifffile would count bytes wrongly."""
+    if entry.kind not in FRACTIONS:
+        return entry.kind, None, entry.value
+    numbers = struct.unpack(f"<{len(entry.value) // 4}{FRACTIONS[entry.kind]}", entry.value)
+    return entry.kind, len(numbers) // 2, numbers

@@ -14,12 +14,12 @@ NO_END = "its end is missing, but no pixel"
 NEEDED = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")  # of the ancillary ones
 COLOURS = {b"cICP": 4, b"iCCP": 3, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}  # and their least lengths
 METADATA = {b"tEXt": 2, b"zTXt": 3, b"iTXt": 6, b"pHYs": 9}  # and their least lengths
-HELD = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts that say how the camera was
+HELD = b"XML:com.adobe.xmp\0"  # a text that may say how the camera was held
 PIECE = 2**14  # bytes that are inflated at a time, to 1000 times as many at most
 LARGEST_TEXT = 2**20  # bytes, of those that Pillow unpacks
 LARGEST_PROFILE = 2**26  # bytes; what unpacks to more is no profile
 PALETTE = 3  # a colour type
-BACKGROUND, PREVIOUS, OVER = 1, 2, 1  # ways to dispose of a frame's area, and one to draw there
+DISPOSE_BACKGROUND, DISPOSE_PREVIOUS, BLEND_OVER = 1, 2, 1  # of a frame's control
 CHANNELS = {0: 1, 2: 3, PALETTE: 1, 4: 2, 6: 4}  # by colour type
 PASSES = (  # of interlaced rows: first column and row, and the steps to the next ones
     *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)),
@@ -176,20 +176,27 @@ class Control(NamedTuple):
     height: int
     left: int
     top: int
-    seconds: int  # in relation to the next one, of which 0 stands for 100
-    of: int
-    dispose: int  # what becomes of its area behind it
+    delay_num: int
+    delay_den: int  # of seconds; 0 stands for 100
+    dispose: int  # what becomes of its area once it was shown
     blend: int
 
     @property
     def milliseconds(self) -> float:
-        return 1000 * self.seconds / (self.of or 100)
+        return 1000 * self.delay_num / (self.delay_den or 100)
 
 
 def pictures_in(png: bytes) -> Iterator[tuple[Control | None, list[bytes]]]:
-    """Control and compressed pixels of each picture; None: it is no frame of the animation."""
-    control, parts = None, list[bytes]()
+    """Control and compressed pixels of each picture; None: it is no frame of the animation.
+
+    Those before a damage: a control that is cut short, a chunk that is missing.
+    """
+    control, parts, number = None, list[bytes](), 0
     for kind, data, _, _ in png_chunks(png):
+        if kind in (b"fcTL", b"fdAT"):
+            if int.from_bytes(data[:4], "big") != number or (kind == b"fcTL" and len(data) < 26):
+                break
+            number += 1
         if kind == b"fcTL":
             if parts:
                 yield control, parts
@@ -200,13 +207,16 @@ def pictures_in(png: bytes) -> Iterator[tuple[Control | None, list[bytes]]]:
         yield control, parts
 
 
-def still_of(png: bytes, control: Control | None, parts: list[bytes]) -> bytes:
-    """One of a file's `pictures_in` as a file of its own."""
-    header = png[16:24] if control is None else struct.pack(">II", *control[:2])
-    chunks = [(b"IHDR", header + png[24:29])]
-    chunks += [(kind, data) for kind, data, _, _ in png_chunks(png) if kind in (b"PLTE", b"tRNS")]
-    chunks += [(b"IDAT", b"".join(parts)), (b"IEND", b"")]
-    return PNG_START + b"".join(chunk(*each) for each in chunks)
+def colours_in(png: bytes) -> bytes:
+    """The chunks of a file's palette and clear colour."""
+    return b"".join(whole for kind, _, whole, _ in png_chunks(png) if kind in (b"PLTE", b"tRNS"))
+
+
+def still_of(png: bytes, colours: bytes, control: Control | None, parts: list[bytes]) -> bytes:
+    """One of a file's `pictures_in` as a file of its own; `colours` are its `colours_in`."""
+    size = png[16:24] if control is None else struct.pack(">II", *control[:2])
+    header = PNG_START + chunk(b"IHDR", size + png[24:29]) + colours
+    return header + chunk(b"IDAT", b"".join(parts)) + IEND
 
 
 def _inflated(parts: Iterable[bytes]) -> int:

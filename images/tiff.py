@@ -84,6 +84,13 @@ def _upright_size(page: TiffPage) -> tuple[int, int]:
     return size[::-1] if page.tags.valueof(ORIENTATION, 1) in QUARTERS else size
 
 
+def area_by_tags(path: str | Path) -> int:
+    """Pixels of the first picture of a TIFF file."""
+    with open(path, "rb") as stream, TiffFile(stream) as file:
+        pages, _ = _pictures(file)
+        return pages[0].imagewidth * pages[0].imagelength
+
+
 def later_pages(path: str | Path) -> Iterator[Tiff | ImageError]:
     """All pictures but the first; an error stands for each that cannot be read."""
     with open(path, "rb") as stream, TiffFile(stream) as file:

@@ -92,6 +92,9 @@ def test_every_engine_runs_the_commands(monkeypatch, tmp_path, capsys):
     assert {"import torch", "ours", "official"} <= {*seconds} and min(seconds.values()) > 0
     table = capsys.readouterr().out
     assert "ours  " in table and "official  " in table
+    many = commands.Row("300 textures", [(64, 64)] * 300)
+    assert commands.described(many, 100) == "300 textures, 100 of them"
+    assert commands.described(many, None) == commands.described(many, 500) == "300 textures"
     # Real-ESRGAN's tiles show 10 pixels of their surroundings; ours are whole here.
     assert len(written) == len(seconds) - 1  # all but torch's import
     assert all(np.abs(picture - written[0]).mean() < 1 for picture in written)
@@ -174,6 +177,9 @@ def test_the_ladder_ends_in_a_table_and_strips(tmp_path, photos):
     assert f"{count:,}" in table
     with Image.open(tmp_path / "sub_d.png") as strip:
         assert strip.width > 4 * 96 and strip.height == 64 + 22
+    shutil.copy(photos / "sub" / "d.png", photos / "sub_d.png")  # whose strip is another one
+    ablation.compare(files, pack_folder(photos, ablation.SCALE), tmp_path / "strips")
+    assert len([*(tmp_path / "strips").iterdir()]) == 5
 
 
 UNCLIPPED = {"betas": (0.9, 0.99), "psnr.clip_grad_norm": 0}
@@ -429,6 +435,24 @@ def test_a_folder_that_is_no_run_is_named(tmp_path, monkeypatch, capsys):
     assert exit.value.code == 2 and "has no config.json" in capsys.readouterr().err
 
 
+def test_of_a_log_that_was_cut_the_rows_before_count(tmp_path):
+    """The last one ends in a brace, too."""
+    row = {"phase": "psnr", "step": 20, "run_step": 20, "psnr": 30.5}
+    cut = '{"phase": "psnr", "step": 30, "losses": {"pixel": 0.1}'
+    (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(row)}\n{cut}")
+    assert recipe.rows_of(tmp_path) == [row]
+    assert compare_runs.last_scores(tmp_path / "metrics.jsonl") == {"psnr": 30.5}
+
+
+def test_the_network_in_the_box_has_its_own_size_whatever_the_others_have(tmp_path):
+    flags = ["--features", "24", "--blocks", "2"]
+    given = dict(train_dir=[Path("a")], valid_dir=Path("c"), output=tmp_path, workers=0)
+    arguments = Namespace(**given, flags=flags)
+    config = parse_args(recipe.flags_of_stages("box", arguments)[0])
+    assert (config.features, config.blocks) == (32, 4)
+    assert parse_args(recipe.flags_of_stages("crop-64", arguments)[0]).features == 24
+
+
 # ------------------------------------------------------------------------- degraded photographs
 
 
@@ -532,6 +556,37 @@ def test_pictures_that_were_kept_are_not_scored_the_next_time(
             score_degraded(monkeypatch, capsys, nearest_weights, "--hr", photos, "-o", output)
 
 
+@pytest.mark.parametrize("folder", ["clean/LR", "mild", "strong/nearest/more"])
+def test_pictures_that_were_kept_and_are_scored_now_are_not_replaced(
+    folder, nearest_weights, photos, no_pyiqa, tmp_path, monkeypatch, capsys
+):
+    """As an earlier call's results are, in the folder that it wrote."""
+    kept = tmp_path / "kept"
+    shutil.copytree(photos, kept / folder)
+    before = (kept / folder / "a.png").read_bytes()
+    with pytest.raises(ImageError, match="choose another --output"):
+        score_degraded(monkeypatch, capsys, nearest_weights, "--hr", kept / folder, "-o", kept)
+    assert (kept / folder / "a.png").read_bytes() == before
+
+
+def test_niqe_leaves_out_a_blank_page_by_name(nearest_weights, tmp_path, monkeypatch, capsys):
+    """Which is no number of anything; a network's own failure is nan."""
+
+    def judge(picture, reference):
+        if picture.min() == picture.max():
+            raise np.linalg.LinAlgError("SVD did not converge")
+        return torch.tensor(2.0)
+
+    pixels = np.random.default_rng(0).integers(0, 256, (104, 208, 3), np.uint8)
+    write_image(pixels, tmp_path / "in" / "photo.png")
+    write_image(np.full_like(pixels, 255), tmp_path / "in" / "white.png")
+    monkeypatch.setattr(validation, "load_metrics", lambda *_, **__: {"niqe": judge})
+    flags = ["--hr", tmp_path / "in"]
+    (_, *rows), said = score_degraded(monkeypatch, capsys, nearest_weights, *flags)
+    assert float(rows[0][-1]) == float(rows[1][-1]) == 2
+    assert "NIQE leaves out " in said and "clean white (" in said
+
+
 def test_true_images_are_those_that_validation_has(tmp_path):
     """The colours that can be seen, spread to where none can."""
     rgba = np.random.default_rng(0).integers(0, 256, (64, 64, 4), np.uint8)
@@ -580,7 +635,9 @@ def test_niqe_is_of_the_images_that_are_large_enough(
     brightness = {"niqe": lambda picture, reference: picture.mean() * 10}
     monkeypatch.setattr(validation, "load_metrics", lambda *_, **__: brightness)
     (columns, *rows), said = score_degraded(monkeypatch, capsys, nearest_weights, "--hr", folder)
-    assert columns[-1] == "NIQE" and "NIQE of 1 of them" in said
+    assert (
+        columns[-1] == "NIQE" and "NIQE leaves out 3: clean small (smaller than" in said
+    )
     assert [float(row[-1]) for row in rows[:2]] == pytest.approx([2.0, 2.0], abs=0.1)
 
 

@@ -80,7 +80,6 @@ def same(frames, others):
 def test_an_animation_comes_out_whole(source, target, alpha, tmp_path):
     frames = drawn(alpha)
     path = saved(tmp_path / f"in.{source}", frames, duration=TIMES, loop=2)
-    frames = shown(path)[0]  # of a GIF's, Pillow fills what others clear
     picture = read_picture(path, BOTH)
     assert picture.sequence.count == 5 and picture.remark == ""
     rest = picture.sequence.rest
@@ -107,6 +106,16 @@ def test_loops_are_kept(loop, tmp_path):
     assert shown(tmp_path / "out.gif")[2] == loop
     plays = {None: 1, 0: 0, 1: 2, 7: 8}[loop]
     assert shown(tmp_path / "out.webp")[2] == shown(tmp_path / "out.png")[2] == plays
+
+
+def test_no_gif_has_a_frame_of_10_ms_that_was_longer(tmp_path):
+    """Browsers show it for 100."""
+    saved(tmp_path / "in.png", drawn(False), duration=1000 / 60)
+    write_picture(read_picture(tmp_path / "in.png", BOTH), tmp_path / "out.gif")
+    assert shown(tmp_path / "out.gif")[1] == [20] * 5
+    saved(tmp_path / "in.png", drawn(False), duration=[12, 12, 60, 10, 10])
+    write_picture(read_picture(tmp_path / "in.png", BOTH), tmp_path / "out.gif")
+    assert shown(tmp_path / "out.gif")[1] == [20, 20, 40, 10, 10]  # the long one waits for them
 
 
 def test_times_do_not_drift_where_units_are_coarse(tmp_path):
@@ -272,7 +281,7 @@ def test_pages_that_one_side_is_given_for_grow_unlike(identity_weights, tmp_path
         assert file.is_bigtiff and file.pages[1].shape == (160, 40, 3)
 
 
-def test_pages_that_lie_are_counted_as_they_are_seen(identity_weights, tmp_path):
+def test_pages_that_lie_are_counted_as_they_are_seen(tmp_path):
     with tifffile.TiffWriter(tmp_path / "in.tif") as file:
         for turned in (1, 6):
             tag = (274, 3, 1, turned, True)
@@ -282,13 +291,15 @@ def test_pages_that_lie_are_counted_as_they_are_seen(identity_weights, tmp_path)
     assert next(picture.sequence.rest()).rgb.shape == (40, 10, 3)
 
 
-def apng(path, frames, *, colour=6, size=(4, 1), before=(), default=None):
-    """Written by its specification: (rows of values, left, dispose, blend) of each frame."""
+def apng(path, frames, *, colour=6, bits=8, before=(), default=None):
+    """Of 4 x 1, written by its specification: (rows of values, left, dispose, blend) of each."""
 
     def pixels(rows):
-        return zlib.compress(b"".join(b"\0" + bytes(np.ravel(row).tolist()) for row in rows))
+        digits = [np.unpackbits(np.array(row, ">u2").ravel().view(np.uint8)) for row in rows]
+        kept = [each.reshape(-1, 16)[:, -bits:].ravel() for each in digits]
+        return zlib.compress(b"".join(b"\0" + np.packbits(each).tobytes() for each in kept))
 
-    header = struct.pack(">IIBBBBB", *size, 8, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", 4, 1, bits, colour, 0, 0, 0)
     parts = [chunk(b"IHDR", header), *(chunk(*each) for each in before)]
     parts.append(chunk(b"acTL", struct.pack(">II", len(frames), 0)))
     parts += [chunk(b"IDAT", pixels(default))] if default else []
@@ -371,6 +382,38 @@ def test_an_apngs_one_clear_gray_lets_through_what_is_under_it(tmp_path):
     assert read_picture(path, BOTH).gray
 
 
+def test_an_apngs_clear_gray_is_of_any_depth(tmp_path):
+    """Of 2 bits, 3 is white; of 16, an OVER that is half clear is mixed in 16."""
+    frames = [([[3] * 4], 0, NONE, SOURCE), ([[1, 2, 1, 0]], 0, NONE, OVER)]
+    path = apng(tmp_path / "x.png", frames, colour=0, bits=2, before=[(b"tRNS", b"\0\1")])
+    white, gray, black = (255,) * 4, (170, 170, 170, 255), (0, 0, 0, 255)
+    assert frames_of(path)[1] == [white, gray, white, black]
+    frames = [([[40000] * 4], 0, NONE, SOURCE), ([[7, 50000, 7, 7]], 0, NONE, OVER)]
+    path = apng(tmp_path / "x.png", frames, colour=0, bits=16, before=[(b"tRNS", b"\0\7")])
+    (second,) = read_picture(path, BOTH).sequence.rest()
+    assert second.rgb[0, :, 0].tolist() == [40000, 50000, 40000, 40000] and second.gray
+    assert second.rgb.dtype == np.uint16
+    frames = [([[(0, 65535)] * 4], 0, NONE, SOURCE), ([[(65535, 32768)] * 4], 0, NONE, OVER)]
+    (second,) = read_picture(apng(path, frames, colour=4, bits=16), BOTH).sequence.rest()
+    assert second.rgb[0, 0].tolist() == [32768] * 3 and second.alpha[0, 0] == 65535
+    assert second.gray
+
+
+def test_an_apngs_frames_before_a_damage_are_read(tmp_path):
+    frames = [([[colour] * 4], 0, NONE, SOURCE) for colour in (RED, GREEN, BLUE, RED)]
+    whole = apng(tmp_path / "x.png", frames).read_bytes()
+    places = [i for i in range(len(whole)) if whole[i : i + 4] == b"fcTL"]
+    damages = [(whole[: places[3] + 24], 3)]  # within what says where the last one is
+    damages.append((whole[: places[2] + 9] + b"\7" + whole[places[2] + 10 :], 2))  # wrong checksum
+    for content, count in damages:
+        (tmp_path / "x.png").write_bytes(content)
+        first = read_picture(tmp_path / "x.png", BOTH)
+        *rest, error = first.sequence.rest()
+        given = [tuple(each.rgb[0, 0].tolist()) for each in (first, *rest)]
+        assert given == [RED[:3], GREEN[:3], BLUE[:3]][:count]
+        assert str(error) == f"it is cut short after frame {count}; get it again"
+
+
 def test_an_apngs_picture_for_other_programs_is_nothing_to_draw_on(tmp_path):
     frames = [([[RED]], 1, NONE, OVER), ([[BLUE]], 2, NONE, OVER)]
     path = apng(tmp_path / "x.png", frames, default=[[GREEN] * 4])
@@ -394,21 +437,23 @@ def test_an_apngs_frame_beyond_the_picture_is_told(tmp_path):
     assert str(error).startswith("frame 2 of 2: it does not lie within the picture")
 
 
-def test_a_gifs_frame_that_says_nothing_of_its_end_stays(tmp_path):
-    """Behind one that goes: Pillow would have them all go."""
+def gif_of(*frames):
+    """Of 2 x 2: disposal, side, and an index into red, green and blue of each frame."""
     palette = bytes((255, 0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0))
-
-    def frame(disposal, width, index):
-        control = b"!\xf9\4" + bytes((disposal << 2, 10, 0, 0, 0))
-        codes = [4, *([index, 4] * (width * width)), 5]  # clear before each: codes stay 3 bits
+    content = b"GIF89a" + struct.pack("<HHBBB", 2, 2, 0x81, 0, 0) + palette
+    for disposal, side, index in frames:
+        codes = [4, *([index, 4] * (side * side)), 5]  # cleared before each: codes stay 3 bits
         bits = sum(code << 3 * i for i, code in enumerate(codes))
         data = bits.to_bytes(-(-3 * len(codes) // 8), "little")
-        where = struct.pack("<HHHHB", 0, 0, width, width, 0)
-        return control + b"," + where + bytes((2, len(data))) + data + b"\0"
+        content += b"!\xf9\4" + bytes((disposal << 2, 10, 0, 0, 0))
+        content += b"," + struct.pack("<HHHHB", 0, 0, side, side, 0)
+        content += bytes((2, len(data))) + data + b"\0"
+    return content + b";"
 
-    header = b"GIF89a" + struct.pack("<HHBBB", 2, 2, 0x81, 0, 0) + palette
-    content = header + frame(2, 2, 0) + frame(0, 2, 1) + frame(0, 1, 2) + b";"
-    (tmp_path / "x.gif").write_bytes(content)
+
+def test_a_gifs_frame_that_says_nothing_of_its_end_stays(tmp_path):
+    """Behind one that goes: Pillow would have them all go."""
+    (tmp_path / "x.gif").write_bytes(gif_of((2, 2, 0), (0, 2, 1), (0, 1, 2)))
     _, last = read_picture(tmp_path / "x.gif", BOTH).sequence.rest()
     assert last.rgb[0, 0].tolist() == [0, 0, 255] and last.rgb[1, 1].tolist() == [0, 255, 0]
 
@@ -429,6 +474,23 @@ def test_one_picture_at_a_time_is_in_memory(tmp_path):
         write_picture(first, tmp_path / f"out.{kind}")
         with Image.open(tmp_path / f"out.{kind}") as file:
             assert file.n_frames == 21
+
+
+def test_what_no_frame_of_a_gif_has_drawn_is_clear(tmp_path):
+    """As in browsers: at first, and where a frame was cleared, whether or not it has a clear
+    colour of its own."""
+    (tmp_path / "x.gif").write_bytes(gif_of((1, 1, 2)))
+    picture = read_picture(tmp_path / "x.gif", BOTH)
+    assert picture.rgb[0, 0].tolist() == [0, 0, 255]
+    assert picture.alpha.tolist() == [[255, 0], [0, 0]]
+    (tmp_path / "x.gif").write_bytes(gif_of((2, 2, 0), (1, 1, 2)))
+    (last,) = read_picture(tmp_path / "x.gif", BOTH).sequence.rest()
+    assert last.alpha.tolist() == [[255, 0], [0, 0]]
+    (tmp_path / "x.gif").write_bytes(gif_of((1, 2, 0), (3, 1, 2), (1, 1, 1)))  # 3: as it was
+    picture = read_picture(tmp_path / "x.gif", BOTH)
+    second, last = picture.sequence.rest()
+    assert second.rgb[0, 0].tolist() == [0, 0, 255] and second.rgb[1, 1].tolist() == [255, 0, 0]
+    assert last.rgb[0, 0].tolist() == [0, 255, 0] and last.rgb[1, 1].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("key", [None, 7])
@@ -551,7 +613,8 @@ def test_a_damaged_page_is_named_and_the_others_are_there(tmp_path):
 
 
 def test_an_animation_may_become_pages_which_have_no_times(tmp_path):
-    frames = shown(saved(tmp_path / "in.gif", drawn(True), duration=TIMES))[0]
+    frames = drawn(True)
+    saved(tmp_path / "in.gif", frames, duration=TIMES)
     remark = write_picture(read_picture(tmp_path / "in.gif", BOTH), tmp_path / "out.tif")
     assert remark == "without the times of its frames"
     assert same(shown(tmp_path / "out.tif")[0], frames)
@@ -638,8 +701,8 @@ def run(tmp_path, identity_weights, monkeypatch, capsys):
 
 
 def test_the_command_upscales_all_of_it(run):
-    saved(Path("in/a.gif"), drawn(True), duration=TIMES, loop=0)
-    frames = shown("in/a.gif")[0]
+    frames = drawn(True)
+    saved(Path("in/a.gif"), frames, duration=TIMES, loop=0)
     saved(Path("in/b.webp"), frames, duration=TIMES, loop=0)
     pages = scanned(Path("in/c.tif"))
     status, printed, _ = run()

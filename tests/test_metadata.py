@@ -313,6 +313,37 @@ def test_what_imagemagick_calls_a_raw_profile_is_read(tmp_path):
             assert IptcImagePlugin.getiptcinfo(file)[2, 105] == b"News"
 
 
+def test_a_long_text_takes_no_exif_data_with_it(tmp_path):
+    """An image generator's parameters, beside what the camera said."""
+    texts = ((b"tEXt", b"parameters\0" + b"x" * 33_000), (b"tEXt", b"Author\0Ada"))
+    picture = png_with(tmp_path / "in.png", (b"eXIf", camera()), *texts)
+    assert not_held(picture, "x.jpg") == ["JPEG cannot hold PNG's text"]
+    write_picture(picture, tmp_path / "out.jpg")
+    with Image.open(tmp_path / "out.jpg") as file:
+        assert file.getexif()[0x010F] == "ACME" and file.getexif()[0x013B] == "Ada"
+
+
+def test_fractions_of_exif_have_their_count_in_a_tiff(tmp_path):
+    """White point and primaries, which cameras name for Adobe RGB; a negative one."""
+    white, shift = (313, 1000, 329, 1000), (-1, 3)
+    tags = {
+        0x013E: Entry(5, struct.pack("<4I", *white)),
+        0xC65A: Entry(10, struct.pack("<2i", *shift)),
+    }
+    picture = Picture(PHOTO, metadata=Metadata(Exif("<", tags)))
+    write_picture(picture, tmp_path / "x.tif")
+    with tifffile.TiffFile(tmp_path / "x.tif") as file:
+        found = file.pages.first.tags
+        assert (found[0x013E].count, found[0x013E].value) == (2, white)
+        assert (found[0xC65A].count, found[0xC65A].value) == (1, shift)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif"])
+def test_no_file_names_a_resolution_that_nobody_named(suffix, tmp_path):
+    write_picture(Picture(PHOTO), tmp_path / f"x{suffix}")
+    assert read_picture(tmp_path / f"x{suffix}").metadata.dpi is None
+
+
 def test_a_gif_has_comments_and_xmp(tmp_path):
     Image.fromarray(PHOTO).quantize().save(tmp_path / "in.gif", comment=b"c" * 300)
     content = (tmp_path / "in.gif").read_bytes()

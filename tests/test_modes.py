@@ -324,6 +324,28 @@ def test_fourth_bytes_of_bmp_are_told_where_they_say_something(suffix, fourth, r
         read(tmp_path, f"x.{suffix}", content[:-99])
 
 
+@pytest.mark.parametrize(
+    "mode, suffix", [("P", "ico"), ("RGB", "ico"), ("RGBA", "ico"), ("P", "icns")]
+)
+def test_an_icons_png_keeps_its_palette_and_its_clear_colour(mode, suffix, tmp_path):
+    image = Image.new("P", (16, 16))
+    image.putpalette([10, 20, 30, 255, 0, 0])
+    image.putpixel((3, 3), 1)
+    image.info["transparency"] = 0
+    if mode != "P":
+        image = image.convert(mode)
+    if mode == "RGB":
+        image.info["transparency"] = (10, 20, 30)
+    image.save(tmp_path / f"x.{suffix}", sizes=[(16, 16)])
+    picture = read_picture(tmp_path / f"x.{suffix}")
+    expected = np.array(image.convert("RGBA"))
+    assert expected[3, 3, 3] == 255 and expected[0, 0, 3] == 0
+    larger = len(picture.rgb) // 16  # ICNS's largest is 64 times as large
+    expected = expected.repeat(larger, 0).repeat(larger, 1)
+    assert np.array_equal(picture.rgb, expected[..., :3])
+    assert np.array_equal(picture.alpha, expected[..., 3])
+
+
 @pytest.mark.parametrize("suffix", ["bmp", "dib"])
 @pytest.mark.parametrize("bits", [1, 4, 8])
 @pytest.mark.parametrize("order", [(0, 255), (255, 0)])

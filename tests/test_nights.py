@@ -194,7 +194,7 @@ def test_where_all_are_tried_nothing_is_said_of_others(numbers, run, monkeypatch
 def test_all_processes_go_by_the_results_that_the_first_one_found(run, monkeypatch, capsys):
     """A later one may start when others have written; what is left is shared evenly."""
     run("photos/a.png", "photos/c.bmp")
-    done = [Path("results/a.png"), Path("results/c.png")]
+    done = [(Path("results/a.png"), ""), (Path("results/c.png"), "")]
     seen, gathered = [], []
     monkeypatch.setattr(command, "work", lambda jobs, *_, **__: seen.append(jobs))
 
@@ -208,7 +208,8 @@ def test_all_processes_go_by_the_results_that_the_first_one_found(run, monkeypat
             Path("results", name).touch()  # just written by another one
         gathered.clear()
         run("photos", "--skip-existing", ranks=command.Ranks(rank, 2))
-        assert sorted(gathered[0]) == ([] if rank else [Path("results", f"{n}.png") for n in "abc"])
+        own = [(Path("results", f"{name}.png"), "") for name in "abc"]
+        assert sorted(gathered[0]) == ([] if rank else own)
     assert [[job.source.name for job in jobs] for jobs in seen] == [["b.png"], ["d.png"]]
 
 
@@ -317,9 +318,15 @@ def test_no_photograph_beside_an_input_is_replaced(run, capsys):
             run("album/x.jpg", "-o", output)
     assert run("album/x.jpg", "-o", "album", "--skip-existing") == 0
     assert Path("album/x.png").read_bytes() == before
-    with pytest.raises(UsageError, match=r"x\.png lies beside"):  # it has no strip, so is no result
-        run("album/x.jpg", "-o", "album", "--skip-existing", "--compare")
-    assert Path("album/x.png").read_bytes() == before
+    write_image(pixels, "album/y.jpg")
+    capsys.readouterr()
+    assert run("album/*.jpg", "-o", "album", "--skip-existing", "--compare") == 1
+    # It has no strip, so it may be a photograph; the others are done.
+    assert capsys.readouterr().err.count("x.png lies beside") == 1
+    assert Path("album/x.png").read_bytes() == before and Path("album/y.png").exists()
+    for path in ("album/y.jpg", "album/y.png", "album/compare/y.png"):
+        Path(path).unlink()
+    Path("album/compare").rmdir()
     for _ in range(2):  # what was named, and what is called a result, is replaced
         assert run("album/x.jpg", "-o", "album", "--suffix", "_x2") == 0
     assert run("album/x.jpg", "-o", "album/x.png") == 0
@@ -331,8 +338,9 @@ def test_no_photograph_beside_an_input_is_replaced_by_a_strip(run):
     pixels = read_image("low/a.png")
     for name in ("x.jpg", "x.png"):
         write_image(pixels, f"album/compare/{name}")
-    with pytest.raises(UsageError, match=r"compare.x\.png lies beside .*x\.jpg already"):
-        run("album/compare/x.jpg", "-o", "album", "--compare")
+    for output in ("album", "album/x.png"):
+        with pytest.raises(UsageError, match=r"compare.x\.png lies beside .*x\.jpg already"):
+            run("album/compare/x.jpg", "-o", output, "--compare")
     assert read_image("album/compare/x.png").shape == pixels.shape
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image, ImageCms
 
@@ -642,3 +643,20 @@ def test_a_pack_with_images_that_are_gone_stays_for_its_runs(photos, monkeypatch
     assert path.exists() and "Older packs stay" in capsys.readouterr().out
     kept = pack_folder(photos, 4, packed=runs)
     assert "b.png" in [kept.name(i) for i in range(len(kept))]
+
+
+def test_tiffs_that_pillow_does_not_open_count_with_their_size(tmp_path):
+    """Gray of 16 bits with alpha, which tifffile reads."""
+    pixels = np.zeros((64, 96, 2), np.uint16)
+    options = dict(photometric="minisblack", extrasamples=["unassalpha"])
+    tifffile.imwrite(tmp_path / "x.tif", pixels, **options)
+    assert decoding.areas_by_header([tmp_path / "x.tif"]) == [64 * 96]
+    assert len(pack_folder(tmp_path, 4)) == 1
+
+
+def test_a_damaged_file_whose_numbers_lead_nowhere_is_left_out(photos):
+    """Pillow seeks a place before the start of a PCX that is cut short."""
+    Image.new("L", (64, 64)).save(photos / "cut.pcx")
+    (photos / "cut.pcx").write_bytes((photos / "cut.pcx").read_bytes()[:300])
+    pack = pack_folder(photos, 4)
+    assert len(pack) == 4 and [name for name, _ in pack.index["unreadable"]] == ["cut.pcx"]

@@ -448,6 +448,10 @@ def test_a_start_that_cannot_be_read_changes_nothing(workplace, small_discrimina
     """It is found before earlier results, of which it may be one, are moved away."""
     run(monkeypatch, "--gan.steps", "0")
     Path("checkpoints/tiny/last.pt").unlink()
+    packs = [*Path().rglob("esrgan-packed*")]
+    assert packs
+    for pack in packs:
+        pack.unlink()
     before = sorted(Path("checkpoints").rglob("*"))
     for name in ("tiny", "fresh"):
         start = ["--name", name, "--psnr.steps", "0", "--init-from", "checkpoints/tiny/pnsr.pth"]
@@ -455,6 +459,7 @@ def test_a_start_that_cannot_be_read_changes_nothing(workplace, small_discrimina
             run(monkeypatch, *start)
     locks = {Path("checkpoints/.fresh.lock")}
     assert {*Path("checkpoints").rglob("*")} - locks == {*before}
+    assert not [*Path().rglob("esrgan-packed*")]
 
 
 def test_an_unshuffling_generator_trains_from_a_file_of_its_kind(

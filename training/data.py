@@ -189,7 +189,7 @@ def below_crop(config: Config, name: str, packs: list[Pack]) -> str:
     return (
         f"Left out of the {name} phase: {len(small):,} of {len(images):,} images, smaller than its "
         f"{patch}x{patch} crop: {listed([sized(*image) for image in small])}"
-        + (f". {_crop(config, name, fitting)} would use {gained:,} of them" if gained else "")
+        + (f". {patch_flag(config, name, fitting)} would use {gained:,} of them" if gained else "")
     )
 
 
@@ -201,18 +201,18 @@ def refuse_small(config: Config, name: str, packs: list[Pack]) -> None:
     largest = max(images, key=side)
     if side(largest) >= patch:
         return
-    fitting, larger = largest_patch(config, name, side(largest)), "Give larger images"
+    fitting = largest_patch(config, name, side(largest))
+    flag = f"{patch_flag(config, name, fitting)}, or " if fitting else ""
     raise DataError(
         f"no training image is at least {patch}x{patch} pixels, the crop of the {name} phase: of "
-        f"{len(images):,}, the largest is {sized(*largest)}. "
-        + (f"Give {_crop(config, name, fitting)}, or larger images" if fitting else larger)
+        f"{len(images):,}, the largest is {sized(*largest)}. Give {flag}larger images"
     )
 
 
-def _crop(config: Config, name: str, patch: int | None) -> str:
-    """The flag for another one, which a phase with a VGG discriminator that has begun refuses."""
+def patch_flag(config: Config, name: str, patch: int | None) -> str:
+    """For another crop, which a phase with a VGG discriminator that has begun refuses."""
     built = config.phase(name).adversarial > 0 and config.discriminator == "vgg"
-    return f"--{name}.patch {patch}" + (" in a new run" if built else "")
+    return f"--{name}.patch {patch}" + (" (before its first step)" if built else "")
 
 
 def largest_patch(config: Config, name: str, limit: int) -> int | None:

@@ -123,12 +123,10 @@ def draw_strip(
         high_res = read_high_res(partner, (height * scale, width * scale), scale)
         high_res, side = with_visible_colours(high_res, some_upscaler), 2**62
     window = centre_window((height, width), side)
-    whole = picture.mapped(to_8_bits)
-    given = whole.mapped(lambda pixels: pixels[window])
-    if is_neutral(given.rgb, given.alpha) and not is_neutral(whole.rgb, whole.alpha):
-        given = whole  # its gray part alone would lose the tint that networks give it
+    given = picture.mapped(lambda pixels: to_8_bits(pixels[window]))
+    neutral = is_neutral(picture.rgb, picture.alpha)  # as the command finds it, of the whole
     for alpha, upscaler in upscalers.items():
-        enlarged, label = enlarge(given, upscaler), f"alpha {alpha:g}"
+        enlarged, label = enlarge(given, upscaler, None, neutral), f"alpha {alpha:g}"
         if high_res:
             scores[alpha] = psnr(enlarged.rgb, high_res.rgb, scale)
             label += f", {scores[alpha]:.2f} dB"

@@ -180,19 +180,29 @@ def refuse_results_among(images: list[Input], endings: list[str], folder: Path) 
                 raise UsageError(f"{other} is an input; choose another output folder with -o")
 
 
-def refuse_neighbours(results: Iterable[tuple[Path, Path]], remedy: str) -> None:
-    """Where a result would replace what lies beside its input, perhaps another photograph.
+def neighbours(results: Iterable[tuple[Path, Path]], remedy: str) -> Iterator[tuple[Path, str]]:
+    """Inputs whose result would replace what lies beside them, perhaps another photograph.
 
     Args:
         results: each input, and where its result goes.
         remedy: what to choose instead.
 
-    Raises:
-        UsageError: so it is.
+    Yields:
+        Each of these inputs, and a sentence on it.
     """
     for source, target in results:
         if os.path.exists(target) and whereabouts(target.parent) == whereabouts(source.parent):
-            raise UsageError(f"{target} lies beside {source} already; choose {remedy}")
+            yield source, f"{target} lies beside {source} already; choose {remedy}"
+
+
+def refuse_neighbours(results: Iterable[tuple[Path, Path]], remedy: str) -> None:
+    """Arguments as of `neighbours`.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for _, sentence in neighbours(results, remedy):
+        raise UsageError(sentence)
 
 
 def refuse_overwriting(jobs: list[Job]) -> None:

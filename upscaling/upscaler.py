@@ -144,10 +144,7 @@ class Upscaler:
         return self._resized(result, self.scale / self.net.scale, self.size_of(image))
 
     def at_once(self, image: np.ndarray) -> int:
-        """How many of this size are computed together; they take less memory than a tile.
-
-        However large a tile was asked for, which may be so that nothing is cut.
-        """
+        """How many of this size are computed together; they take less memory than a usual tile."""
         pixels = (image.shape[0] + 2 * self.margin) * (image.shape[1] + 2 * self.margin)
         return max(1, (min(self.tile, largest_tile(self.device)) // 2) ** 2 // pixels)
 
@@ -182,20 +179,19 @@ class Upscaler:
         """Between the result in tiles and the whole one: the largest and the mean, in 255ths."""
         dtype = self.dtype_for(image)
         try:
-            whole, tiled = self._whole_and_tiled(image, dtype)
+            return self._difference_in(dtype, image)
         except FloatingPointError:
             if dtype == torch.float32:
                 raise
-            whole, tiled = self._whole_and_tiled(image, torch.float32)  # as the result is
-        difference = np.abs(whole.astype(np.float64) - tiled) * 255 / np.iinfo(image.dtype).max
-        return float(difference.max()), float(difference.mean())
+        # Only now, as in `_run`, and in the precision that the result has.
+        return self._difference_in(torch.float32, image)
 
-    def _whole_and_tiled(
-        self, image: np.ndarray, dtype: torch.dtype
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _difference_in(self, dtype: torch.dtype, image: np.ndarray) -> tuple[float, float]:
         with self.lock, computing(self.device, dtype):
-            whole = upscale(self.net, image)
-            return whole, upscale(self.net, image, self.tile, batch=self.batch)
+            whole = upscale(self.net, image).astype(np.float64)
+            tiled = upscale(self.net, image, self.tile, batch=self.batch)
+        difference = np.abs(whole - tiled) * 255 / np.iinfo(image.dtype).max
+        return float(difference.max()), float(difference.mean())
 
     def _resized(self, image: np.ndarray, scale: float, size: tuple[int, int]) -> np.ndarray:
         if self.wrap or self.width or self.height:
@@ -299,7 +295,12 @@ def check_channels(net: Network, name: str) -> None:
         raise UsageError(f"{name} {what} channels; images have 3")
 
 
-def enlarge(picture: Picture, upscaler: Upscaler, bar: tqdm | None = None) -> Picture:
+def enlarge(
+    picture: Picture,
+    upscaler: Upscaler,
+    bar: tqdm | None = None,
+    neutral: bool | None = None,
+) -> Picture:
     """Colour by the network, alpha by it too where it is neither 0 nor full.
 
     A network that gives colour for gray says nothing about alpha, which then is bicubic. What
@@ -309,21 +310,26 @@ def enlarge(picture: Picture, upscaler: Upscaler, bar: tqdm | None = None) -> Pi
         picture: of any kind.
         upscaler: for all of it.
         bar: shows which of several pictures it is at.
+        neutral: whether it has no colour and shall have none; None: that is found out. Of a part,
+            the whole may say otherwise.
 
     Raises:
         ValueError: the result has no pixels, or more than fit in memory.
     """
-    return enlarge_together([picture], upscaler, bar)[0]
+    return enlarge_together([picture], upscaler, bar, neutral)[0]
 
 
 def enlarge_together(
-    pictures: Sequence[Picture], upscaler: Upscaler, bar: tqdm | None = None
+    pictures: Sequence[Picture],
+    upscaler: Upscaler,
+    bar: tqdm | None = None,
+    neutral: bool | None = None,
 ) -> list[Picture]:
     """`enlarge` of each of several that have one size and dtype: faster where they are small."""
     given = [images_of(picture, upscaler) for picture in pictures]
     results = iter(upscaler.together([image for images in given for image in images]))
     return [
-        assembled(picture, [next(results) for _ in images], upscaler, bar)
+        assembled(picture, [next(results) for _ in images], upscaler, bar, neutral)
         for picture, images in zip(pictures, given, strict=True)
     ]
 
@@ -340,7 +346,11 @@ def images_of(picture: Picture, upscaler: Upscaler) -> list[np.ndarray]:
 
 
 def assembled(
-    picture: Picture, results: list[np.ndarray], upscaler: Upscaler, bar: tqdm | None
+    picture: Picture,
+    results: list[np.ndarray],
+    upscaler: Upscaler,
+    bar: tqdm | None,
+    neutral: bool | None,
 ) -> Picture:
     """The enlarged picture, of what the network made of its `images_of`."""
     rgb, alpha = results[0], None
@@ -352,9 +362,10 @@ def assembled(
             alpha = np.where((smooth == 0) | (smooth == top), smooth, mean_colour(sharp))
     gray = {(1, 3): False, (3, 1): True}.get(upscaler.channels, picture.gray)
     # A network of RGB gives gray a tint, which many files of gray have three channels for.
-    alpha_of_it = None if upscaler.keep_hidden else picture.alpha
-    neutral = upscaler.channels == (3, 3) and is_neutral(picture.rgb, alpha_of_it)
-    if gray or (neutral and colourfulness(rgb) < COLOURING):
+    if neutral is None:
+        neutral = is_neutral(picture.rgb, None if upscaler.keep_hidden else picture.alpha)
+    tinted = neutral and upscaler.channels == (3, 3) and colourfulness(rgb) < COLOURING
+    if gray or tinted:
         rgb = np.repeat(mean_colour(rgb)[..., None], 3, -1)
     enlarged = replace(picture, rgb=rgb, alpha=alpha, gray=gray)
     if sequence := picture.sequence:
