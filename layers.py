@@ -5,7 +5,7 @@ benchmarks/README.md.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -87,11 +87,16 @@ def convolve_enlarged(conv: nn.Conv2d, x: Tensor, factor: int) -> Tensor:
     Returns:
         (N, out, factor * H, factor * W), the same but for rounding.
     """
-    if wants_standard_layers(x):
+    if wants_standard_layers(x) or not is_plain(conv):
         return conv(F.interpolate(x, scale_factor=factor, mode="nearest"))
     kernel = F.pad(conv.weight.flip(2, 3).transpose(0, 1), [factor - 1] * 4)
     kernel = F.avg_pool2d(kernel, factor, stride=1, divisor_override=1)  # sums, factor + 2 a side
     return F.conv_transpose2d(x, kernel, conv.bias, stride=factor, padding=1)
+
+
+def is_plain(conv: nn.Module) -> bool:
+    """Whether a convolution is nothing but its weights: no hook, no adapter, is waiting for it."""
+    return type(conv) is nn.Conv2d and not (conv._forward_hooks or conv._forward_pre_hooks)
 
 
 class Concatenation:
@@ -153,8 +158,10 @@ class WinogradConcatenation(Concatenation):
         return image[:, : self.height, : self.width].permute(0, 3, 1, 2)
 
 
-def concatenation(x: Tensor) -> Concatenation:
+def concatenation(x: Tensor, convolutions: Iterable[nn.Module]) -> Concatenation:
     """In the form whose convolutions are fastest: Winograd's on a CPU, in fp32, without gradients.
+
+    Those that are not plain, `is_plain`, are called as they are.
 
     In bf16 its sums would be too coarse. A convolution by itself has no other to share its squares
     with: up to 64 channels, torch's own is as fast or faster.
@@ -162,6 +169,7 @@ def concatenation(x: Tensor) -> Concatenation:
     if is_recorded() or torch.is_grad_enabled():
         return Concatenation(x)
     suits = x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[1] >= WORTH_WINOGRAD
+    suits = suits and all(map(is_plain, convolutions))
     return WinogradConcatenation(x) if suits else Concatenation(x)
 
 

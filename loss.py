@@ -247,8 +247,8 @@ def log_mse_loss(fake: Tensor, target: Tensor) -> Tensor:
     """Mean of log(1 + MSE / 1e-5) over the images, each with its own MSE of RGB in [0, 1].
 
     Minus the mean PSNR but for a factor and an offset: HINet's PSNR loss (Chen et al., 2021, arXiv
-    2105.06086), here from 0 on, and level above some 50 dB. A mean of MSEs is mostly that of the
-    images that are hardest to restore; here each counts alike.
+    2105.06086), shifted so that 0 is perfect; it flattens out above some 50 dB. A mean of MSEs is
+    mostly that of the images that are hardest to restore; here each counts alike.
     """
     squared_errors = (fake - target).square().flatten(1).mean(1)
     return torch.log1p(squared_errors / 1e-5).mean()

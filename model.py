@@ -63,7 +63,7 @@ class ResidualDenseBlock(nn.Module):
             nn.init.zeros_(conv.get_parameter("bias"))
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = concatenation(x)
+        seen = concatenation(x, (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5))
         x1 = self.lrelu(seen.convolve(self.conv1))  # (N, growth, H, W)
         seen.append(x1)
         x2 = self.lrelu(seen.convolve(self.conv2))  # (N, growth, H, W)

@@ -168,6 +168,7 @@ def interpolate(psnr_net: Generator, gan_net: Generator, alpha: float) -> Genera
     Raises:
         WeightsError: the two are not the same network, or alpha is outside [0, 1].
     """
+    psnr_net, gan_net = uncompiled(psnr_net), uncompiled(gan_net)
     if not 0 <= alpha <= 1:
         raise WeightsError(f"alpha is {alpha}; it goes from 0, the PSNR network, to 1, the GAN")
     if differing := _differences(gan_net, psnr_net):
@@ -271,10 +272,10 @@ def save_generator(
 
     Raises:
         ValueError: another suffix or layout; ESRGAN+ in "basicsr" or "official", and SRResNet in
-            "official" or "old", which have no names for them; what ncnn's programs would misread.
+            "official" or "old", which have no names for them; what would be read as another one.
         WeightsError: ONNX without the onnx package.
     """
-    path = Path(path)
+    path, net = Path(path), uncompiled(net)
     if layout not in SUFFIXES:
         raise ValueError(f"layout is {layout!r}; it can be {', '.join(SUFFIXES)}")
     if layout == "ncnn":
@@ -283,7 +284,12 @@ def save_generator(
         others = [name for name, suffixes in SUFFIXES.items() if path.suffix in suffixes]
         remedy = f"; {path.suffix} is of the layout {' or '.join(others)}" if others else ""
         raise ValueError(f"{path}: {layout} is written to {' or '.join(SUFFIXES[layout])}{remedy}")
-    network = type(net).__name__
+    network, read_as = type(net).__name__, _arguments(type(net), net.state_dict(), net.scale)
+    if read_as["in_channels"] != net.in_channels or read_as.get("scale", net.scale) != net.scale:
+        raise ValueError(
+            f"{path}: from its tensors nobody could tell that it takes {net.in_channels} channels "
+            f"and is x{net.scale}; choose onnx or ncnn"
+        )
     if network == "SRResNet" and layout not in ("basicsr", "onnx"):
         raise ValueError(f"{path}: SRResNet has no {layout} layout; choose basicsr, onnx or ncnn")
     if network == "RRDBNet" and _description(net)["plus"] and layout not in ("old", "onnx"):
@@ -300,6 +306,11 @@ def save_generator(
         content = pth_file(rename_back(net, layout))
     with replacing(path) as file:
         file.write(content)
+
+
+def uncompiled(net: Generator) -> Generator:
+    """The network itself, where torch.compile has wrapped it."""
+    return getattr(net, "_orig_mod", net)
 
 
 def _save_pair(pair: Pair, net: Generator) -> None:

@@ -4,11 +4,12 @@ import io
 import json
 import pickle
 import re
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -28,6 +29,7 @@ FILLED: dict[str, Callable[..., object]] = {  # torch adds items to plain dicts 
     "collections.deque": lambda *_: [],
 }
 MOST_BESIDE = 50  # such names: a file of the older format is read again for each
+LOADING = threading.Lock()
 LARGEST_HEADER = 100_000_000  # bytes that safetensors' own reader takes
 
 
@@ -107,8 +109,10 @@ def _load_without_the_rest(file: BinaryIO) -> object:
     stand_ins: dict[str, Callable[..., object]] = {}
     while True:
         file.seek(0)
+        allowed: list[Any] = [(stand_in, name) for name, stand_in in stand_ins.items()]
         try:
-            with torch.serialization.safe_globals([(s, name) for name, s in stand_ins.items()]):
+            # Torch's list is one for the whole process, and each thread would shorten another's.
+            with LOADING, torch.serialization.safe_globals(allowed):
                 return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             new = set(filter(BESIDE.fullmatch, _refused(file, str(error)))) - stand_ins.keys()

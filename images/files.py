@@ -24,7 +24,7 @@ from images.filetypes import GIF, JPEG, PNG, TIFF, WEBP, WRITTEN, FileType
 from images.frames import ANIMATED, FRAMES, PAGES, all_frames, first_of, later_frames, plays_of
 from images.gif import GifAnimation, as_few_colours, encoded_gif
 from images.jpeg import with_segments
-from images.kinds import ImageError, reason_of, refuse_raw, special_kind
+from images.kinds import ImageError, PartlyWritten, reason_of, refuse_raw, special_kind
 from images.metadata import Metadata, read_metadata
 from images.modes import has_inks, pixels_of
 from images.opening import opened
@@ -155,7 +155,7 @@ def _read_other(path: str | Path, several: tuple[str, ...]) -> Picture:
         deep, duration = read_deep(file, content), None
         if deep is None:
             remarks += left_out(file, content)
-        if moves:  # its frames are Pillow's, of 8 bits
+        if moves:  # decoded frame by frame, mostly with 8 bits
             pixels, duration = next(all_frames(path, opening))
             remarks += ["8 bits of more"] if deep and deep.rgb.dtype != pixels.rgb.dtype else []
         else:
@@ -299,7 +299,7 @@ def _write_sequence(picture: Picture, sequence: Sequence, path: Path, quality: i
     """One picture at a time is in memory.
 
     Raises:
-        ImageError: some of them cannot be read; the file has the others.
+        PartlyWritten: some of them cannot be read; the file has the others.
     """
     kind = WRITTEN[path.suffix.lower()]
     told: dict[str, None] = {}  # each once, in order
@@ -315,7 +315,7 @@ def _write_sequence(picture: Picture, sequence: Sequence, path: Path, quality: i
                 told |= dict.fromkeys(_add(writer, each, path, quality))
         writer.close()
     if errors:
-        raise ImageError(f"{'; '.join(errors)}. The others are in {path}")
+        raise PartlyWritten(f"{'; '.join(errors)}. The others are in {path}")
     if sequence.kind == FRAMES and kind is TIFF:
         told["without the times of its frames"] = None
     return ", ".join(filter(None, told))

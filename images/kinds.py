@@ -143,6 +143,10 @@ class ImageError(ValueError):
     """An image file that cannot be read or written; the message names the file and the cause."""
 
 
+class PartlyWritten(ImageError):
+    """The file is there, without the pictures of its original that the message tells of."""
+
+
 # ------------------------------------------------------------------------------------ in a folder
 
 

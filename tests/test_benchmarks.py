@@ -635,9 +635,7 @@ def test_niqe_is_of_the_images_that_are_large_enough(
     brightness = {"niqe": lambda picture, reference: picture.mean() * 10}
     monkeypatch.setattr(validation, "load_metrics", lambda *_, **__: brightness)
     (columns, *rows), said = score_degraded(monkeypatch, capsys, nearest_weights, "--hr", folder)
-    assert (
-        columns[-1] == "NIQE" and "NIQE leaves out 3: clean small (smaller than" in said
-    )
+    assert columns[-1] == "NIQE" and "NIQE leaves out 3: clean small (smaller than" in said
     assert [float(row[-1]) for row in rows[:2]] == pytest.approx([2.0, 2.0], abs=0.1)
 
 

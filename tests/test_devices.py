@@ -75,6 +75,18 @@ def test_fp32_is_no_tf32_on_a_gpu_and_other_programs_keep_their_choice(newer, mo
     assert seen == (["ieee", "tf32"] if newer else [False, True])
 
 
+def test_of_two_threads_on_a_gpu_the_last_turns_tf32_back(monkeypatch):
+    cudnn = SimpleNamespace(allow_tf32=True)
+    monkeypatch.setattr(torch.backends, "cudnn", cudnn)
+    first, second = (devices.computing(CUDA, torch.float32) for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert cudnn.allow_tf32 is False
+    second.__exit__(None, None, None)
+    assert cudnn.allow_tf32 is True
+
+
 def test_torch_takes_what_is_told_of_tf32():
     owner, name, exact = devices._switch_of_tf32()
     before = getattr(owner, name)

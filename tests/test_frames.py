@@ -1,6 +1,7 @@
 """Animations and files of several pages: all of it goes in and out, as Pillow sees it."""
 
 import io
+import os
 import struct
 import sys
 import threading
@@ -23,6 +24,7 @@ from images.files import Picture, Sequence, read_picture, write_image, write_pic
 from images.frames import FRAMES, PAGES
 from images.gif import GifAnimation, encoded_gif
 from images.kinds import PNG_START, ImageError
+from images.metadata import Metadata
 from images.png import chunk
 from upscaling.jobs import Job
 from upscaling.saving import save_result, without_metadata
@@ -412,6 +414,19 @@ def test_an_apngs_frames_before_a_damage_are_read(tmp_path):
         given = [tuple(each.rgb[0, 0].tolist()) for each in (first, *rest)]
         assert given == [RED[:3], GREEN[:3], BLUE[:3]][:count]
         assert str(error) == f"it is cut short after frame {count}; get it again"
+
+
+def test_what_is_there_of_a_damaged_animation_has_its_times_and_its_words(tmp_path):
+    frames = [([[colour] * 4], 0, NONE, SOURCE) for colour in (RED, GREEN, BLUE)]
+    whole = apng(tmp_path / "x.png", frames).read_bytes()
+    (tmp_path / "x.png").write_bytes(whole[: whole.rindex(b"fdAT") + 9])
+    os.utime(tmp_path / "x.png", (1e9, 1e9))
+    picture = read_picture(tmp_path / "x.png", BOTH)
+    picture = replace(picture, metadata=Metadata(texts=((b"tEXt", b"workflow\0{}"),)))
+    job, lost = Job(tmp_path / "x.png", tmp_path / "out.webp", None, None), []
+    with pytest.raises(ImageError, match="after frame 2"):
+        save_result(picture, job, lost, keep_time=True)
+    assert job.target.stat().st_mtime == 1e9 and lost == ["WEBP cannot hold PNG's text"]
 
 
 def test_an_apngs_picture_for_other_programs_is_nothing_to_draw_on(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from model import (
     RowsConv2d,
@@ -160,7 +161,7 @@ def test_winograds_convolutions_are_torchs(height, width, bias):
     maps = [torch.rand(2, channels, height, width) for channels in (48, 32, 16)]
     convs = [nn.Conv2d(channels, 24, 3, padding=1, bias=bias) for channels in (48, 80, 96)]
     with torch.inference_mode():
-        seen = concatenation(maps[0])
+        seen = concatenation(maps[0], convs)
         assert type(seen).__name__ == "WinogradConcatenation"
         for count, conv in enumerate(convs, start=1):
             together = torch.cat(maps[:count], 1).double()
@@ -178,11 +179,11 @@ def test_winograds_form_is_for_fp32_without_gradients_and_enough_channels():
     conv = nn.Conv2d(16, 16, 3, padding=1)
 
     def form(x):
-        return type(concatenation(x)).__name__
+        return type(concatenation(x, [conv])).__name__
 
     x = torch.rand(1, 16, 8, 8)
     assert form(x) == "Concatenation"  # it would be trained
-    trained = concatenation(x).convolve(conv).sum()
+    trained = concatenation(x, [conv]).convolve(conv).sum()
     assert torch.autograd.grad(trained, conv.weight)[0].abs().sum() > 0
     with torch.no_grad():
         assert form(x) == "WinogradConcatenation"
@@ -199,6 +200,42 @@ def test_a_generator_gives_the_same_with_winograds_convolutions(plus):
     with torch.no_grad():
         expected = copy.deepcopy(net.eval()).double()(x.double()).float()
         torch.testing.assert_close(net(x), expected, rtol=0, atol=1e-5)
+
+
+def test_what_is_attached_to_a_convolution_counts_with_and_without_gradients():
+    """A hook, and an adapter that stands in a convolution's place, as fine-tuning has them."""
+
+    class Adapted(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    torch.manual_seed(0)
+    net = RRDBNet(features=16, blocks=1).eval()
+    x, seen = torch.rand(1, 3, 12, 10), []
+    plain = net(x)
+    net.conv_up1.register_forward_hook(lambda *_: seen.append("conv_up1"))
+    net.body[0].rdb1.conv2.register_forward_pre_hook(lambda *_: seen.append("conv2"))
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), plain, rtol=0, atol=1e-5)
+    assert seen == ["conv2", "conv_up1"]
+    for name in ("conv_up2", "body.0.rdb2.conv5"):
+        parent, _, last = name.rpartition(".")
+        old = net.get_submodule(name)
+        adapted = Adapted(*old.weight.shape[1::-1], 3, padding=1)
+        adapted.load_state_dict(old.state_dict())
+        setattr(net.get_submodule(parent), last, adapted)
+    with_gradients = net(x).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), with_gradients, rtol=0, atol=1e-4)
+    assert (with_gradients - plain).abs().mean() > 0.1
+
+
+def test_a_pruned_network_can_be_fine_tuned():
+    net = RRDBNet(features=8, blocks=1)
+    prune.l1_unstructured(net.conv_up1, "weight", 0.3)
+    for _ in range(2):  # whose kernel a hook makes anew each time
+        net(torch.rand(1, 3, 8, 8)).mean().backward()
+    assert net.conv_up1.weight_orig.grad.any()
 
 
 @pytest.mark.parametrize("height", [1, 95, 96, 97, 98, 192, 193, 289])

@@ -801,6 +801,12 @@ def test_a_whole_takes_no_more_than_half_of_the_memory(
     assert Upscaler(net, "cpu", "fp32", **options, batch=4).tile == 96  # four are 192 x 192
 
 
+@pytest.mark.parametrize("tile", [-1, 16, 32, 33, 63])
+def test_a_tile_that_is_all_overlap_is_refused(tile):
+    with pytest.raises(UsageError, match=f"tile is {tile}; it can be 0, or from 64 on"):
+        Upscaler(FarSighted(), "cpu", "fp32", tile=tile)
+
+
 def test_a_tile_that_was_asked_for_puts_no_large_pictures_together():
     upscaler = Upscaler(FarSighted(), "cpu", "fp32", tile=4096)
     assert upscaler.at_once(np.zeros((750, 1000, 3), np.uint8)) == 1

@@ -1065,6 +1065,52 @@ def test_a_published_name_is_downloaded_once(server, capsys):
     assert [path.name for path in formats.published.DOWNLOADS.iterdir()] == ["Net_x4.pth"]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(in_channels=12, out_channels=3, scale=4),  # a burst: like 3 channels, folded by 2
+        dict(in_channels=1, out_channels=3, scale=2, unshuffle=2),
+        dict(in_channels=3, out_channels=1, scale=4, unshuffle=2),
+    ],
+)
+def test_what_would_be_read_as_another_network_is_not_written(arguments, tmp_path):
+    net = RRDBNet(**arguments, features=8, blocks=1, growth=4)
+    with pytest.raises(ValueError, match=f"takes {net.in_channels} channels and is x{net.scale}"):
+        save_generator(net, tmp_path / "net.safetensors")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("layout", ["basicsr", "official", "old"])
+def test_a_compiled_network_is_written_as_itself(layout, tmp_path):
+    net = small()
+    save_generator(net, tmp_path / "plain.pth", layout)
+    save_generator(torch.compile(net), tmp_path / "compiled.pth", layout)
+    plain, compiled = (torch.load(tmp_path / f"{name}.pth") for name in ("plain", "compiled"))
+    assert plain.keys() == compiled.keys()
+    mixed = interpolate(torch.compile(net), torch.compile(small()), 0.5)
+    assert mixed.state_dict().keys() == net.state_dict().keys()
+
+
+def test_threads_may_load_at_the_same_time(tmp_path, monkeypatch):
+    """Torch's list of what a pickle may hold is the process's, and each of them shortens it."""
+    beside = {"args": argparse.Namespace(lr=1)}
+    more = beside | {"folder": Path("x")}  # which the first one does not allow for
+    for name, others in (("net", beside), ("other", more)):
+        torch.save({"params": small().state_dict()} | others, tmp_path / f"{name}.pth")
+    load, second = torch.load, []
+
+    def slowly(file, **options):
+        if torch.serialization.get_safe_globals() and not second:
+            second.append(threading.Thread(target=load_generator, args=(tmp_path / "other.pth",)))
+            second[0].start()
+            second[0].join(1)
+        return load(file, **options)
+
+    monkeypatch.setattr(torch, "load", slowly)
+    assert_equal_output(load_generator(tmp_path / "net.pth"), small(), atol=0)
+    second[0].join()
+
+
 def test_json_is_all_that_there_is_even_where_it_is_downloaded(server, monkeypatch, capsys):
     run(monkeypatch, "describe", "Net_x4", "--openmodeldb")
     said = capsys.readouterr()

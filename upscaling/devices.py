@@ -4,8 +4,9 @@ import errno
 import platform
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -124,13 +125,31 @@ def computing(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         if device.type != "cuda":
             yield
             return
-        owner, name, exact = _switch_of_tf32()
-        before = getattr(owner, name)
-        setattr(owner, name, exact)
-        try:
+        with Exact():
             yield
-        finally:
-            setattr(owner, name, before)
+
+
+class Exact(AbstractContextManager):
+    """Without TF32. Its switch is the process's: the last of several threads turns it back."""
+
+    lock = threading.Lock()
+    threads = 0
+    before: Any = None
+
+    def __enter__(self) -> None:
+        owner, name, exact = _switch_of_tf32()
+        with self.lock:
+            if Exact.threads == 0:
+                Exact.before = getattr(owner, name)
+                setattr(owner, name, exact)
+            Exact.threads += 1
+
+    def __exit__(self, *exception) -> None:
+        owner, name, _ = _switch_of_tf32()
+        with self.lock:
+            Exact.threads -= 1
+            if Exact.threads == 0:
+                setattr(owner, name, Exact.before)
 
 
 def _switch_of_tf32() -> tuple[Any, str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from images.files import WRITTEN, Picture, not_held, write_picture
+from images.kinds import PartlyWritten
 from images.metadata import Metadata
 from images.webp import is_lossless_webp
 from upscaling.inputs import UsageError
@@ -28,12 +29,21 @@ def save_result(
         lost: takes what the type of the file cannot hold.
         quality: of lossy types, 1 to 100, or None.
         keep_time: give the file the times of its original.
+
+    Raises:
+        ImageError: of `write_picture`; if only a part is written, all else is done.
     """
-    remark = write_picture(picture, job.target, quality)
+    fault, remark = None, ""
+    try:
+        remark = write_picture(picture, job.target, quality)
+    except PartlyWritten as error:
+        fault = error
     lost += not_held(picture, job.target)
     if keep_time:
         times = os.stat(job.source)
         os.utime(job.target, ns=(times.st_atime_ns, times.st_mtime_ns))
+    if fault:
+        raise fault
     rest = picture.sequence
     all_of_it = f"all {rest.count} {rest.kind}" if rest else ""
     return [*filter(None, dict.fromkeys((all_of_it, picture.remark, remark)))]

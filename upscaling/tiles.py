@@ -33,8 +33,8 @@ def upscale(
     Args:
         net: in eval mode.
         image: (H, W, 3).
-        tile: largest side of the tiles in input pixels, above `OVERLAP`; 0, or one that the image
-            fits in: none.
+        tile: largest side of the tiles in input pixels, twice `OVERLAP` at least; 0, or one that
+            the image fits in: none.
         batch: tiles that the network is given at once.
         progress: called before the network is, with how many tiles are done and how many there are.
 

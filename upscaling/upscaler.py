@@ -70,7 +70,7 @@ class Upscaler:
         size_in_words: of results.
 
     Raises:
-        UsageError: the network takes or gives another number of channels.
+        UsageError: the network takes or gives another number of channels, or the tile is too small.
         DeviceError: the named device is not there.
     """
 
@@ -90,6 +90,8 @@ class Upscaler:
         progress: Callable[[int, int], None] | None = None,
     ):
         check_channels(net, "the network")
+        if tile is not None and tile != 0 and tile < SMALLEST_TILE:
+            raise UsageError(f"tile is {tile}; it can be 0, or from {SMALLEST_TILE} on")
         self.channels = channels_of(net)
         self.device = choose_device(device) if isinstance(device, str) else device
         if self.channels == (1, 1):
