@@ -119,8 +119,8 @@ def _netpbm(file: ImageFile, content: Callable[[], bytes]) -> Pixels | None:
 
 
 def _jpeg_2000(file: ImageFile, encoded: bytes) -> Pixels | None:
-    """Other numbers of bits than 8, which Pillow shifts, so that white gets gray; and CMYK that only
-    the profile names, which Pillow takes for RGBA."""
+    """Other numbers of bits than 8, which Pillow shifts, so that white gets gray; and CMYK that
+    only the profile names, which Pillow takes for RGBA."""
     size = encoded.index(CODESTREAM)
     count = int.from_bytes(encoded[size + 40 : size + 42], "big")  # ISO 15444-1, A.5.1
     precisions = set(encoded[size + 42 : size + 42 + 3 * count : 3])
