@@ -32,6 +32,7 @@ import torch
 from spandrel.architectures.ESRGAN import ESRGAN
 
 import formats.published
+import formats.tensors
 import weights
 from formats.tensors import safetensors_file
 from model import RRDBNet, SRResNet, VGGDiscriminator
@@ -1094,21 +1095,26 @@ def test_a_compiled_network_is_written_as_itself(layout, tmp_path):
 def test_threads_may_load_at_the_same_time(tmp_path, monkeypatch):
     """Torch's list of what a pickle may hold is the process's, and each of them shortens it."""
     beside = {"args": argparse.Namespace(lr=1)}
-    more = beside | {"folder": Path("x")}  # which the first one does not allow for
-    for name, others in (("net", beside), ("other", more)):
-        torch.save({"params": small().state_dict()} | others, tmp_path / f"{name}.pth")
-    load, second = torch.load, []
+    torch.save({"params": small().state_dict()} | beside, tmp_path / "net.pth")
+    load, refused, both = torch.load, formats.tensors._refused, threading.Barrier(2)
+    second = threading.Thread(target=load_generator, args=(tmp_path / "net.pth",))
 
     def slowly(file, **options):
-        if torch.serialization.get_safe_globals() and not second:
-            second.append(threading.Thread(target=load_generator, args=(tmp_path / "other.pth",)))
-            second[0].start()
-            second[0].join(1)
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and torch.serialization.get_safe_globals():  # both have put it on the list
+            second.join(1)
         return load(file, **options)
 
+    def together(*given):
+        found = refused(*given)
+        both.wait(10)
+        return found
+
     monkeypatch.setattr(torch, "load", slowly)
+    monkeypatch.setattr(formats.tensors, "_refused", together)
+    second.start()
     assert_equal_output(load_generator(tmp_path / "net.pth"), small(), atol=0)
-    second[0].join()
+    second.join()
 
 
 def test_json_is_all_that_there_is_even_where_it_is_downloaded(server, monkeypatch, capsys):
