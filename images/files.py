@@ -163,7 +163,7 @@ def _read_other(path: str | Path, several: tuple[str, ...]) -> Picture:
         profile = None if converted else file.info.get("icc_profile")
         if not profile and opening.says_adobe_rgb():
             profile = adobe_rgb()
-        orientation, plays = opening.orientation(), plays_of(file)
+        orientation, plays = opening.orientation(), plays_of(file, content)
         gif = content() if file.format == "GIF" else None
         metadata, damage = read_metadata(file, opening.chunks, gif)
         lossless = file.format == "WEBP" and is_lossless_webp(content())

@@ -1,6 +1,6 @@
 """What a file has besides its first picture: the frames of an animation, or pages."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -44,12 +44,33 @@ def all_frames(path: str | Path, opening: Opened) -> Iterator[Frame]:
             yield Frame(pixels_of(file), file.info.get("duration", 0))
 
 
-def plays_of(file: ImageFile) -> int:
-    """How often the animation is shown; 0: for ever."""
+def plays_of(file: ImageFile, content: Callable[[], bytes]) -> int:
+    """How often the animation is shown; 0: for ever.
+
+    Args:
+        content: reads the whole file.
+    """
+    if file.format == "AVIF":
+        return _plays_of_avif(content())
     if file.format != "GIF":
         return file.info.get("loop", 0)
     again = file.info.get("loop")  # it counts how often it is shown again
     return 1 if again is None else again + 1 if again else 0
+
+
+def _plays_of_avif(avif: bytes) -> int:
+    """By its track's duration in relation to that of its one edit, as libavif writes and reads it;
+    Pillow says nothing of it (ISO 14496-12, 8.3.2 and 8.6.6)."""
+    track, edits = avif.find(b"tkhd") + 4, avif.find(b"elst") + 4
+    if track < 4 or edits < 4:
+        return 0
+    if not avif[edits + 3] & 1:  # it does not begin again
+        return 1
+    wide = avif[track] == 1  # numbers of 8 bytes
+    whole = avif[track + 28 : track + 36] if wide else avif[track + 20 : track + 24]
+    once = avif[edits + 8 : edits + 16] if avif[edits] == 1 else avif[edits + 8 : edits + 12]
+    endless = whole == b"\xff" * len(whole) or not any(once)
+    return 0 if endless else -(-int.from_bytes(whole, "big") // int.from_bytes(once, "big"))
 
 
 def later_frames(path: str | Path, count: int) -> Iterator[Frame | ImageError]:

@@ -99,6 +99,7 @@ def _opened_png(path: str | Path) -> Iterator[Opened]:
     profile, remark = of_png(chunks.colours, gray)
     with open_image(path, io.BytesIO(chunks.slim)) as file:
         file.info["icc_profile"] = profile
+        # A chunk of its own comes first, also behind the pixels, where Pillow finds it later.
         if b"eXIf" not in chunks.slim and (exif := exif_in(chunks.metadata)):
             file.info["exif"] = exif
         remarks = [*chunks.remarks, *filter(None, [remark])]

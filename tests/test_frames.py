@@ -149,6 +149,27 @@ def test_an_avif_of_more_than_8_bits_that_moves_is_read_frame_by_frame(tmp_path)
     assert first.remark == "the first of 3 frames; 8 of 10 bits"
 
 
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_an_avif_is_shown_as_often_as_it_says(tmp_path):
+    """Pillow writes that it is shown for ever: a track without an end, of edits that repeat."""
+    images = [Image.fromarray(frame) for frame in drawn(False)]
+    images[0].save(tmp_path / "x.avif", save_all=True, append_images=images[1:], duration=40)
+    content = (tmp_path / "x.avif").read_bytes()
+    assert read_picture(tmp_path / "x.avif", BOTH).sequence.plays == 0
+    edits, track = content.index(b"elst") + 4, content.index(b"tkhd") + 4
+    assert content[edits] == content[track] == 1
+    once = content[: edits + 3] + b"\0" + content[edits + 4 :]
+    (tmp_path / "x.avif").write_bytes(once)
+    picture = read_picture(tmp_path / "x.avif", BOTH)
+    assert picture.sequence.plays == 1
+    write_picture(picture, tmp_path / "out.webp")
+    assert shown(tmp_path / "out.webp")[2] == 1
+    lasts = int.from_bytes(content[edits + 8 : edits + 16], "big")
+    thrice = content[: track + 28] + (3 * lasts).to_bytes(8, "big") + content[track + 36 :]
+    (tmp_path / "x.avif").write_bytes(thrice)
+    assert read_picture(tmp_path / "x.avif", BOTH).sequence.plays == 3
+
+
 def test_a_lossless_webp_that_moves_stays_so_and_a_lossy_one_is_lossy(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 4), np.uint8)
     images = [Image.fromarray(frame[..., :3]) for frame in noise]
