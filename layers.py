@@ -62,7 +62,7 @@ class RowsConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, out, H, W): torch's result but for rounding."""
-        if wants_standard_layers(x):
+        if wants_standard_layers(x) or self.padding_mode != "zeros":
             return super().forward(x)
         kernel = self.weight.permute(2, 0, 1, 3).flatten(0, 1).unsqueeze(2)  # rows * out channels
         above, left = (int(padding) for padding in self.padding)
@@ -95,8 +95,12 @@ def convolve_enlarged(conv: nn.Conv2d, x: Tensor, factor: int) -> Tensor:
 
 
 def is_plain(conv: nn.Module) -> bool:
-    """Whether a convolution is nothing but its weights: no hook, no adapter, is waiting for it."""
-    return type(conv) is nn.Conv2d and not (conv._forward_hooks or conv._forward_pre_hooks)
+    """Whether a convolution is nothing but its weights, with zeros around the image.
+
+    Hooks, adapters and another `forward` (as LoRA has them) wait for it to be called.
+    """
+    own = "forward" in conv.__dict__ or conv._forward_hooks or conv._forward_pre_hooks
+    return type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not own
 
 
 class Concatenation:
@@ -161,7 +165,7 @@ class WinogradConcatenation(Concatenation):
 def concatenation(x: Tensor, convolutions: Iterable[nn.Module]) -> Concatenation:
     """In the form whose convolutions are fastest: Winograd's on a CPU, in fp32, without gradients.
 
-    Those that are not plain, `is_plain`, are called as they are.
+    If one of them is not plain (`is_plain`), all are called as they are.
 
     In bf16 its sums would be too coarse. A convolution by itself has no other to share its squares
     with: up to 64 channels, torch's own is as fast or faster.

@@ -45,7 +45,7 @@ from formats.layouts import (
     rrdbnet_arguments,
     srresnet_arguments,
 )
-from formats.ncnn import Pair, ncnn_program, pair_named, pair_of
+from formats.ncnn import Pair, ncnn_program, pair_named
 from formats.onnx import onnx_program
 from formats.published import locate
 from formats.reading import read_weights
@@ -125,9 +125,9 @@ def _load(path_or_name: str | Path, scale: int | None) -> tuple[Loaded, Path, Fo
     content, metadata = read_weights(path)
     found, part = find_generator(path, content)
     told = told_scale(path, content, metadata)
-    # The graph of a pair knows its scale.
-    wanted = told if pair_of(path) else scale or told
-    net = _build(f"{path}{part}", found.state, wanted)
+    # A pair's graph knows its scale, and so does who wrote it into the file.
+    sure = metadata.get("scale", "").isdigit()
+    net = _build(f"{path}{part}", found.state, told if sure else scale or told)
     if scale and net.scale != scale:
         raise WeightsError(
             f"{path}{part} is x{net.scale}, not x{scale}, and nothing changes that; "
@@ -285,10 +285,13 @@ def save_generator(
         remedy = f"; {path.suffix} is of the layout {' or '.join(others)}" if others else ""
         raise ValueError(f"{path}: {layout} is written to {' or '.join(SUFFIXES[layout])}{remedy}")
     network, read_as = type(net).__name__, _arguments(type(net), net.state_dict(), net.scale)
-    if read_as["in_channels"] != net.in_channels or read_as.get("scale", net.scale) != net.scale:
+    other = (
+        read_as["in_channels"] != net.in_channels or read_as.get("scale", net.scale) != net.scale
+    )
+    if other and layout != "onnx":
         raise ValueError(
             f"{path}: from its tensors nobody could tell that it takes {net.in_channels} channels "
-            f"and is x{net.scale}; choose onnx or ncnn"
+            f"and is x{net.scale}; choose onnx"
         )
     if network == "SRResNet" and layout not in ("basicsr", "onnx"):
         raise ValueError(f"{path}: SRResNet has no {layout} layout; choose basicsr, onnx or ncnn")

@@ -74,7 +74,7 @@ def last_scores(metrics: Path) -> dict[str, float]:
 
 
 def rows_of(metrics: Path) -> list[dict]:
-    """Of a metrics.jsonl; a power cut may leave a part of its last one."""
+    """Of a metrics.jsonl, but for a line that is not whole, as a power cut leaves the last one."""
     rows = []
     for line in metrics.read_text().splitlines():
         with suppress(ValueError):

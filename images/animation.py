@@ -13,7 +13,7 @@ from PIL import Image
 
 from images.bands import in_bands
 from images.gif import stills_in
-from images.kinds import ImageError, NoLimit
+from images.kinds import ImageError, NoLimit, refuse_too_large
 from images.levels import Pixels, alpha_of, from_array
 from images.modes import pixels_of
 from images.png import (
@@ -121,6 +121,7 @@ def _decoded_png(png: bytes) -> Pixels:
 
 def _decoded(content: bytes, kind: str) -> Pixels:
     with NoLimit(), Image.open(io.BytesIO(content), formats=[kind]) as image:
+        refuse_too_large(*image.size)  # which may be larger than the canvas
         return pixels_of(image)
 
 

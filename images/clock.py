@@ -15,8 +15,11 @@ class Clock:
         self.told = 0
 
     def ticks(self, duration: float, least: int = 0) -> int:
-        """Units of the next frame, which is shown for that many milliseconds: at least so many."""
+        """Units of the next frame, which is shown for that many milliseconds; `least` at least."""
         self.time += duration
-        ticks = min(max(least, round(self.time / self.unit) - self.told), self.most)
+        ticks = max(0, round(self.time / self.unit) - self.told)
+        if ticks < least:  # which no later frame has to make up for
+            ticks, self.time = least, (self.told + least) * self.unit
+        ticks = min(ticks, self.most)
         self.told += ticks
         return ticks

@@ -47,8 +47,9 @@ def read_deep(file: ImageFile, content: Callable[[], bytes]) -> Pixels | None:
     if file.format in ("ICO", "ICNS"):
         return _in_icon(file)
     if file.format == "GIF" and file.tile[0][1] != (0, 0, *file.size):
-        pixels, _ = next(gif_frames(content(), *file.size))  # Pillow fills what lies around it
-        return pixels
+        for pixels, _ in gif_frames(content(), *file.size):  # Pillow fills what lies around it
+            return pixels
+        raise ImageError(TRUNCATED)
     if file.format in ("BMP", "DIB") and file.mode == "1":
         return _two_colours(file, content())
     alone = getattr(file, "n_frames", 1) == 1  # of several, imagecodecs would decode all

@@ -21,7 +21,7 @@ from images.bands import in_bands
 from images.colour import GRAY, adobe_rgb, checked_profile, colour_space, to_srgb
 from images.deep import left_out, read_deep
 from images.filetypes import GIF, JPEG, PNG, TIFF, WEBP, WRITTEN, FileType
-from images.frames import ANIMATED, FRAMES, PAGES, all_frames, first_of, later_frames, plays_of
+from images.frames import ANIMATED, FRAMES, PAGES, first_frame, first_of, later_frames, plays_of
 from images.gif import GifAnimation, as_few_colours, encoded_gif
 from images.jpeg import with_segments
 from images.kinds import ImageError, PartlyWritten, reason_of, refuse_raw, special_kind
@@ -156,7 +156,7 @@ def _read_other(path: str | Path, several: tuple[str, ...]) -> Picture:
         if deep is None:
             remarks += left_out(file, content)
         if moves:  # decoded frame by frame, mostly with 8 bits
-            pixels, duration = next(all_frames(path, opening))
+            pixels, duration = first_frame(path, opening)
             remarks += ["8 bits of more"] if deep and deep.rgb.dtype != pixels.rgb.dtype else []
         else:
             pixels = deep or pixels_of(file)

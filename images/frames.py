@@ -9,7 +9,7 @@ from PIL.ImageFile import ImageFile
 
 from images.animation import gif_frames, png_frames
 from images.gif import count_frames, has_end
-from images.kinds import ImageError, reason_of
+from images.kinds import TRUNCATED, ImageError, reason_of
 from images.levels import Pixels
 from images.modes import pixels_of
 from images.opening import Opened, opened
@@ -29,6 +29,12 @@ class Frame(NamedTuple):
 def first_of(count: int) -> str:
     """A remark on a file of several pictures."""
     return f"the first of {count} frames"
+
+
+def first_frame(path: str | Path, opening: Opened) -> Frame:
+    for frame in all_frames(path, opening):
+        return frame
+    raise ImageError(TRUNCATED)
 
 
 def all_frames(path: str | Path, opening: Opened) -> Iterator[Frame]:
@@ -70,7 +76,8 @@ def _plays_of_avif(avif: bytes) -> int:
     whole = avif[track + 28 : track + 36] if wide else avif[track + 20 : track + 24]
     once = avif[edits + 8 : edits + 16] if avif[edits] == 1 else avif[edits + 8 : edits + 12]
     endless = whole == b"\xff" * len(whole) or not any(once)
-    return 0 if endless else -(-int.from_bytes(whole, "big") // int.from_bytes(once, "big"))
+    plays = 0 if endless else -(-int.from_bytes(whole, "big") // int.from_bytes(once, "big"))
+    return min(plays, 0xFFFF)
 
 
 def later_frames(path: str | Path, count: int) -> Iterator[Frame | ImageError]:

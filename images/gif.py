@@ -37,9 +37,9 @@ def gif_blocks(gif: bytes) -> Iterator[tuple[bytes, bytes]]:
         while at < len(gif) and gif[at]:
             at += 1 + gif[at]
         at += 1
-        if at > len(gif):
+        if at > len(gif) + 1:
             return
-        yield kind, gif[start:at]
+        yield kind, gif[start:at].ljust(at - start, b"\0")  # its end may be all that is missing
 
 
 def _table(flags: bytes) -> int:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
+from errno import EINVAL
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -363,8 +364,9 @@ def reason_of(error: Exception) -> str:
     """Why a file cannot be read, in plain words, and what to do."""
     if isinstance(error, ImageError | MemoryError):
         return str(error) or "not enough memory"
-    if strerror := getattr(error, "strerror", None):  # the system's
-        return strerror
+    # EINVAL is what a damaged file's own numbers lead to.
+    if isinstance(error, OSError) and error.strerror and error.errno != EINVAL:
+        return error.strerror
     if str(error).startswith(CUT_SHORT):
         return TRUNCATED
     if isinstance(error, NotImplementedError) or str(error).startswith(UNKNOWN):

@@ -117,7 +117,7 @@ def test_no_gif_has_a_frame_of_10_ms_that_was_longer(tmp_path):
     assert shown(tmp_path / "out.gif")[1] == [20] * 5
     saved(tmp_path / "in.png", drawn(False), duration=[12, 12, 60, 10, 10])
     write_picture(read_picture(tmp_path / "in.png", BOTH), tmp_path / "out.gif")
-    assert shown(tmp_path / "out.gif")[1] == [20, 20, 40, 10, 10]  # the long one waits for them
+    assert shown(tmp_path / "out.gif")[1] == [20, 20, 60, 10, 10]  # a pause stays as long
 
 
 def test_times_do_not_drift_where_units_are_coarse(tmp_path):
@@ -474,15 +474,15 @@ def test_an_apngs_frame_beyond_the_picture_is_told(tmp_path):
 
 
 def gif_of(*frames):
-    """Of 2 x 2: disposal, side, and an index into red, green and blue of each frame."""
+    """Of 2 x 2: disposal, side, index into red, green and blue, and perhaps the place of each."""
     palette = bytes((255, 0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0))
     content = b"GIF89a" + struct.pack("<HHBBB", 2, 2, 0x81, 0, 0) + palette
-    for disposal, side, index in frames:
+    for disposal, side, index, *place in frames:
         codes = [4, *([index, 4] * (side * side)), 5]  # cleared before each: codes stay 3 bits
         bits = sum(code << 3 * i for i, code in enumerate(codes))
         data = bits.to_bytes(-(-3 * len(codes) // 8), "little")
         content += b"!\xf9\4" + bytes((disposal << 2, 10, 0, 0, 0))
-        content += b"," + struct.pack("<HHHHB", 0, 0, side, side, 0)
+        content += b"," + struct.pack("<HHHHB", *(place or (0, 0)), side, side, 0)
         content += bytes((2, len(data))) + data + b"\0"
     return content + b";"
 
@@ -527,6 +527,31 @@ def test_what_no_frame_of_a_gif_has_drawn_is_clear(tmp_path):
     second, last = picture.sequence.rest()
     assert second.rgb[0, 0].tolist() == [0, 0, 255] and second.rgb[1, 1].tolist() == [255, 0, 0]
     assert last.rgb[0, 0].tolist() == [0, 255, 0] and last.rgb[1, 1].tolist() == [255, 0, 0]
+
+
+def test_a_gifs_frame_may_lie_beyond_its_canvas_in_part_or_wholly(tmp_path):
+    (tmp_path / "x.gif").write_bytes(gif_of((1, 2, 0), (4, 2, 2, 1, 1), (1, 2, 1, 5, 0)))
+    picture = read_picture(tmp_path / "x.gif", BOTH)
+    second, third = picture.sequence.rest()
+    red, blue = [255, 0, 0], [0, 0, 255]
+    assert picture.rgb.tolist() == [[red, red], [red, red]]
+    assert second.rgb.tolist() == [[red, red], [red, blue]]
+    assert third.rgb.tolist() == [[red, red], [red, red]]  # 4 is taken for 3: as it was
+
+
+def test_a_gif_whose_end_is_missing_has_all_of_its_pixels(tmp_path):
+    for frames in ([(1, 1, 2)], [(1, 2, 0), (1, 1, 2)]):
+        whole = gif_of(*frames)
+        (tmp_path / "x.gif").write_bytes(whole[:-2])  # the last block's terminator, and the end
+        picture = read_picture(tmp_path / "x.gif", BOTH)
+        last = picture
+        if len(frames) > 1:
+            last, error = picture.sequence.rest()
+            assert str(error) == "it is cut short after frame 2; get it again"
+        assert last.rgb[0, 0].tolist() == [0, 0, 255]
+    (tmp_path / "x.gif").write_bytes(gif_of((1, 1, 2))[:-4])
+    with pytest.raises(ImageError, match="it is cut short; get it again"):
+        read_picture(tmp_path / "x.gif", BOTH)
 
 
 @pytest.mark.parametrize("key", [None, 7])

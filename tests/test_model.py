@@ -218,6 +218,13 @@ def test_what_is_attached_to_a_convolution_counts_with_and_without_gradients():
     with torch.no_grad():
         torch.testing.assert_close(net(x), plain, rtol=0, atol=1e-5)
     assert seen == ["conv2", "conv_up1"]
+    convs = [net.conv_up2, net.body[0].rdb3.conv1]
+    for conv in convs:  # as some programs add LoRA
+        conv.forward = lambda x, forward=conv.forward: seen.append("forward") or forward(x)
+    seen.clear()
+    with torch.no_grad():
+        net(x)
+    assert seen.count("forward") == 2
     for name in ("conv_up2", "body.0.rdb2.conv5"):
         parent, _, last = name.rpartition(".")
         old = net.get_submodule(name)
@@ -228,6 +235,20 @@ def test_what_is_attached_to_a_convolution_counts_with_and_without_gradients():
     with torch.no_grad():
         torch.testing.assert_close(net(x), with_gradients, rtol=0, atol=1e-4)
     assert (with_gradients - plain).abs().mean() > 0.1
+
+
+def test_convolutions_may_pad_otherwise():
+    """With the image's other side, as for seamless textures."""
+    torch.manual_seed(0)
+    net, x = RRDBNet(features=16, blocks=1).eval(), torch.rand(1, 3, 12, 10)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            module.padding_mode = "circular"
+            module._reversed_padding_repeated_twice = [1, 1, 1, 1]
+    with torch.no_grad():
+        result = net(x)
+        moved = net(x.roll((5, 3), (2, 3)))
+    torch.testing.assert_close(moved, result.roll((20, 12), (2, 3)), rtol=0, atol=1e-4)
 
 
 def test_a_pruned_network_can_be_fine_tuned():

@@ -181,8 +181,10 @@ def test_a_name_that_would_be_misread_is_refused(name, tmp_path):
 @pytest.mark.parametrize("scale, other", [(2, 3), (3, 2)])
 def test_a_pair_tells_its_scale_whatever_else_is_said(scale, other, tmp_path):
     """x3 has as many convolutions as x2, but its graph enlarges otherwise."""
-    save_generator(rrdbnet(scale=scale, features=4, blocks=1), tmp_path / f"net-x{scale}", "ncnn")
-    for end in ("param", "bin"):
+    net = rrdbnet(scale=scale, features=4, blocks=1)
+    save_generator(net, tmp_path / f"net-x{scale}", "ncnn")
+    save_generator(net, tmp_path / f"net-x{scale}.safetensors")  # which says so, too
+    for end in ("param", "bin", "safetensors"):
         path = tmp_path / f"net-x{scale}.{end}"
         assert load_generator(path, scale=scale).scale == scale
         with pytest.raises(WeightsError, match=f"is x{scale}, not x{other}"):

@@ -150,7 +150,12 @@ def test_a_run_that_goes_on_says_whatever_way_its_images_became_others(write, tm
             (124, 92),
             "gan phase: of 2, the largest is train/b.png (92x124). Give",
         ),
-        ("gan", 128, (124, 92), "Give --gan.patch 64 (before its first step), or larger images"),
+        (
+            "gan",
+            128,
+            (124, 92),
+            "Give --gan.patch 64 (before that phase's first step), or larger images",
+        ),
         ("gan", 64, (28, 600), "the largest is train/b.png (600x28). Give larger images"),
     ],
 )

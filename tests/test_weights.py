@@ -1079,6 +1079,7 @@ def test_what_would_be_read_as_another_network_is_not_written(arguments, tmp_pat
     with pytest.raises(ValueError, match=f"takes {net.in_channels} channels and is x{net.scale}"):
         save_generator(net, tmp_path / "net.safetensors")
     assert not [*tmp_path.iterdir()]
+    save_generator(net, tmp_path / "net.onnx", "onnx")  # a program, which nothing is guessed of
 
 
 @pytest.mark.parametrize("layout", ["basicsr", "official", "old"])

@@ -212,7 +212,7 @@ def refuse_small(config: Config, name: str, packs: list[Pack]) -> None:
 def patch_flag(config: Config, name: str, patch: int | None) -> str:
     """For another crop, which a phase with a VGG discriminator that has begun refuses."""
     built = config.phase(name).adversarial > 0 and config.discriminator == "vgg"
-    return f"--{name}.patch {patch}" + (" (before its first step)" if built else "")
+    return f"--{name}.patch {patch}" + (" (before that phase's first step)" if built else "")
 
 
 def largest_patch(config: Config, name: str, limit: int) -> int | None:

@@ -31,7 +31,7 @@ def save_result(
         keep_time: give the file the times of its original.
 
     Raises:
-        ImageError: of `write_picture`; if only a part is written, all else is done.
+        ImageError: of `write_picture`. A part that is written has its times, and `lost` is filled.
     """
     fault, remark = None, ""
     try:
