@@ -285,10 +285,10 @@ def save_generator(
         remedy = f"; {path.suffix} is of the layout {' or '.join(others)}" if others else ""
         raise ValueError(f"{path}: {layout} is written to {' or '.join(SUFFIXES[layout])}{remedy}")
     network, read_as = type(net).__name__, _arguments(type(net), net.state_dict(), net.scale)
-    other = (
+    misread = (
         read_as["in_channels"] != net.in_channels or read_as.get("scale", net.scale) != net.scale
     )
-    if other and layout != "onnx":
+    if misread and layout != "onnx":
         raise ValueError(
             f"{path}: from its tensors nobody could tell that it takes {net.in_channels} channels "
             f"and is x{net.scale}; choose onnx"
