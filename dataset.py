@@ -40,9 +40,7 @@ from images.packs import Pack, pack_folder
 from images.pairs import DataError
 from images.sheets import Entry, draw_sheet
 
-MARGIN = (
-    32  # HR pixels around a crop that are degraded with it, so that their border stays far away
-)
+MARGIN = 32  # HR pixels around a crop that are degraded with it, which keep their border away
 LR_MARGIN = 10  # LR pixels that this has to be at least: mild's and strong's last filter reach it
 JPEG_BLOCK = 8  # pixels
 NO_DEGRADATION = Degradation()

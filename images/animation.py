@@ -85,13 +85,13 @@ def png_frames(png: bytes) -> Iterator[tuple[Pixels, float | None]]:
         ImageError: a frame does not lie within the picture.
     """
     width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
-    colours = colours_in(png)
-    controls = [control for control, _ in pictures_in(png) if control]
+    colours, pictures = colours_in(png), list(pictures_in(png))
+    controls = [control for control, _ in pictures if control]
     covered = all(control.dispose != DISPOSE_BACKGROUND for control in controls)
     for first in controls[:1]:  # before which the canvas is clear
         covered &= first[:4] == (width, height, 0, 0) and first.dispose != DISPOSE_PREVIOUS
     canvas: Canvas | None = None
-    for control, parts in pictures_in(png):
+    for control, parts in pictures:
         if control:
             _refuse_beyond(control, width, height)
         frame = _decoded_png(still_of(png, colours, control, parts))

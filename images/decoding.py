@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from errno import EINVAL
 from pathlib import Path
 
 import numpy as np
 
 from images.colour import to_srgb
 from images.files import bleed, read_picture, whole_8_bits
-from images.kinds import PIXEL_BYTES, ImageError, open_image
+from images.kinds import PIXEL_BYTES, ImageError, is_of_the_system, open_image
 from images.pairs import LOWEST_FIT, DataError, Fit, fit
 from images.resize import imresize, whole_multiple
 from images.tiff import area_by_tags, is_tiff
@@ -85,8 +84,7 @@ class Findings:
 def is_passing(error: ImageError) -> bool:
     """Whether reading failed for no fault of the file: a reason that may be gone tomorrow."""
     cause = error.__cause__
-    # EINVAL is what a damaged file's own numbers lead to.
-    return isinstance(cause, MemoryError) or getattr(cause, "errno", None) not in (None, EINVAL)
+    return isinstance(cause, MemoryError) or is_of_the_system(cause)
 
 
 @dataclass
@@ -104,13 +102,14 @@ def areas_by_header(paths: list[Path]) -> list[int]:
     """Pixels of each image; 0 of one that cannot be opened, which is named later."""
     areas = [0] * len(paths)
     for i, path in enumerate(paths):
-        with suppress(Exception):
-            if is_tiff(path):  # of which Pillow opens fewer kinds than are read
-                areas[i] = area_by_tags(path)
-                continue
-            with open_image(path) as file:
-                areas[i] = file.width * file.height
+        with suppress(Exception):  # Pillow opens fewer kinds of TIFF than are read
+            areas[i] = area_by_tags(path) if is_tiff(path) else _area_by_pillow(path)
     return areas
+
+
+def _area_by_pillow(path: Path) -> int:
+    with open_image(path) as file:
+        return file.width * file.height
 
 
 def threads_for(largest: int) -> int:

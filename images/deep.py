@@ -145,11 +145,11 @@ def _opaque_tga(file: ImageFile, encoded: bytes) -> Pixels | None:
     return pixels._replace(alpha=None) if hides_all else pixels
 
 
-def _in_icon(file: Any) -> Pixels | None:
-    """A PNG in it, whose palette and clear colour Pillow loses on the way out."""
+def _in_icon(file: Any) -> Pixels:
+    """The picture in it; of a PNG, Pillow loses the palette and the clear colour on the way out."""
     is_ico = file.format == "ICO"
     inner = file.ico.getimage(file.size) if is_ico else file.icns.getimage(file.best_size)
-    return pixels_of(inner) if inner.format == "PNG" else None
+    return pixels_of(inner)
 
 
 def _two_colours(file: ImageFile, encoded: bytes) -> Pixels | None:

@@ -156,7 +156,7 @@ def _read_other(path: str | Path, several: tuple[str, ...]) -> Picture:
         if deep is None:
             remarks += left_out(file, content)
         if moves:  # decoded frame by frame, mostly with 8 bits
-            pixels, duration = first_frame(path, opening)
+            pixels, duration = first_frame(file, content)
             remarks += ["8 bits of more"] if deep and deep.rgb.dtype != pixels.rgb.dtype else []
         else:
             pixels = deep or pixels_of(file)

@@ -1,6 +1,7 @@
 """What a file has besides its first picture: the frames of an animation, or pages."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -8,7 +9,7 @@ from typing import NamedTuple
 from PIL.ImageFile import ImageFile
 
 from images.animation import gif_frames, png_frames
-from images.gif import count_frames, has_end
+from images.gif import gif_blocks
 from images.kinds import TRUNCATED, ImageError, reason_of
 from images.levels import Pixels
 from images.modes import pixels_of
@@ -31,19 +32,27 @@ def first_of(count: int) -> str:
     return f"the first of {count} frames"
 
 
-def first_frame(path: str | Path, opening: Opened) -> Frame:
-    for frame in all_frames(path, opening):
+def first_frame(file: ImageFile, content: Callable[[], bytes]) -> Frame:
+    """Of an animation; arguments as of `all_frames`.
+
+    Raises:
+        ImageError: none is there to the end.
+    """
+    for frame in all_frames(file, content):
         return frame
     raise ImageError(TRUNCATED)
 
 
-def all_frames(path: str | Path, opening: Opened) -> Iterator[Frame]:
-    """Of an animation, from the first on. Those of one file have the same channels."""
-    file = opening.file
+def all_frames(file: ImageFile, content: Callable[[], bytes]) -> Iterator[Frame]:
+    """Of an animation, from the first on. Those of one file have the same channels.
+
+    Args:
+        content: reads the whole file.
+    """
     if file.format == "PNG":
-        yield from (Frame(*each) for each in png_frames(opening.content or b""))
+        yield from (Frame(*each) for each in png_frames(content()))
     elif file.format == "GIF":  # Pillow's canvas is as large as its first frame, at least
-        yield from (Frame(*each) for each in gif_frames(Path(path).read_bytes(), *file.size))
+        yield from (Frame(*each) for each in gif_frames(content(), *file.size))
     else:
         for i in range(getattr(file, "n_frames", 1)):
             file.seek(i)
@@ -83,10 +92,11 @@ def _plays_of_avif(avif: bytes) -> int:
 def later_frames(path: str | Path, count: int) -> Iterator[Frame | ImageError]:
     """All of an animation but the first; an error, the last of all, tells which are missing."""
     with opened(path) as opening:
-        there, reason = _whole(opening, path, count)
+        content = cache(lambda: opening.content or Path(path).read_bytes())
+        there, reason = _whole(opening, content, count)
         number = 1
         try:
-            for frame in islice(all_frames(path, opening), 1, there):
+            for frame in islice(all_frames(opening.file, content), 1, there):
                 number += 1
                 yield frame
         except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
@@ -96,14 +106,15 @@ def later_frames(path: str | Path, count: int) -> Iterator[Frame | ImageError]:
         yield ImageError(reason)
 
 
-def _whole(opening: Opened, path: str | Path, count: int) -> tuple[int, str]:
+def _whole(opening: Opened, content: Callable[[], bytes], count: int) -> tuple[int, str]:
     """How many frames are there, and the reason if some are not."""
     kind, there, cut = opening.file.format, count, False
     if kind == "PNG":
-        there = min(count, whole_frames(opening.content or b""))
+        there = min(count, whole_frames(content()))
         cut = there < count
     if kind == "GIF":
-        there, cut = count_frames(path), not has_end(Path(path).read_bytes())
+        kinds = [kind for kind, _ in gif_blocks(content())]
+        there, cut = kinds.count(b","), b";" not in kinds
     if kind == "WEBP":
         cut = opening.content is not None  # it was mended
     return there, f"it is cut short after frame {there}; get it again" if cut else ""

@@ -73,10 +73,6 @@ def stills_in(gif: bytes) -> Iterator[Still]:
             control = nothing
 
 
-def has_end(gif: bytes) -> bool:
-    return any(kind == b";" for kind, _ in gif_blocks(gif))
-
-
 def count_frames(path: str | Path) -> int:
     """Of a GIF file; 1 of any other, and of one that cannot be read."""
     try:

@@ -15,7 +15,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeGuard
 
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, features
 
@@ -364,14 +364,19 @@ def reason_of(error: Exception) -> str:
     """Why a file cannot be read, in plain words, and what to do."""
     if isinstance(error, ImageError | MemoryError):
         return str(error) or "not enough memory"
-    # EINVAL is what a damaged file's own numbers lead to.
-    if isinstance(error, OSError) and error.strerror and error.errno != EINVAL:
-        return error.strerror
+    if is_of_the_system(error):
+        return error.strerror or str(error)
     if str(error).startswith(CUT_SHORT):
         return TRUNCATED
     if isinstance(error, NotImplementedError) or str(error).startswith(UNKNOWN):
         return f"nothing here reads its kind ({error}); save it as PNG"
     return f"it is damaged ({str(error) or type(error).__name__}); get it again"
+
+
+def is_of_the_system(error: BaseException | None) -> TypeGuard[OSError]:
+    """Whether a file cannot be read for no fault of its own: EINVAL is what damaged numbers in it
+    lead to, and what Pillow raises by itself has no number."""
+    return isinstance(error, OSError) and error.errno not in (None, EINVAL)
 
 
 def cut_short(rows: int, height: int) -> str:

@@ -1,7 +1,6 @@
 """A run's folder: who may write in it, what a resume may change, checkpoints, kept generators."""
 
 import dataclasses
-import errno
 import functools
 import itertools
 import json
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from config import PHASES, Config, flat
 from formats.tensors import UnreadableError, load_tensors
 from images.files import write_image
+from images.kinds import is_of_the_system
 from images.locks import locked
 from training.log import RunLog
 from training.ranks import Ranks
@@ -332,9 +332,7 @@ def load_checkpoint(path: Path) -> dict:
     except UnreadableError as error:
         reason = str(error).partition(";")[0]  # behind it, how to get the file again
         cause = error.__cause__
-        # EINVAL is what a damaged file's own numbers lead to.
-        failing = isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL)
-        if cause and (failing or is_out_of_memory(cause)):
+        if cause and (is_of_the_system(cause) or is_out_of_memory(cause)):
             raise CheckpointError(
                 f"{path} cannot be read now ({reason}); it may be whole. "
                 "Fix that, then run the same command again."

@@ -126,7 +126,7 @@ def draw_strip(
     given = picture.mapped(lambda pixels: to_8_bits(pixels[window]))
     neutral = is_neutral(picture.rgb, picture.alpha)  # as the command finds it, of the whole
     for alpha, upscaler in upscalers.items():
-        enlarged, label = enlarge(given, upscaler, None, neutral), f"alpha {alpha:g}"
+        enlarged, label = enlarge(given, upscaler, neutral=neutral), f"alpha {alpha:g}"
         if high_res:
             scores[alpha] = psnr(enlarged.rgb, high_res.rgb, scale)
             label += f", {scores[alpha]:.2f} dB"
