@@ -228,7 +228,7 @@ class Config:
     )
     valid_lr_dir: str = setting(
         "",
-        "LR images of valid_dir; none: MATLAB bicubic, or degraded as the crops are",
+        "LR images of valid_dir; none: MATLAB bicubic, or degraded as crops are, unsharpened",
         needs="valid_dir",
         recorded=False,
     )
@@ -298,7 +298,7 @@ class Config:
         50, "stop after so many skipped steps in a row (not finite), at the next log_every", low=1
     )
     ema_decay: float = setting(
-        0.999, "per step; the averaged generator is the one that is saved", low=0, below=1
+        0.999, "of the average that is saved, per step n at most n / (10 + n)", low=0, below=1
     )
     vgg_weights: str = setting(
         "imagenet", "imagenet (548 MB, once), random, or a VGG19 file", needs="perceptual"

@@ -86,7 +86,7 @@ def train(run: RunFolder, given: set[str]) -> int:
             print("The run starts from random weights; --init-from would give it a PSNR network's")
 
     streams, valid, run.packs = load_data(config, run.phases_left(), run.packs)
-    refuse_unlike_ranks(config, run.at, device, run.packs.values(), ranks)
+    refuse_unlike_ranks(config, run.at, device, dtype, run.packs.values(), ranks)
     validation = Validation(valid, device, dtype, run) if valid else None
     run.open_log()
     generator = place(generator, device)
@@ -153,7 +153,7 @@ def train_phase(
         validation_due = done or at.step % val_every == 0
         save_due = save_due or done or stopped or at.step % config.save_every == 0
         if validation_due or save_due or at.step % config.log_every == 0:
-            monitor.read(at, lr)
+            monitor.read(at, lr, stopped)
         if validation_due or save_due:
             run.ranks.average_buffers(learner.net_g, learner.ema)
         if validation_due:

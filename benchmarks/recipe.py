@@ -105,7 +105,6 @@ VARIANTS = {
     "frequency": Variant("L1, and 0.05 of L1 of the Fourier transform", distance="frequency"),
     "squared": Variant("squared error", ["--squared-error", "true"]),
     "ema-0.99": Variant("average over fewer steps", ["--ema-decay", "0.99"]),
-    "ema-0.9995": Variant("average over more steps", ["--ema-decay", "0.9995"]),
     "wide": Variant("2 blocks of 48 features", ["--features", "48", "--blocks", "2"]),
     # torch's Muon takes matrices alone, and a convolution's weights are none.
     "adamw": Variant("AdamW, decay 0.01", optimizer="AdamW"),

@@ -11,7 +11,7 @@ import numpy as np
 
 from images.colour import to_srgb
 from images.files import bleed, read_picture, whole_8_bits
-from images.kinds import PIXEL_BYTES, ImageError, is_of_the_system, open_image
+from images.kinds import PIXEL_BYTES, ImageError, is_passing, open_image
 from images.pairs import LOWEST_FIT, DataError, Fit, fit
 from images.resize import imresize, whole_multiple
 from images.tiff import area_by_tags, is_tiff
@@ -46,7 +46,7 @@ class Findings:
     def add_error(self, path: Path, lr_path: Path | None, error: ImageError) -> None:
         if isinstance(error, MismatchError):
             self.mismatched.append(str(error))
-        elif is_passing(error):
+        elif is_passing(error.__cause__):
             self.passing.append(str(error))
         else:
             reason = str(error).removeprefix(f"{path}: ").replace(f"{lr_path}: ", "its LR image: ")
@@ -79,12 +79,6 @@ class Findings:
             )
         if complaints:
             raise DataError("\n  ".join([f"{self.folder} cannot be packed:", *complaints]))
-
-
-def is_passing(error: ImageError) -> bool:
-    """Whether reading failed for no fault of the file: a reason that may be gone tomorrow."""
-    cause = error.__cause__
-    return isinstance(cause, MemoryError) or is_of_the_system(cause)
 
 
 @dataclass

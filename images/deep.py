@@ -18,6 +18,7 @@ from images.levels import Pixels, from_array, rgb_of_inks, scaled
 from images.modes import has_inks, pixels_of
 from images.png import refuse_missing_rows
 
+BITMAP_HEADER = 40  # bytes
 BC6H = (94, 95, 96)  # DXGI's formats of half floats
 CUBE_MAP, VOLUME = 0x200, 0x200000  # of a DDS file's caps2
 TEXTURE_3D, TEXTURE_CUBE = 4, 4  # of its extension's dimension, and of its flags
@@ -66,6 +67,8 @@ def left_out(file: ImageFile, content: Callable[[], bytes]) -> list[str]:
         start = file.tile[0][2]
         fourth = np.frombuffer(content(), np.uint8)[start : start + 4 * math.prod(file.size)][3::4]
         return ["3 of 4 channels"] if fourth.any() and (fourth != 255).any() else []
+    if file.format == "CUR" and not file.has_transparency_data:
+        return ["without its transparency"]
     if file.format == "DDS" and (count := _dds_pictures(content())) > 1:
         return [first_of(count)]
     bits = file.info.get("bit_depth", 8)  # pillow-heif says so
@@ -146,10 +149,32 @@ def _opaque_tga(file: ImageFile, encoded: bytes) -> Pixels | None:
 
 
 def _in_icon(file: Any) -> Pixels:
-    """The picture in it; of a PNG, Pillow loses the palette and the clear colour on the way out."""
-    is_ico = file.format == "ICO"
-    inner = file.ico.getimage(file.size) if is_ico else file.icns.getimage(file.best_size)
-    return pixels_of(inner)
+    """The picture in it; of a PNG, Pillow loses the palette and the clear colour on the way out.
+
+    Of those of the largest size in an ICO, Pillow takes the one with the fewest colours.
+    """
+    if file.format == "ICNS":
+        return pixels_of(file.icns.getimage(file.best_size))
+    entries = file.ico.entry
+    of_size = [number for number, entry in enumerate(entries) if entry.dim == file.size]
+    best = max(of_size, key=lambda number: entries[number].color_depth)
+    inner = file.ico.frame(best)
+    pixels = pixels_of(inner)
+    if inner.format == "PNG" or pixels.alpha is None or pixels.alpha.any():
+        return pixels
+    return pixels._replace(alpha=_icon_mask(file, entries[best]))
+
+
+def _icon_mask(file: Any, entry: Any) -> np.ndarray | None:
+    """Alpha of a 32-bit picture whose fourth bytes are 0: from the bits at its end, 1 for clear."""
+    width, height = entry.dim
+    row = (width + 31) // 32 * 4  # bytes
+    if entry.size < BITMAP_HEADER + 4 * width * height + row * height:
+        return None
+    file.ico.buf.seek(entry.offset + entry.size - row * height)
+    rows = np.frombuffer(file.ico.buf.read(row * height), np.uint8).reshape(height, row)
+    is_clear = np.unpackbits(rows, axis=1)[::-1, :width]
+    return np.where(is_clear, 0, 255).astype(np.uint8)
 
 
 def _two_colours(file: ImageFile, encoded: bytes) -> Pixels | None:

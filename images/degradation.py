@@ -305,11 +305,12 @@ def draw_beta(span: Span, random: np.random.Generator) -> float:
     """Half of the draws are between the lower end and 1, half between 1 and the upper end.
 
     A span that begins at 1, as Real-ESRGAN's of the plateaus does, gives exactly 1 half of the
-    time, as in its code.
+    time, as in its code. One without 1 is drawn from evenly.
     """
     low, high = span
-    middle = min(max(1.0, low), high)
-    ends = (low, middle) if random.random() < 0.5 else (middle, high)
+    if not low <= 1 <= high:
+        return random.uniform(low, high)
+    ends = (low, 1.0) if random.random() < 0.5 else (1.0, high)
     return random.uniform(*ends)
 
 

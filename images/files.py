@@ -4,6 +4,7 @@ Pillow reads and writes 8 bits; tifffile and imagecodecs what Pillow cannot.
 """
 
 import io
+import shutil
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
@@ -299,7 +300,8 @@ def _write_sequence(picture: Picture, sequence: Sequence, path: Path, quality: i
     """One picture at a time is in memory.
 
     Raises:
-        PartlyWritten: some of them cannot be read; the file has the others.
+        PartlyWritten: some of them cannot be read; what is at `path` stays, and a file beside it
+            has the others.
     """
     kind = WRITTEN[path.suffix.lower()]
     told: dict[str, None] = {}  # each once, in order
@@ -314,11 +316,19 @@ def _write_sequence(picture: Picture, sequence: Sequence, path: Path, quality: i
                 told |= dict.fromkeys([each.remark] if each is not picture else [])
                 told |= dict.fromkeys(_add(writer, each, path, quality))
         writer.close()
-    if errors:
-        raise PartlyWritten(f"{'; '.join(errors)}. The others are in {path}")
+        if errors:
+            others = path.with_stem(f"{path.stem}.partly")
+            _copy(file, others)
+            raise PartlyWritten(f"{'; '.join(errors)}. The others are in {others}", others)
     if sequence.kind == FRAMES and kind is TIFF:
         told["without the times of its frames"] = None
     return ", ".join(filter(None, told))
+
+
+def _copy(file: BinaryIO, path: Path) -> None:
+    file.seek(0)
+    with replacing(path) as other:
+        shutil.copyfileobj(file, other)
 
 
 def _writer(file: BinaryIO, kind: FileType, picture: Picture, sequence: Sequence) -> Writer:

@@ -10,7 +10,7 @@ from PIL.ImageFile import ImageFile
 
 from images.animation import gif_frames, png_frames
 from images.gif import gif_blocks
-from images.kinds import TRUNCATED, ImageError, reason_of
+from images.kinds import TRUNCATED, ImageError, is_passing, reason_of
 from images.levels import Pixels
 from images.modes import pixels_of
 from images.opening import Opened, opened
@@ -90,7 +90,11 @@ def _plays_of_avif(avif: bytes) -> int:
 
 
 def later_frames(path: str | Path, count: int) -> Iterator[Frame | ImageError]:
-    """All of an animation but the first; an error, the last of all, tells which are missing."""
+    """All of an animation but the first; an error, the last of all, tells which are missing.
+
+    Raises:
+        ImageError: one cannot be read now, for no fault of the file.
+    """
     with opened(path) as opening:
         content = cache(lambda: opening.content or Path(path).read_bytes())
         there, reason = _whole(opening, content, count)
@@ -100,7 +104,10 @@ def later_frames(path: str | Path, count: int) -> Iterator[Frame | ImageError]:
                 number += 1
                 yield frame
         except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
-            yield ImageError(f"frame {number + 1} of {count}: {reason_of(error)}")
+            unread = ImageError(f"frame {number + 1} of {count}: {reason_of(error)}")
+            if is_passing(error):
+                raise unread from error
+            yield unread
             return
     if reason:
         yield ImageError(reason)

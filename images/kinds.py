@@ -145,7 +145,15 @@ class ImageError(ValueError):
 
 
 class PartlyWritten(ImageError):
-    """The file is there, without the pictures of its original that the message tells of."""
+    """A sequence is written, without the pictures of its original that the message tells of.
+
+    Args:
+        path: of the file, which is not the one that was asked for: that would count as done.
+    """
+
+    def __init__(self, message: str, path: Path):
+        super().__init__(message)
+        self.path = path
 
 
 # ------------------------------------------------------------------------------------ in a folder
@@ -377,6 +385,11 @@ def is_of_the_system(error: BaseException | None) -> TypeGuard[OSError]:
     """Whether a file cannot be read for no fault of its own: EINVAL is what damaged numbers in it
     lead to, and what Pillow raises by itself has no number."""
     return isinstance(error, OSError) and error.errno not in (None, EINVAL)
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether reading failed for no fault of the file: a reason that may be gone tomorrow."""
+    return isinstance(error, MemoryError) or is_of_the_system(error)
 
 
 def cut_short(rows: int, height: int) -> str:

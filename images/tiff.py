@@ -15,7 +15,15 @@ from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, TiffFi
 
 from images.bands import in_bands
 from images.frames import first_of
-from images.kinds import TIFF_STARTS, TRUNCATED, ImageError, NoLimit, reason_of, refuse_too_large
+from images.kinds import (
+    TIFF_STARTS,
+    TRUNCATED,
+    ImageError,
+    NoLimit,
+    is_passing,
+    reason_of,
+    refuse_too_large,
+)
 from images.levels import Pixels, from_channels, rgb_of_inks, rgb_of_lab, scaled, straight
 from images.metadata import Metadata, tiff_metadata
 from images.modes import pixels_of
@@ -92,14 +100,21 @@ def area_by_tags(path: str | Path) -> int:
 
 
 def later_pages(path: str | Path) -> Iterator[Tiff | ImageError]:
-    """All pictures but the first; an error stands for each that cannot be read."""
+    """All pictures but the first; an error stands for each that cannot be read.
+
+    Raises:
+        ImageError: one cannot be read now, for no fault of the file.
+    """
     with open(path, "rb") as stream, TiffFile(stream) as file:
         pages, broken = _pictures(file)
         for i, page in enumerate(pages[1:], 2):
             try:
                 tiff = _read_page(path, page)
             except Exception as error:  # each codec has a type of its own
-                yield ImageError(f"page {i} of {len(pages)}: {reason_of(error)}")
+                unread = ImageError(f"page {i} of {len(pages)}: {reason_of(error)}")
+                if is_passing(error):
+                    raise unread from error
+                yield unread
             else:
                 yield tiff
     if broken:

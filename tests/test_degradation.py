@@ -24,6 +24,7 @@ from images.degradation import (
     Resize,
     Sinc,
     degrade,
+    draw_beta,
     draw_steps,
     sharpen,
 )
@@ -207,6 +208,12 @@ def test_blurs_are_drawn_as_often_as_their_settings_say(drawn):
         betas = [f.beta for f in bells if f.family == "plateau"]
         assert is_share(sum(beta == 1 for beta in betas), len(betas), 0.5)
         assert is_uniform([beta for beta in betas if beta != 1], 1, 2)
+
+
+@pytest.mark.parametrize("low, high", [(2.0, 4.0), (0.5, 0.8)])
+def test_exponents_of_a_span_without_1_are_drawn_evenly(low, high):
+    random = np.random.default_rng(0)
+    assert is_uniform([draw_beta((low, high), random) for _ in range(2000)], low, high)
 
 
 def test_sizes_and_modes_are_drawn_as_their_settings_say(drawn):

@@ -1,5 +1,6 @@
 """Animations and files of several pages: all of it goes in and out, as Pillow sees it."""
 
+import errno
 import io
 import os
 import struct
@@ -10,6 +11,7 @@ import weakref
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import imagecodecs
 import numpy as np
@@ -447,7 +449,8 @@ def test_what_is_there_of_a_damaged_animation_has_its_times_and_its_words(tmp_pa
     job, lost = Job(tmp_path / "x.png", tmp_path / "out.webp", None, None), []
     with pytest.raises(ImageError, match="after frame 2"):
         save_result(picture, job, lost, keep_time=True)
-    assert job.target.stat().st_mtime == 1e9 and lost == ["WEBP cannot hold PNG's text"]
+    written = tmp_path / "out.partly.webp"
+    assert written.stat().st_mtime == 1e9 and lost == ["WEBP cannot hold PNG's text"]
 
 
 def test_an_apngs_picture_for_other_programs_is_nothing_to_draw_on(tmp_path):
@@ -665,12 +668,33 @@ def test_a_damaged_page_is_named_and_the_others_are_there(tmp_path):
     (tmp_path / "in.tif").write_bytes(content)
     picture = read_picture(tmp_path / "in.tif", BOTH)
     with pytest.raises(
-        ImageError, match=r"page 2 of 3: its pixels .* The others are in .*out\.tif"
+        ImageError, match=r"page 2 of 3: its pixels .* The others are in .*out\.partly\.tif"
     ):
         write_picture(picture, tmp_path / "out.tif")
-    with tifffile.TiffFile(tmp_path / "out.tif") as file:
+    with tifffile.TiffFile(tmp_path / "out.partly.tif") as file:
         assert np.array_equal(file.pages[0].asarray(), pages[0])
         assert np.array_equal(file.pages[1].asarray(), pages[2]) and len(file.pages) == 2
+    assert not (tmp_path / "out.tif").exists()  # which --skip-existing would take for the whole
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.EIO, "a worn disk"), MemoryError("none is left")])
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+def test_what_cannot_be_read_now_is_no_damage_and_nothing_is_written(
+    suffix, fault, tmp_path, monkeypatch
+):
+    """The result of an earlier run stays, whole."""
+    if suffix == "tif":
+        scanned(tmp_path / "in.tif")
+    else:
+        saved(tmp_path / "in.png", drawn(False), duration=TIMES)
+    picture = read_picture(tmp_path / f"in.{suffix}", BOTH)
+    (tmp_path / f"out.{suffix}").write_bytes(b"of an earlier run")
+    monkeypatch.setattr("images.tiff._read_page", Mock(side_effect=fault))
+    monkeypatch.setattr("images.frames.all_frames", Mock(side_effect=fault))
+    with pytest.raises(ImageError, match=r"^(page|frame) 2 of \d"):
+        write_picture(picture, tmp_path / f"out.{suffix}")
+    assert (tmp_path / f"out.{suffix}").read_bytes() == b"of an earlier run"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"in.{suffix}", f"out.{suffix}"]
 
 
 def test_an_animation_may_become_pages_which_have_no_times(tmp_path):
@@ -732,7 +756,7 @@ def test_a_frame_of_which_whole_chunks_are_missing_is_not_there(tmp_path):
     picture = read_picture(tmp_path / "in.png", BOTH)
     with pytest.raises(ImageError, match="cut short after frame 4"):
         write_picture(picture, tmp_path / "out.png")
-    assert same(shown(tmp_path / "out.png")[0], frames[:4])
+    assert same(shown(tmp_path / "out.partly.png")[0], frames[:4])
 
 
 def test_a_still_webp_that_is_cut_short_is_refused(tmp_path):
@@ -840,4 +864,5 @@ def test_the_command_says_what_is_missing_and_writes_the_rest(run):
     status, _, errors = run()
     assert status == 1
     assert "a.png: it is cut short after frame 4; get it again. The others are in results" in errors
-    assert same(shown("results/a.png")[0], frames[:4])
+    assert same(shown("results/a.partly.png")[0], frames[:4])
+    assert not Path("results/a.png").exists()

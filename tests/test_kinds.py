@@ -88,6 +88,52 @@ def test_the_largest_of_an_icons_sizes_is_read(tmp_path):
     assert np.array_equal(read_picture(tmp_path / "x.ico").rgb, TRUE)
 
 
+def icon_of(*images):
+    """An ICO file of several pictures of one size, as Pillow writes each."""
+    singles = []
+    for image in images:
+        file = io.BytesIO()
+        image.save(file, "ICO", sizes=[image.size], bitmap_format="bmp")
+        singles.append(file.getvalue())
+    offset, entries, bitmaps = 6 + 16 * len(images), b"", b""
+    for single in singles:
+        entries += single[6:18] + struct.pack("<I", offset + len(bitmaps))
+        bitmaps += single[22:]
+    return struct.pack("<HHH", 0, 1, len(images)) + entries + bitmaps
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_of_an_icons_pictures_of_one_size_the_one_with_most_colours_is_read(order, tmp_path):
+    true = Image.fromarray(TRUE)
+    images = [true.convert("1"), true.quantize(256), true.convert("RGBA")]
+    (tmp_path / "x.ico").write_bytes(icon_of(*(images[i] for i in order)))
+    assert np.array_equal(read_picture(tmp_path / "x.ico").rgb, TRUE)
+
+
+def test_an_icon_whose_fourth_bytes_are_all_0_is_as_opaque_as_its_mask_says(tmp_path):
+    """As Windows shows it: programs that knew no alpha wrote 0."""
+    pixels, mask = 22 + 40, np.zeros((32, 32), np.uint8)
+    content = bytearray(icon_of(Image.fromarray(TRUE).convert("RGBA")))
+    content[pixels + 3 :: 4] = bytes(32 * 32)
+    (tmp_path / "x.ico").write_bytes(content)  # Pillow writes no mask
+    assert read_picture(tmp_path / "x.ico").alpha is None
+    mask[2, 5] = 1
+    content[14:18] = struct.pack("<I", 40 + 4 * 32 * 32 + 4 * 32)
+    (tmp_path / "x.ico").write_bytes(content + np.packbits(mask[::-1], axis=1).tobytes())
+    picture = read_picture(tmp_path / "x.ico")
+    assert np.array_equal(picture.rgb, TRUE)
+    assert np.array_equal(picture.alpha, np.where(mask, 0, 255))
+
+
+def test_the_transparency_of_a_cursor_of_which_nothing_is_read_is_told(tmp_path):
+    content = bytearray(icon_of(Image.fromarray(TRUE), Image.fromarray(TRUE)))
+    content[2] = 2  # a cursor
+    (tmp_path / "x.cur").write_bytes(content)
+    picture = read_picture(tmp_path / "x.cur")
+    assert np.array_equal(picture.rgb, TRUE) and picture.alpha is None
+    assert picture.remark == "without its transparency"
+
+
 def test_every_format_is_one_that_pillow_knows_and_none_that_starts_a_program():
     Image.init()
     assert set(READ) - {"AVIF"} <= set(Image.OPEN)

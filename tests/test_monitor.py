@@ -1,5 +1,6 @@
 """Means that leave out what is not finite, the GAN's balance in words, the monitor, the log."""
 
+import dataclasses
 import io
 import json
 import math
@@ -54,12 +55,14 @@ def test_a_row_of_faults_is_counted_over_readings():
 
 def test_the_balance_speaks_once_it_stays_unhealthy():
     balance = Balance()
-    said = [balance.judge(1.0, 0.01) for _ in range(15)]
+    said = [balance.judge(1.0, 0.01, "gan") for _ in range(15)]
     assert [i for i, sentence in enumerate(said) if sentence] == [balance.PATIENCE - 1]
     assert said[balance.PATIENCE - 1].startswith("the discriminator has won: it ranks 100%")
-    assert not any(balance.judge(0.8, 0.6) for _ in range(15))  # healthy
-    said = [balance.judge(0.51, 2 * math.log(2)) for _ in range(15)]
+    assert "Lower gan.lr" in said[balance.PATIENCE - 1]
+    assert not any(balance.judge(0.8, 0.6, "gan") for _ in range(15))  # healthy
+    said = [balance.judge(0.51, 2 * math.log(2), "psnr") for _ in range(15)]
     assert "the discriminator learns nothing" in said[balance.PATIENCE - 1]
+    assert "Raise psnr.lr" in said[balance.PATIENCE - 1]
     assert sum(map(bool, said)) == 1
 
 
@@ -120,6 +123,25 @@ def test_a_row_of_skipped_steps_stops_a_run_though_its_last_step_was_fine(monito
         monitor.add({"pixel": torch.tensor(pixel)})
     with pytest.raises(TrainingError, match=r"gan step 4: 3 steps in a row were skipped \(3 of 4"):
         monitor.read(At("gan", 4), lr=1e-4)
+
+
+@pytest.mark.parametrize(
+    "row, stopped, saves", [(5, True, True), (6, True, False), (6, False, True)]
+)
+def test_a_stop_in_a_long_row_of_skipped_steps_keeps_the_older_file(
+    row, stopped, saves, monitor, clock
+):
+    """Weights that are finite and fail on every batch would replace those that worked."""
+    clock[0] += 1
+    monitor.config = dataclasses.replace(monitor.config, max_skipped=50)
+    for pixel in [1.0] + [math.nan] * row:
+        monitor.add({"pixel": torch.tensor(pixel)})
+    at = At("gan", row + 1)
+    if saves:
+        monitor.read(at, 1e-4, stopped)
+    else:
+        with pytest.raises(TrainingError, match=r"6 steps in a row were skipped .* no check"):
+            monitor.read(at, 1e-4, stopped)
 
 
 def test_what_is_shown_is_the_mean_of_all_ranks(monitor, clock, monkeypatch):

@@ -3,19 +3,23 @@
 import dataclasses
 import re
 
+import numpy as np
 import pytest
 import torch
 
 from config import Config, Degradation, flat, parse_args
+from images.degradation import draw_steps
 from model import SRResNet, VGGDiscriminator
 from training.ranks import Ranks
 from training.settings import (
     At,
+    against_divergence,
     check_batch_size,
     check_device,
     identity,
     idle_settings,
     list_changes,
+    never_drawn,
     phases_left,
     refuse_unlike_ranks,
     settings_of_weights,
@@ -113,6 +117,79 @@ def test_settings_of_the_degradation_have_no_effect_on_what_is_made_mild():
     why = "no effect on the 70% of images that degradation.mild gives the level mild"
     assert idle["degradation.jpeg_quality"] == idle["degradation.blur"] == why
     assert idle.keys() & DEGRADATION == DEGRADATION - {"degradation.mild", "degradation.sharpen"}
+
+
+PROBABILITIES = ["blur", "blur2", "sinc", "kernels", "resize", "resize2", "noise", "noise2"]
+PROBABILITIES += ["poisson", "jpeg", "jpeg2", "final_sinc"]
+OTHER_VALUES = dict(  # than the paper's, in the place of each range and share
+    dict(sinc=0.4, kernels=(1, 2, 1, 1, 1, 1), sigma=(4.0, 5.0), sigma2=(4.0, 5.0), gray=0.9),
+    kernel_side=(9, 11),
+    generalized_beta=(5.0, 6.0),
+    plateau_beta=(5.0, 6.0),
+    factor=(0.3, 1.9),
+    factor2=(0.4, 1.9),
+    poisson=0.3,
+    gaussian_sigma=(40.0, 50.0),
+    gaussian_sigma2=(40.0, 50.0),
+    poisson_scale=(4.0, 5.0),
+    poisson_scale2=(4.0, 5.0),
+    jpeg_quality=(3, 5),
+)
+NONE_ALIKE = [{name: 0} for name in PROBABILITIES if name not in ("kernels", "resize", "resize2")]
+
+
+@pytest.mark.parametrize(
+    "probabilities",
+    [
+        *({}, *NONE_ALIKE, dict(sinc=1), dict(poisson=1), dict(kernels=(1, 1, 0, 0, 0, 0))),
+        *(dict(kernels=(0, 0, 1, 0, 0, 0)), dict(resize=(0, 0, 1)), dict(resize2=(0, 0, 1))),
+        *(dict(blur=0, blur2=0), dict(noise=0, noise2=0), dict(jpeg=0, jpeg2=0)),
+        dict(blur=0, blur2=0, final_sinc=0),
+    ],
+    ids=str,
+)
+def test_what_no_image_is_given_is_known(probabilities):
+    """Another value of such a setting draws the same steps, and one of any other, other steps."""
+    settings = Degradation(level="strong", **probabilities)
+
+    def draw(settings):
+        draws = [np.random.default_rng(k) for k in range(60)]
+        return [draw_steps(settings, (64, 64), 4, random) for random in draws]
+
+    def has_no_effect(name):
+        changed = dataclasses.replace(settings, **{name: OTHER_VALUES[name]})
+        return draw(changed) == draw(settings)
+
+    names = OTHER_VALUES.keys() - probabilities.keys()
+    assert {name for name in names if has_no_effect(name)} == never_drawn(settings) & names
+    assert never_drawn(settings) <= OTHER_VALUES.keys()
+
+
+def test_ranges_of_what_no_image_is_given_have_no_effect():
+    args = ["--degradation.level", "strong", "--degradation.jpeg", "0", "--degradation.jpeg2", "0"]
+    idle = idle_settings(parse_args(args))
+    assert idle.keys() & DEGRADATION == {"degradation.jpeg_quality"}
+    assert idle["degradation.jpeg_quality"].startswith("no effect, as what it is for has")
+    mild = idle_settings(parse_args([*args, "--degradation.mild", "0.5"]))
+    assert mild["degradation.jpeg_quality"] == idle["degradation.jpeg_quality"]
+
+
+def test_a_decay_that_the_average_never_reaches_is_told():
+    """It warms up: of n steps the last has n / (10 + n)."""
+    steps = ["--psnr.steps", "700", "--gan.steps", "290"]
+    assert idle_settings(parse_args([*steps, "--ema-decay", "0.9901"]))["ema_decay"] == (
+        "never reached, as the average warms up: 0.9900 at the end"
+    )
+    assert "ema_decay" not in idle_settings(parse_args([*steps, "--ema-decay", "0.99"]))
+
+
+def test_remedies_of_numbers_that_blow_up_are_others_than_what_is_set():
+    def told(*args):
+        return against_divergence(parse_args(["--device", "cpu", *args]), "psnr")
+
+    assert told("--precision", "fp32") == "Lower --psnr.lr or set --psnr.clip-grad-norm 1."
+    clipped = told("--psnr.clip-grad-norm", "0.2", "--precision", "bf16")
+    assert clipped == "Lower --psnr.lr or set --psnr.clip-grad-norm 0.1, or use --precision fp32."
 
 
 @pytest.mark.parametrize("phase, step, args", [("gan", 9, ["--gan.steps", "9"]), ENDED])
@@ -322,6 +399,7 @@ def test_one_crop_at_a_time_is_refused_where_srresnet_would(patch, crops):
         *(("psnr.lr", 1e-3), ("last.pt", "psnr step 7"), ("images", ["b"]), ("seed", 1)),
         ("log_every", 7),  # at whose steps the processes wait for one another
         ("kind of device", "cuda"),
+        ("precision computed in", "torch.bfloat16"),
     ],
 )
 def test_processes_that_would_learn_apart_are_refused(field, value, monkeypatch):
@@ -330,7 +408,7 @@ def test_processes_that_would_learn_apart_are_refused(field, value, monkeypatch)
 
     def check():
         at, device = At("psnr", 3, 0), torch.device("cpu")
-        refuse_unlike_ranks(Config(), at, device, ["a"], Ranks(count=2))
+        refuse_unlike_ranks(Config(), at, device, torch.float32, ["a"], Ranks(count=2))
 
     others({"vgg_weights": "/another/place", "device": "cpu", "train_dir": ["elsewhere"]})
     check()
@@ -344,11 +422,11 @@ def test_processes_that_would_learn_apart_are_refused(field, value, monkeypatch)
 
 def test_processes_that_draw_from_the_same_images_in_another_order_are_refused(monkeypatch):
     """The k-th crop would be another one."""
-    told, at, device = [], At("psnr", 3, 0), torch.device("cpu")
+    told, at, device, dtype = [], At("psnr", 3, 0), torch.device("cpu"), torch.float32
     monkeypatch.setattr(Ranks, "gather", lambda ranks, own: told.extend(own) or told)
-    refuse_unlike_ranks(Config(), at, device, ["a", "b"], Ranks(count=2))
+    refuse_unlike_ranks(Config(), at, device, dtype, ["a", "b"], Ranks(count=2))
     with pytest.raises(DeviceError, match=r"^images differ"):
-        refuse_unlike_ranks(Config(), at, device, ["b", "a"], Ranks(count=2))
+        refuse_unlike_ranks(Config(), at, device, dtype, ["b", "a"], Ranks(count=2))
 
 
 def test_a_batch_is_shared_evenly_or_refused():

@@ -312,6 +312,19 @@ def test_a_stopped_run_saves_says_so_and_goes_on(count, number, uninterrupted, m
     assert results() == uninterrupted[0]
 
 
+def test_a_run_that_goes_on_in_another_precision_says_so(
+    workplace, small_discriminator, monkeypatch, capsys
+):
+    """`--precision auto` depends on the machine."""
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+        run(patch, "--precision", "fp32")
+    run(monkeypatch, "--precision", "fp32", "--psnr.steps", "2", "--gan.steps", "0")
+    assert "computed in" not in capsys.readouterr().out
+    run(monkeypatch, "--precision", "bf16", "--psnr.steps", "3", "--gan.steps", "0")
+    assert "computed in torch.float32, and goes on in torch.bfloat16" in capsys.readouterr().out
+
+
 def test_a_stop_after_the_last_step_leaves_the_finished_generator(uninterrupted, monkeypatch):
     """The signal comes while the last checkpoint of the PSNR phase is written."""
     save = training.runs.save_checkpoint

@@ -16,10 +16,11 @@ from torch import Tensor
 from config import TERMS
 from training.ranks import Part
 from training.runs import RunFolder, TrainingError
-from training.settings import At
+from training.settings import At, against_divergence
 from utils import Bar
 
 LOSSES = (*TERMS, "discriminator")  # the order they are shown in
+LONG_ROW = 5  # skipped steps in a row that are no longer bad luck
 FP16_NOTE = " (fp16: now and then while its loss scale is being found is normal)"
 
 
@@ -68,18 +69,20 @@ class Monitor:
         """What a step measured; it stays on the device until it is read."""
         self.means.add(values)
 
-    def read(self, at: At, lr: float) -> None:
+    def read(self, at: At, lr: float, stopped: bool = False) -> None:
         """Take the means since the last reading; show them, and say what is wrong.
 
         Raises:
-            TrainingError: max_skipped steps in a row were not finite.
+            TrainingError: max_skipped steps in a row were not finite, or a run is stopped in a long
+                row of them: nothing is saved then, as the weights may be what is wrong.
         """
         means, self.faults = self.means.read(self.run.ranks.mean)
-        if self.faults.longest >= self.config.max_skipped:
+        if self.faults.longest >= self.config.max_skipped or (
+            stopped and self.faults.in_a_row > LONG_ROW
+        ):
             raise TrainingError(
                 f"{at}: {self.faults.longest} steps in a row were skipped ({self.faults}); "
-                f"{self.run.fallback}. Lower --{at.phase}.lr, set "
-                f"--{at.phase}.clip-grad-norm 1, or use --precision fp32."
+                f"{self.run.fallback}. {against_divergence(self.config, at.phase)}"
             )
         self.reading = means | {"lr": lr} | self.clock.read(self.faults.steps)
         self.bar.set_postfix({key: f"{means[key]:.4f}" for key in LOSSES if key in means})
@@ -87,7 +90,9 @@ class Monitor:
         if self.faults.faulty:
             self.tell(at, f"{self.faults}{FP16_NOTE if self.config.precision == 'fp16' else ''}")
         if "pairs right" in means:
-            self.tell(at, self.balance.judge(means["pairs right"], means["discriminator"]))
+            self.tell(
+                at, self.balance.judge(means["pairs right"], means["discriminator"], at.phase)
+            )
 
     def tell(self, at: At, sentence: str) -> None:
         if sentence:
@@ -218,23 +223,24 @@ class Balance:
     def __init__(self):
         self.verdict, self.readings = "", 0
 
-    def judge(self, pairs_right: float, d_loss: float) -> str:
+    def judge(self, pairs_right: float, d_loss: float, phase: str) -> str:
         """Takes an interval's means; returns a sentence when a verdict has just become lasting.
 
         Args:
             pairs_right: share, from 0 to 1.
             d_loss: the discriminator's loss; 2 ln 2 = 1.39 is guessing.
+            phase: whose learning rate it is.
         """
         verdict = ""
         if pairs_right > 0.99 and d_loss < 0.05:
             verdict = (
                 f"the discriminator has won: it ranks {pairs_right:.0%} of pairs right and hardly "
-                "loses anything. Lower gan.lr, or give the generator more weight on the other terms"
+                f"loses anything. Lower {phase}.lr, or give the generator's other terms more weight"
             )
         elif abs(pairs_right - 0.5) < 0.05 and d_loss > 1.3:
             verdict = (
                 f"the discriminator learns nothing: it ranks {pairs_right:.0%} of pairs right, "
-                "which is guessing. Raise gan.lr or batch_size, and look at samples/"
+                f"which is guessing. Raise {phase}.lr or batch_size, and look at samples/"
             )
         kind = verdict.partition(":")[0]
         self.readings = self.readings + 1 if kind == self.verdict else 1

@@ -26,6 +26,7 @@ from training.ranks import Ranks
 from training.settings import (
     START,
     At,
+    against_divergence,
     idle_settings,
     list_changes,
     phases_left,
@@ -57,6 +58,7 @@ class Stateful(Protocol):
     """What is saved and restored: train.py's Learner."""
 
     at: At
+    dtype: torch.dtype
 
     @property
     def ema(self) -> Generator: ...
@@ -201,6 +203,9 @@ class RunFolder(AbstractContextManager):
                 f"{self.last} does not fit this configuration ({error}); "
                 "undo what changed, or choose another --name for a new run"
             ) from error
+        before, now = checkpoint.get("dtype"), str(learner.dtype)
+        if before not in (None, now):  # `auto` depends on the machine
+            print(f"The run computed in {before}, and goes on in {now}; --precision chooses")
         return checkpoint["seconds"]
 
     # ------------------------------------------------------------------------------------- writing
@@ -280,7 +285,7 @@ class RunFolder(AbstractContextManager):
         if not all(tensor.isfinite().all() for tensor in tensors):
             raise TrainingError(
                 f"the weights were no longer finite at {at}; {self.fallback}. "
-                f"Lower --{at.phase}.lr or use --precision fp32."
+                f"{against_divergence(self.config, at.phase)}"
             )
 
     @by_the_first_rank
@@ -289,6 +294,7 @@ class RunFolder(AbstractContextManager):
         progress = dict(phase=at.phase, step=at.step, run_step=at.run_step, before=at.before)
         settings = dataclasses.asdict(self.config)
         about = {"seconds": seconds, "config": settings, "packs": self.packs}
+        about["dtype"] = str(learner.dtype)
         save_checkpoint(self.last, progress | about | learner.state_dict())
 
     @by_the_first_rank

@@ -8,7 +8,7 @@ import torch
 
 from config import GROUPS, PHASES, Config, Degradation, Phase, flat
 from training.ranks import Ranks
-from upscaling.devices import DeviceError
+from upscaling.devices import DeviceError, choose_device, choose_precision
 
 # What may differ between the machines of a run: where things are there, and how it computes.
 OF_A_MACHINE = {"train_dir", "valid_dir", "lr_dir", "valid_lr_dir", "vgg_weights", "init_from"}
@@ -99,6 +99,9 @@ def idle_settings(config: Config, at: At = START) -> dict[str, str]:
         idle["init_from"] = own
         if not any(values[f"{name}.adversarial"] for name in left if name != at.phase):
             idle.setdefault("init_discriminator", own)
+    steps = sum(config.phase(name).steps for name in PHASES)
+    if left and (reached := steps / (10 + steps)) < config.ema_decay:
+        idle["ema_decay"] = f"never reached, as the average warms up: {reached:.4f} at the end"
     if own_steps := {name: every for name in left if (every := values[f"{name}.val_every"])}:
         steps = " and ".join(f"{name}.val_every is {every}" for name, every in own_steps.items())
         idle["val_every"] = f"no effect in the phase {' or '.join(own_steps)}, as {steps}"
@@ -117,10 +120,37 @@ def _idle_degradation(config: Config) -> dict[str, str]:
     share = config.degradation.mild
     if config.degradation.level == "none":
         return dict.fromkeys(names - {"level"}, "no effect, as degradation.level is 'none'")
+    idle: dict[str, str] = {}
     if share > 0:
         why = f"no effect on the {share:.0%} of images that degradation.mild gives the level mild"
-        return dict.fromkeys(names - {"level", "mild", "sharpen"}, why)
-    return {}
+        idle = dict.fromkeys(names - {"level", "mild", "sharpen"}, why)
+    never = "no effect, as what it is for has the probability 0"
+    return idle | dict.fromkeys(never_drawn(config.degradation), never)
+
+
+def never_drawn(d: Degradation) -> set[str]:
+    """The ranges and shares that no image's degradation depends on, given the probabilities."""
+    noises, blurs = d.noise > 0 or d.noise2 > 0, d.blur > 0 or d.blur2 > 0
+    shapes = blurs and d.sinc < 1
+    drawn = {
+        "sinc": blurs,
+        "kernel_side": blurs or d.final_sinc > 0,
+        "kernels": shapes,
+        "sigma": d.blur > 0 and d.sinc < 1,
+        "sigma2": d.blur2 > 0 and d.sinc < 1,
+        "generalized_beta": shapes and sum(d.kernels[2:4]) > 0,
+        "plateau_beta": shapes and sum(d.kernels[4:]) > 0,
+        "factor": sum(d.resize[:2]) > 0,
+        "factor2": sum(d.resize2[:2]) > 0,
+        "poisson": noises,
+        "gray": noises,
+        "gaussian_sigma": d.noise > 0 and d.poisson < 1,
+        "gaussian_sigma2": d.noise2 > 0 and d.poisson < 1,
+        "poisson_scale": d.noise > 0 and d.poisson > 0,
+        "poisson_scale2": d.noise2 > 0 and d.poisson > 0,
+        "jpeg_quality": d.jpeg > 0 or d.jpeg2 > 0,
+    }
+    return {name for name, is_drawn in drawn.items() if not is_drawn}
 
 
 def _idle_in(name: str, config: Config, at: At) -> dict[str, str]:
@@ -200,6 +230,14 @@ def _of_group(name: str, kind: type, settings: dict) -> dict:
     return {field.name: settings[f"{name}.{field.name}"] for field in dataclasses.fields(kind)}
 
 
+def against_divergence(config: Config, phase: str) -> str:
+    """What to try, as a sentence, where a run's numbers are no longer finite."""
+    norm = config.phase(phase).clip_grad_norm
+    advice = f"Lower --{phase}.lr or set --{phase}.clip-grad-norm {norm / 2 if norm else 1:g}"
+    computed_in = choose_precision(config.precision, choose_device(config.device))
+    return f"{advice}." if computed_in == torch.float32 else f"{advice}, or use --precision fp32."
+
+
 def check_device(device: torch.device, dtype: torch.dtype, ranks: Ranks) -> None:
     """Refuse what MPS cannot do."""
     if device.type == "mps" and dtype == torch.float16:
@@ -214,17 +252,23 @@ def check_device(device: torch.device, dtype: torch.dtype, ranks: Ranks) -> None
 
 
 def refuse_unlike_ranks(
-    config: Config, at: At, device: torch.device, images: Iterable[str], ranks: Ranks
+    config: Config,
+    at: At,
+    device: torch.device,
+    dtype: torch.dtype,
+    images: Iterable[str],
+    ranks: Ranks,
 ) -> None:
     """Processes that differ would learn apart, or wait for one another for ever.
 
     Args:
         at: where the run goes on from.
         device: that it computes on; of another kind, gradients would travel by other ways.
+        dtype: that it computes in; `auto` depends on the machine.
         images: what tells their packs apart, in the order in which crops are drawn from them.
     """
     own = flat(dataclasses.asdict(config)) | {"last.pt": str(at), "images": list(images)}
-    own["kind of device"] = device.type
+    own |= {"kind of device": device.type, "precision computed in": str(dtype)}
     everyone = ranks.gather([own])
     for rank, other in enumerate(everyone):
         for field in sorted(own.keys() - OF_A_MACHINE):

@@ -28,7 +28,7 @@ from images.scores import (
 from images.strips import labelled_strip
 from training.ranks import Ranks
 from training.runs import RunFolder, TrainingError
-from training.settings import At
+from training.settings import At, against_divergence
 from upscaling.devices import autocast
 from upscaling.tiles import upscale
 from utils import Bar, listed, printable
@@ -45,8 +45,8 @@ Scores = dict[str, float]  # "psnr" in dB, "ssim", perhaps "niqe"
 class Validation:
     """Validates on the same images each time; the ranks share them.
 
-    Where crops are degraded, so are the validation images, unless they have LR images of their own;
-    and there is NIQE, if pyiqa computes it.
+    Where crops are degraded, so are the validation images, but never sharpened, unless they have LR
+    images of their own; and there is NIQE, if pyiqa computes it.
 
     Args:
         pack: HR and LR images.
@@ -90,7 +90,8 @@ class Validation:
                     fake = upscale(net, self.low_res(i), TILE)
             except FloatingPointError as error:
                 raise TrainingError(
-                    f"{error} at {at}; {self.run.fallback}. Lower --{at.phase}.lr."
+                    f"{error} at {at}; {self.run.fallback}. "
+                    f"{against_divergence(self.run.config, at.phase)}"
                 ) from error
             scored = score(fake, self.pack.high_res(i), self.scale)
             if self.niqe is not None and i not in self.beyond_niqe:

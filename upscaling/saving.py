@@ -33,15 +33,15 @@ def save_result(
     Raises:
         ImageError: of `write_picture`. A part that is written has its times, and `lost` is filled.
     """
-    fault, remark = None, ""
+    fault, remark, written = None, "", job.target
     try:
         remark = write_picture(picture, job.target, quality)
     except PartlyWritten as error:
-        fault = error
+        fault, written = error, error.path
     lost += not_held(picture, job.target)
     if keep_time:
         times = os.stat(job.source)
-        os.utime(job.target, ns=(times.st_atime_ns, times.st_mtime_ns))
+        os.utime(written, ns=(times.st_atime_ns, times.st_mtime_ns))
     if fault:
         raise fault
     rest = picture.sequence
