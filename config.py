@@ -547,7 +547,7 @@ SMALL = dict(
 # pictures after some minutes on 2 CPU cores; srgan is the 2017 paper (Ledig et al., arXiv
 # 1609.04802, section 3.2) with ESRGAN's discriminator; real is Real-ESRGAN (Wang et al., arXiv
 # 2107.10833, section 4.1, and its option files), which starts from --init-from, a PSNR network;
-# compact made two networks in the box, and compact-real is a run like the one that made the third.
+# compact made two networks in the box, and compact-real is a run like those that made the others.
 PRESETS: dict[str, dict] = {
     "esrgan": {},
     "srgan": dict(

@@ -71,7 +71,9 @@ def test_the_result_is_the_middle_of_a_wall_of_them(net):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["compact_x4_psnr", "compact_x4_gan", "compact_x4_real"])
+@pytest.mark.parametrize(
+    "name", ["compact_x4_psnr", "compact_x4_gan", "compact_x4_real_psnr", "compact_x4_real"]
+)
 def test_networks_that_see_beyond_the_margin_hardly_notice(name):
     grain = np.random.default_rng(1).integers(-20, 20, (64, 64, 3))
     pixels = np.clip(texture(64, 64)[..., :3] + grain, 0, 255).astype(np.uint8)

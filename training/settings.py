@@ -99,8 +99,8 @@ def idle_settings(config: Config, at: At = START) -> dict[str, str]:
         idle["init_from"] = own
         if not any(values[f"{name}.adversarial"] for name in left if name != at.phase):
             idle.setdefault("init_discriminator", own)
-    steps = sum(config.phase(name).steps for name in PHASES)
-    if left and (reached := steps / (10 + steps)) < config.ema_decay:
+    last = sum(config.phase(name).steps for name in PHASES)
+    if left and (reached := last / (10 + last)) < config.ema_decay:
         idle["ema_decay"] = f"never reached, as the average warms up: {reached:.4f} at the end"
     if own_steps := {name: every for name in left if (every := values[f"{name}.val_every"])}:
         steps = " and ".join(f"{name}.val_every is {every}" for name, every in own_steps.items())

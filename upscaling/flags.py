@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from upscaling.arguments import a_path, not_empty, part_of_name, positive, quality, tile_size
 
-DENOISING = "compact_x4_real takes noise away, and the other two in the box keep and sharpen it"
+DENOISING = "compact_x4_real takes noise away, and compact_x4_gan keeps and sharpens it"
 ELSEWHERE = {  # flags of the Real-ESRGAN programs that are none here -> what to do instead
     "-t": "give --tile N, or leave it out: auto is the default, and 0 the whole image at once",
     "--tile_pad": "leave it out: tiles always overlap",
