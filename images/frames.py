@@ -10,7 +10,7 @@ from PIL.ImageFile import ImageFile
 
 from images.animation import gif_frames, png_frames
 from images.gif import gif_blocks
-from images.kinds import TRUNCATED, ImageError, is_passing, reason_of
+from images.kinds import TRUNCATED, ImageError, unread
 from images.levels import Pixels
 from images.modes import pixels_of
 from images.opening import Opened, opened
@@ -104,10 +104,7 @@ def later_frames(path: str | Path, count: int) -> Iterator[Frame | ImageError]:
                 number += 1
                 yield frame
         except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
-            unread = ImageError(f"frame {number + 1} of {count}: {reason_of(error)}")
-            if is_passing(error):
-                raise unread from error
-            yield unread
+            yield unread(f"frame {number + 1} of {count}", error)
             return
     if reason:
         yield ImageError(reason)

@@ -392,6 +392,18 @@ def is_passing(error: BaseException | None) -> bool:
     return isinstance(error, MemoryError) or is_of_the_system(error)
 
 
+def unread(what: str, error: Exception) -> ImageError:
+    """What stands for a picture of a sequence that is damaged, by its name there.
+
+    Raises:
+        ImageError: it cannot be read now, for no fault of the file.
+    """
+    told = ImageError(f"{what}: {reason_of(error)}")
+    if is_passing(error):
+        raise told from error
+    return told
+
+
 def cut_short(rows: int, height: int) -> str:
     """The reason against a picture of which the first rows are there."""
     if rows == 0:

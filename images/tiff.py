@@ -20,9 +20,8 @@ from images.kinds import (
     TRUNCATED,
     ImageError,
     NoLimit,
-    is_passing,
-    reason_of,
     refuse_too_large,
+    unread,
 )
 from images.levels import Pixels, from_channels, rgb_of_inks, rgb_of_lab, scaled, straight
 from images.metadata import Metadata, tiff_metadata
@@ -111,10 +110,7 @@ def later_pages(path: str | Path) -> Iterator[Tiff | ImageError]:
             try:
                 tiff = _read_page(path, page)
             except Exception as error:  # each codec has a type of its own
-                unread = ImageError(f"page {i} of {len(pages)}: {reason_of(error)}")
-                if is_passing(error):
-                    raise unread from error
-                yield unread
+                yield unread(f"page {i} of {len(pages)}", error)
             else:
                 yield tiff
     if broken:

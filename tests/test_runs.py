@@ -63,7 +63,7 @@ def test_what_a_run_goes_on_from_is_let_go_once_it_is_restored(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
 
     class Saved:
-        at = At("gan", 3, before=2)
+        at, dtype = At("gan", 3, before=2), torch.float32
 
         def load_state_dict(self, state):
             self.state = state

@@ -359,9 +359,11 @@ def test_processes_are_compared_before_anything_is_written(workplace, monkeypatc
     monkeypatch.setattr(train, "refuse_unlike_ranks", refusing)
     with pytest.raises(train.DeviceError, match="unlike"):
         run(monkeypatch)
-    config, at, device, images, ranks = refusing.call_args.args
+    config, at, device, dtype, images, ranks = refusing.call_args.args
     assert (config.name, at, ranks.count) == ("tiny", At("psnr", 0), 1) and len([*images]) == 1
-    assert device == torch.device("cpu")
+    assert device == torch.device("cpu") and dtype == train.choose_precision(
+        config.precision, device
+    )
     assert not list(Path("checkpoints").rglob("config.json"))
 
 

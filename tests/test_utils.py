@@ -823,7 +823,7 @@ from images.files import write_image
 from upscaling.comparing import upscale_file
 from upscaling.upscaler import Upscaler
 from weights import load_generator
-place, upscaler = Path(sys.argv[1]), Upscaler(load_generator("compact_x4_psnr"), "cpu")
+place, upscaler = Path(sys.argv[1]), Upscaler(load_generator("compact_x4_psnr"), "cpu", "fp32")
 for side in (8, 160):
     write_image(np.zeros((side, side, 3), np.uint8), place / f"{side}.png")
     upscale_file(place / f"{side}.png", place / "out", upscaler)
