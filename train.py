@@ -45,7 +45,7 @@ from training.monitor import Monitor
 from training.ranks import Ranks, accumulated, end_process
 from training.runs import CheckpointError, RunFolder, TrainingError
 from training.settings import At, check_batch_size, check_device, refuse_unlike_ranks
-from training.steps import SafeStep, compile_networks, make_adam, update_ema
+from training.steps import SafeStep, compile_networks, ema_decay_at, make_adam, update_ema
 from training.validation import Validation, describe
 from upscaling.devices import DeviceError, autocast, choose_device, choose_precision, place
 from weights import Generator, WeightsError, init_generator
@@ -236,9 +236,7 @@ class Learner:
             values |= self.update_discriminator(parts, fakes, lr)
         self.safe.update()
         self.at = dataclasses.replace(self.at, step=self.at.step + 1)
-        # The average must not remember the random start: it warms up, as TensorFlow's does.
-        warm = self.at.run_step / (10 + self.at.run_step)
-        update_ema(self.ema, self.net_g, min(self.config.ema_decay, warm))
+        update_ema(self.ema, self.net_g, ema_decay_at(self.at.run_step, self.config.ema_decay))
         return values
 
     def update_generator(

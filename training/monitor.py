@@ -20,7 +20,7 @@ from training.settings import At, against_divergence
 from utils import Bar
 
 LOSSES = (*TERMS, "discriminator")  # the order they are shown in
-LONG_ROW = 5  # skipped steps in a row that are no longer bad luck
+LONG_ROW = 5  # more skipped steps in a row than these are no bad luck
 FP16_NOTE = " (fp16: now and then while its loss scale is being found is normal)"
 
 

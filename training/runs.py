@@ -292,9 +292,8 @@ class RunFolder(AbstractContextManager):
     def _write_last(self, learner: Stateful, seconds: float) -> None:
         at = learner.at
         progress = dict(phase=at.phase, step=at.step, run_step=at.run_step, before=at.before)
-        settings = dataclasses.asdict(self.config)
-        about = {"seconds": seconds, "config": settings, "packs": self.packs}
-        about["dtype"] = str(learner.dtype)
+        settings = {"config": dataclasses.asdict(self.config), "dtype": str(learner.dtype)}
+        about = {"seconds": seconds, "packs": self.packs} | settings
         save_checkpoint(self.last, progress | about | learner.state_dict())
 
     @by_the_first_rank

@@ -8,6 +8,7 @@ import torch
 
 from config import GROUPS, PHASES, Config, Degradation, Phase, flat
 from training.ranks import Ranks
+from training.steps import ema_decay_at
 from upscaling.devices import DeviceError, choose_device, choose_precision
 
 # What may differ between the machines of a run: where things are there, and how it computes.
@@ -100,7 +101,7 @@ def idle_settings(config: Config, at: At = START) -> dict[str, str]:
         if not any(values[f"{name}.adversarial"] for name in left if name != at.phase):
             idle.setdefault("init_discriminator", own)
     last = sum(config.phase(name).steps for name in PHASES)
-    if left and (reached := last / (10 + last)) < config.ema_decay:
+    if left and (reached := ema_decay_at(last, config.ema_decay)) < config.ema_decay:
         idle["ema_decay"] = f"never reached, as the average warms up: {reached:.4f} at the end"
     if own_steps := {name: every for name in left if (every := values[f"{name}.val_every"])}:
         steps = " and ".join(f"{name}.val_every is {every}" for name, every in own_steps.items())

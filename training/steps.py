@@ -94,6 +94,11 @@ def compile_networks(net_g: nn.Module, others: Iterable[nn.Module], whole_batche
         net.compile()
 
 
+def ema_decay_at(run_step: int, most: float) -> float:
+    """The average must not remember the random start: it warms up, as TensorFlow's does."""
+    return min(most, run_step / (10 + run_step))
+
+
 @torch.no_grad()
 def update_ema(ema: nn.Module, net: nn.Module, decay: float) -> None:
     """ema <- decay * ema + (1 - decay) * net for every parameter; buffers are copied."""
