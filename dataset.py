@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from config import Degradation
 from images.flags import Preview, parse_args
-from utils import hear_kill, prepare_output, replacing, worker_init
+from utils import hear_kill, listed, prepare_output, replacing, worker_init
 
 if __name__ == "__main__":  # --help and wrong flags are answered before torch takes its seconds
     prepare_output()
@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from images.degradation import Step, degrade, draw_steps, sharpen
+from images.degradation import Step, degrade, draw_level, draw_steps, sharpen
 from images.files import write_image
 from images.kinds import find_images
 from images.opening import silence_pillow
@@ -104,12 +104,14 @@ class Sample:
         crops: uint8 arrays, (patch / scale, patch / scale, 3) and twice (patch, patch, 3).
         name: path of the image in its folder.
         size: height and width of the HR pixels that were degraded, the crop among them.
+        level: of the degradation that was drawn.
         steps: what they went through; none where LR is the pack's.
     """
 
     crops: Crops
     name: str
     size: tuple[int, int]
+    level: str
     steps: list[Step]
 
 
@@ -169,10 +171,10 @@ class CropStream(Dataset):
         if self.degradation.level == "none":
             high_res = cut(pack.high_res(i), top, left, self.side, self.scale)
             crops = Crops(cut(pack.low_res(i), top, left, self.side), high_res, high_res)
-            turned = crops.map(functools.partial(self.turn.apply, group_element=turn))
-            return Sample(turned, pack.name(i), high_res.shape[:2], [])
+            crops = crops.map(functools.partial(self.turn.apply, group_element=turn))
+            return Sample(crops, pack.name(i), high_res.shape[:2], "none", [])
         # Turned first: what JPEG leaves lies along and across as in any photograph, unequally.
-        image = self.turn.apply(pack.high_res(i), group_element=turn)
+        image = turned(pack.high_res(i), turn)
         height, width = pack.size(i)
         if turn in REVERSING_ROWS:
             top = height // self.scale - self.side - top
@@ -180,8 +182,7 @@ class CropStream(Dataset):
             left = width // self.scale - self.side - left
         if turn in TRANSPOSING:
             top, left = left, top
-        crops, size, steps = self._degraded(image, top, left, random)
-        return Sample(crops, pack.name(i), size, steps)
+        return self._degraded(image, top, left, pack.name(i), random)
 
     def _draw_place(self, random: np.random.Generator) -> tuple[Pack, int, int, int]:
         """A pack, an image of it, and the first row and column of a crop, in LR pixels."""
@@ -200,8 +201,8 @@ class CropStream(Dataset):
         return down + across  # both of as many values
 
     def _degraded(
-        self, image: np.ndarray, top: int, left: int, random: np.random.Generator
-    ) -> tuple[Crops, tuple[int, int], list[Step]]:
+        self, image: np.ndarray, top: int, left: int, name: str, random: np.random.Generator
+    ) -> Sample:
         """Crops of an HR image; the crop's surroundings are degraded along with it."""
         reach = max(LR_MARGIN, self.degradation.kernel_side[1] // 2)
         margin = max(reach, -(-MARGIN // self.scale))
@@ -212,14 +213,23 @@ class CropStream(Dataset):
         columns = slice(window_left * self.scale, (left + self.side + margin) * self.scale)
         window = image[rows, columns]
         size = window.shape[:2]
-        steps = draw_steps(self.degradation, size, self.scale, random)
+        drawn = draw_level(self.degradation, random)
+        steps = draw_steps(drawn, size, self.scale, random)
         prepared = sharpen(window) if self.degradation.sharpen else window
         low_res = degrade(prepared, steps, random)
         inner = top - window_top, left - window_left, self.side
         high_res = target = cut(window, *inner, self.scale)
         if self.degradation.sharpen:
             target = cut(prepared, *inner, self.scale)
-        return Crops(cut(low_res, *inner), high_res, target), size, steps
+        crops = Crops(cut(low_res, *inner), high_res, target)
+        return Sample(crops, name, size, drawn.level, steps)
+
+
+def turned(image: np.ndarray, turn: str) -> np.ndarray:
+    """What albumentations makes of it by one of TURNS, as a view of however large an image."""
+    rows, columns = (-1 if turn in names else 1 for names in (REVERSING_ROWS, REVERSING_COLUMNS))
+    image = image[::rows, ::columns]
+    return image.swapaxes(0, 1) if turn in TRANSPOSING else image
 
 
 def cut(image: np.ndarray, top: int, left: int, side: int, scale: int = 1) -> np.ndarray:
@@ -279,6 +289,7 @@ def preview(stream: CropStream, count: int) -> np.ndarray:
     """A sheet of the first samples, each with what was drawn for it: uint8, (H, W, 3)."""
     d = stream.degradation
     title = f"x{stream.scale}, seed {stream.seed}, degradation.level {d.level}"
+    title += f", {d.mild:.0%} of it mild" if d.mild and d.level != "none" else ""
     sharpened = d.sharpen and d.level != "none"
     return draw_sheet(title, [entry_of(k, stream.sample(k), sharpened) for k in range(count)])
 
@@ -288,7 +299,8 @@ def entry_of(k: int, sample: Sample, sharpened: bool) -> Entry:
     pictures = {"LR": low_res, "HR": high_res} | ({"sharpened HR": target} if sharpened else {})
     height, width = sample.size
     steps = [f"HR with margin: {width}x{height}", *map(str, sample.steps)]
-    words = [f"sample {k}: {sample.name}", *(steps if sample.steps else ["MATLAB's bicubic"])]
+    words = [f"sample {k}: {sample.name}"]
+    words += [f"level {sample.level}", *steps] if sample.steps else ["MATLAB's bicubic"]
     return Entry(pictures, words)
 
 
@@ -373,6 +385,9 @@ def run_preview(
         for line in [*pack.others, *(f"{name}: {why}" for name, why in pack.index["unreadable"])]:
             print(f"Left out: {line}")
         refuse_small(pack, settings.patch)
+        small = [pack.name(i) for i in range(len(pack)) if min(pack.size(i)) < settings.patch]
+        if small:
+            print(f"Left out, as they are smaller than the crop: {listed(small)}")
         stream = CropStream([pack], settings.patch, settings.seed, degradation, settings.busiest_of)
     except ValueError as error:  # DataError is one, too
         parser.error(str(error))

@@ -244,13 +244,17 @@ def generator_loss(
 
 
 def log_mse_loss(fake: Tensor, target: Tensor) -> Tensor:
-    """Mean of log(1 + MSE / 1e-5) over the images, each with its own MSE of RGB in [0, 1].
+    """Mean of log(1 + MSE / 1e-5) over the images, each with its own: the MSE of Y (BT.601), on
+    which networks are compared, and a quarter of RGB's, so that colours are learned, too.
 
     Minus the mean PSNR but for a factor and an offset: HINet's PSNR loss (Chen et al., 2021, arXiv
     2105.06086), shifted so that 0 is perfect; it flattens out above some 50 dB. A mean of MSEs is
     mostly that of the images that are hardest to restore; here each counts alike.
     """
-    squared_errors = (fake - target).square().flatten(1).mean(1)
+    error = fake - target
+    red, green, blue = error.unbind(1)
+    luma = (65.481 * red + 128.553 * green + 24.966 * blue) / 255
+    squared_errors = luma.square().flatten(1).mean(1) + error.square().flatten(1).mean(1) / 4
     return torch.log1p(squared_errors / 1e-5).mean()
 
 

@@ -219,9 +219,9 @@ def _build(source: str, state: dict[str, Tensor], scale: int | None) -> Generato
         state = rename(source, state)
     for name in ("conv_first.weight", FIRST_IN_BODY[kind], "conv_last.weight"):
         if name not in state or state[name].ndim != 4 or state[name].numel() == 0:
-            raise WeightsError(
-                f"{source} is no complete {kind.__name__}: {name} is missing or no kernel"
-            )
+            shuffled = "it upsamples by pixel shuffle, which is not computed here"
+            missing = shuffled if _shuffles(state) else f"{name} is missing or no kernel"
+            raise WeightsError(f"{source} is no complete {kind.__name__}: {missing}")
     arguments = _arguments(kind, state, scale)
     if arguments["scale"] not in SCALES:
         raise WeightsError(f"{source} is x{arguments['scale']}, which no network here computes")
@@ -245,6 +245,14 @@ def _build(source: str, state: dict[str, Tensor], scale: int | None) -> Generato
     counters = {name: torch.tensor(0) for name in net.state_dict() if is_counter(name)}
     net.load_state_dict(weights | counters, assign=True)
     return net.eval()
+
+
+def _shuffles(state: dict[str, Tensor]) -> bool:
+    """Whether a kernel behind the body makes the channels of 2x2 or 3x3 pixels for each of its
+    own; of the old layout the first one stands where ESRGAN has conv_hr."""
+    behind = re.compile(r"(model\.\d+|conv_hr)\.weight")
+    kernels = (tensor for name, tensor in state.items() if behind.fullmatch(name))
+    return any(t.ndim == 4 and t.shape[0] in (4 * t.shape[1], 9 * t.shape[1]) for t in kernels)
 
 
 def _arguments(kind: type, state: dict[str, Tensor], scale: int | None) -> dict[str, Any]:

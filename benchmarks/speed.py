@@ -20,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import unittest.mock
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -36,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, Degradation, Phase
 from dataset import Crops, CropStream, batches
+from images.degradation import Step, draw_steps
 from images.files import write_image
 from images.packs import pack_folder
 from images.resize import imresize
@@ -87,7 +90,7 @@ def main() -> None:
     for height, width, count in PHOTOGRAPHS:
         speeds = reading(height, width, count, arguments.repeat)
         show(f"crops of {width}x{height} images", "pairs/s", *speeds, True)
-    header["degraded crops, strong, a second"] = round(degrading(arguments.repeat), 1)
+    header |= degrading(arguments.repeat)
     if device.type == "cpu":
         for side in MEMORY_SIDES:
             memory = [peak_of(who, side, arguments) for who in ("peer", "ours")]
@@ -286,19 +289,53 @@ def reading(height: int, width: int, count: int, repeat: int) -> tuple[float, fl
     return BATCH / seconds["peer"], 20 * BATCH / seconds["ours"]
 
 
-def degrading(repeat: int) -> float:
-    """Crops a second of one process, with one thread of OpenCV's, at level strong."""
+def degrading(repeat: int) -> dict[str, str]:
+    """Crops a second of one process, with one thread of OpenCV's, at level strong; and what of
+    that each kind of step takes."""
     height, width, count = PHOTOGRAPHS[0]
+    threads = cv2.getNumThreads()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         write_photographs(Path(folder), height, width, count)
-        strong = Degradation.of_level("strong")
-        stream = CropStream([pack_folder(Path(folder, "high"), SCALE)], PATCH, 0, strong)
-        threads = cv2.getNumThreads()
+        packs = [pack_folder(Path(folder, "high"), SCALE)]
+        plain, sharpened = (
+            CropStream(packs, PATCH, 0, Degradation.of_level("strong", sharpen=sharpen))
+            for sharpen in (False, True)
+        )
         cv2.setNumThreads(0)
-        calls = {"ours": lambda: [stream[k] for k in range(DEGRADED)]}
-        seconds = medians(calls, repeat)["ours"]
+        calls = {
+            "strong": lambda: [plain[k] for k in range(DEGRADED)],
+            "strong, sharpened": lambda: [sharpened[k] for k in range(DEGRADED)],
+        }
+        seconds = medians(calls, repeat)
+        costs = costs_of_steps(plain)
         cv2.setNumThreads(threads)
-    return DEGRADED / seconds
+    rates = {f"degraded crops, {k}, a second": f"{DEGRADED / s:.1f}" for k, s in seconds.items()}
+    taken = ", ".join(f"{kind} {ms:.2f}" for kind, ms in costs.items())
+    return rates | {"steps of a degraded crop, ms": taken}
+
+
+def costs_of_steps(stream: CropStream) -> dict[str, float]:
+    """Milliseconds that each kind takes of a crop, on average over what is drawn for many."""
+    spent: Counter[str] = Counter()
+
+    def timed(step: Step) -> Step:
+        def run(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+            start = time.perf_counter()
+            result = step(image, random)
+            spent[type(step).__name__] += time.perf_counter() - start
+            return result
+
+        return run
+
+    def drawn(*arguments) -> list[Step]:
+        return [timed(step) for step in draw_steps(*arguments)]
+
+    start = time.perf_counter()
+    with unittest.mock.patch("dataset.draw_steps", drawn):
+        for k in range(DEGRADED):
+            stream.sample(k)
+    spent["all"] = time.perf_counter() - start
+    return {kind: 1000 * seconds / DEGRADED for kind, seconds in spent.most_common()}
 
 
 def write_photographs(folder: Path, height: int, width: int, count: int) -> None:

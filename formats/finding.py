@@ -5,9 +5,11 @@ It is known by what its dense blocks are called, wherever they are; the words ar
 choose between several.
 """
 
+import json
 import re
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,16 +99,17 @@ def find_generator(path: Path, content: object) -> tuple[Found, str]:
 def told_scale(path: Path, *contents: object) -> int | None:
     """3, where settings beside the tensors say so, or else the file's name (net_x3, 3xNet).
 
-    Nobody has to say another scale: the tensors do.
+    Nobody has to say another scale: the tensors do. Only x2 and x3 look alike, so of numbers that
+    are called a scale, a loss's or an augmentation's perhaps, those two count.
     """
-    told = {value for content in contents for value in _scales(content)}
-    if not told:
+    told = {scale for content in contents for scale in _scales(content)}
+    if len(told) != 1:
         marks = re.findall(
             r"(?<![a-z\d])(?:sr)?(?:x(\d)|(\d)x)(?:plus)?(?![a-z\d])|^(\d)x(?=[a-z])",
             path.stem.lower(),
         )
-        told = {"".join(mark) for mark in marks}
-    return 3 if told == {"3"} else None
+        told = {int("".join(mark)) for mark in marks}
+    return 3 if told == {3} else None
 
 
 def tensor_groups(content: object) -> Iterator[Group]:
@@ -221,7 +224,17 @@ def _refuse_other_storage(source: str, state: dict[str, Tensor]) -> None:
             raise WeightsError(f"{source} {QUANTISED} ({name})")
 
 
-def _scales(content: object) -> Iterator[str]:
+def _scales(content: object) -> Iterator[int]:
+    """Every 2 and 3 that is called a scale."""
     for _, node in _nodes(content):
-        told = (str(node[key]) for key in node.keys() & SCALE_KEYS)
-        yield from (scale for scale in told if scale in ("1", "2", "3", "4", "8"))
+        yield from filter(None, (_scale_of(node[key]) for key in node.keys() & SCALE_KEYS))
+        # The header of a .safetensors holds text alone: traiNNer-redux keeps its settings in one.
+        if isinstance(text := node.get("metadata"), str):
+            with suppress(ValueError, RecursionError):
+                yield from _scales(json.loads(text))
+
+
+def _scale_of(value: Any) -> int | None:
+    with suppress(ValueError, TypeError, ArithmeticError, RuntimeError):  # no number
+        return int(value) if float(value) in (2, 3) else None
+    return None

@@ -35,11 +35,16 @@ from formats.others import QUANTISED
 from formats.tensors import UnreadableError
 
 MAGIC = "7767517"
-FP16, FP32 = 0x01306B47, 0  # what stands before a kernel; biases and slopes are fp32 without it
+BINARY_MAGIC = int(MAGIC).to_bytes(4, "little")
+BINARY = "it is a binary .param.bin; give the .param, which is text"
+# What stands before a kernel; biases and slopes are fp32 without it.
+FP16, BF16, FP32, RAW = 0x01306B47, 0x01348B83, 0, 0x0002C056
 DTYPES: dict[int, np.dtype[Any]] = {FP16: np.dtype("<f2"), FP32: np.dtype("<f4")}
+DTYPES |= {BF16: np.dtype("<i2"), RAW: np.dtype("<f4")}  # NumPy has no bfloat16
 INT8_FLAG = 0x000D4B38
 ARRAYS = -23300  # the keys of array parameters count down from here
 TOLD = (1, 2, 3, 4, 8)  # the scales that Upscayl reads in a name
+TORCHS = (b"PK", b"\x80")  # how PyTorch's files begin: archives and pickles
 NOT_NCNN = (".safetensors", ".pth", ".pt", ".ckpt", ".onnx")
 
 
@@ -54,13 +59,21 @@ class Pair(NamedTuple):
 
 
 def pair_of(path: Path) -> Pair | None:
-    """The pair that a file is one of; None if it is something else, such as PyTorch's .bin."""
+    """The pair that a file is one of; None if it is something else, such as PyTorch's .bin.
+
+    Raises:
+        UnreadableError: it is the layers in binary.
+    """
     with open(path, "rb") as file:
         start = file.read(8)
     suffix, flag = path.suffix.lower(), int.from_bytes(start[:4], "little")
+    if start.startswith(BINARY_MAGIC):
+        raise UnreadableError(BINARY)
     if suffix == ".param" or start.startswith(MAGIC.encode()):
         return Pair(path, path.with_suffix(".bin"))
-    if suffix == ".bin" and len(start) == 8 and flag in (*DTYPES, INT8_FLAG):
+    known = len(start) == 8 and flag in (*DTYPES, INT8_FLAG)
+    beside = os.path.isfile(path.with_suffix(".param")) and not start.startswith(TORCHS)
+    if suffix == ".bin" and (known or beside or path.name.lower().endswith(".pnnx.bin")):
         return Pair(path.with_suffix(".param"), path)
     return None
 
@@ -79,14 +92,16 @@ def load_ncnn(pair: Pair) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     if pair.param == pair.binary:
         raise UnreadableError("it is the text of a .param; the two have each other's names")
+    layers = parse(pair.param.read_bytes()) if os.path.isfile(pair.param) else []
     if missing := [path.name for path in pair if not os.path.isfile(path)]:
         raise UnreadableError(f"{missing[0]}, which belongs to it, is not in the same folder")
-    layers = parse(pair.param.read_bytes())
     if any(layer.params.get(8) and layer.kind == "Convolution" for layer in layers):
         raise WeightsError(f"{pair.param} {QUANTISED}")
     unknown = any(layer.kind not in KNOWN for layer in layers)
     try:
         known = None if unknown else generator_in(layers)
+        for folding in filter(is_folding, layers if known else ()):
+            shapes_of(folding)  # the others' were looked at
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:  # nonsense numbers
         raise UnreadableError(f"its layers are damaged ({error}); get it again") from error
     if known is None:
@@ -138,7 +153,8 @@ class _Reader:
         dtype = DTYPES[flag]
         size = math.prod(shape) * dtype.itemsize
         data = np.frombuffer(self._take(size + -size % 4)[:size], dtype)  # begins at multiples of 4
-        return torch.from_numpy(data.reshape(shape).astype(dtype.newbyteorder("=")))
+        tensor = torch.from_numpy(data.reshape(shape).astype(dtype.newbyteorder("=")))
+        return tensor.view(torch.bfloat16) if flag == BF16 else tensor
 
     def _take(self, size: int) -> bytes:
         self.position += size
@@ -155,12 +171,14 @@ def parse(content: bytes) -> list[Layer]:
     Raises:
         UnreadableError: it is none, or a damaged one.
     """
-    if content.startswith(int(MAGIC).to_bytes(4, "little")):
-        raise UnreadableError("it is a binary .param.bin; give the .param, which is text")
+    if content.startswith(BINARY_MAGIC):
+        raise UnreadableError(BINARY)
     text = content.decode("utf-8", errors="replace")
     magic, *lines = text.split("\n")
     if magic.strip() != MAGIC:
         raise UnreadableError(f"it does not begin with {MAGIC}, as ncnn's .param files do")
+    if any(line.startswith("pnnx.") for line in lines):
+        raise UnreadableError("pnnx keeps it for itself; give the .ncnn.param that it wrote, too")
     try:
         count, blobs = map(int, lines[0].split())
         layers = [_layer(line) for line in lines[1:] if line.strip()]
@@ -193,15 +211,22 @@ def _layer(line: str) -> Layer:
 
 def _param(word: str) -> tuple[int, Any]:
     key, _, value = word.partition("=")
-    if int(key) > ARRAYS:
-        return int(key), _number(value)
-    return ARRAYS - int(key), tuple(map(_number, value.split(",")[1:]))  # the first: how many
+    if int(key) <= ARRAYS:
+        return ARRAYS - int(key), tuple(map(_number, value.split(",")[1:]))  # the first: how many
+    if "," in value and not _is_text(value):  # newer files' arrays
+        return int(key), tuple(map(_number, value.split(",")))
+    return int(key), _number(value)
 
 
 def _number(text: str) -> int | float | str:
-    if text.startswith('"'):  # an expression
+    if _is_text(text):
         return text
     return int(text) if text.lstrip("+-").isdecimal() else float(text)
+
+
+def _is_text(value: str) -> bool:
+    """Expressions and names."""
+    return value.startswith('"') or value[:1].isalpha()
 
 
 # ------------------------------------------------------------------------------------------ writing

@@ -206,7 +206,7 @@ def with_splits(layers: list[Layer]) -> list[Layer]:
 # ------------------------------------------------------------------------------- known by its graph
 
 KNOWN = {"Input", "Split", "Dropout", "Noop", "Convolution", "PReLU", "ReLU", "Concat", "Eltwise"}
-KNOWN |= {"BinaryOp", "Interp", "PixelShuffle", "Reorg", "Padding", "Crop"}
+KNOWN |= {"BinaryOp", "Interp", "PixelShuffle", "Reorg", "Padding", "Crop", "Clip"}
 WEIGHTED = ("Convolution", "PReLU")  # of these
 UNSHUFFLES = (1, 2, 4)
 # The factors of the upsampling stages, at scales 1, 2, 3, 4, 8 and 16; folding adds one or two.
@@ -224,11 +224,13 @@ class Meanings:
     def __init__(self) -> None:
         self.numbers: dict[tuple, int] = {}
         self.computations: list[tuple] = []
+        self.most_terms = 0  # of a sum: what comes in, and what each layer with weights gives
 
     def of(self, layers: list[Layer]) -> int:
         """The number of the last layer's output."""
         values: dict[str, int] = {}
         result = weighted = 0
+        self.most_terms = 1 + sum(layer.kind in WEIGHTED for layer in layers)
         for layer in layers:
             result = self._of_layer(layer, [values[blob] for blob in layer.inputs], weighted)
             values |= dict.fromkeys(layer.outputs, result)
@@ -246,8 +248,10 @@ class Meanings:
         match layer.kind, inputs:
             case "Input", []:
                 return self._number("Input")
-            case (("Split" | "Dropout" | "Noop"), [x]):
+            case (("Split" | "Noop"), [x]):
                 return x
+            case "Dropout", [x]:  # it multiplies, and by 1 if nothing else is said
+                return self._sum(((x, float(get(0, 1))),))
             case "Convolution", [x] if is_folding(layer):
                 return self._folded(x, get(1, 0))
             case "Convolution", [x]:
@@ -308,10 +312,12 @@ class Meanings:
         return self._number("joined", *parts)
 
     def _sum(self, terms: Iterable[tuple[int, float]]) -> int:
-        total: dict[int, float] = {}
+        terms, total = tuple(terms), dict[int, float]()
         for x, factor in terms:
             for inner, inner_factor in self._terms(x):
                 total[inner] = total.get(inner, 0.0) + factor * inner_factor
+        if len(total) > self.most_terms:  # as of no network here; summed on, it could grow for ever
+            return self._number("Sum", terms)
         rounded = tuple(sorted((x, round(factor, 5)) for x, factor in total.items()))
         alone = len(rounded) == 1 and rounded[0][1] == 1
         return rounded[0][0] if alone else self._number("sum", rounded)
@@ -352,7 +358,7 @@ def generator_in(layers: list[Layer]) -> Known | None:
     if unshuffle not in UNSHUFFLES or not weighted:
         return None
     meanings = Meanings()
-    wanted = meanings.of(layers)
+    wanted = meanings.of(without_last_clamp(layers))
     for factors in STAGES:
         for names in _possible_names(weighted, len(factors)):
             shapes = _shapes(names, weighted)
@@ -363,6 +369,17 @@ def generator_in(layers: list[Layer]) -> Known | None:
             if meanings.of(graph.layers) == wanted:
                 return Known(names, math.prod(factors) // unshuffle)
     return None
+
+
+def without_last_clamp(layers: list[Layer]) -> list[Layer]:
+    """Without one to [0, 1] at the end, which what is made of the result does anyway."""
+    *others, last = layers
+    if last.kind == "Clip" and (last.params.get(0), last.params.get(1)) == (0, 1):
+        return others
+    if last.kind == "Convolution" and (last.params.get(9), last.params.get(10)) == (3, (0, 1)):
+        params = {key: value for key, value in last.params.items() if key not in (9, 10)}
+        return [*others, last._replace(params=params)]
+    return layers
 
 
 def _possible_names(weighted: list[Layer], stages: int) -> Iterator[list[str]]:
@@ -422,7 +439,7 @@ def name_of_other(layers: list[Layer]) -> str:
         "SwinIR or another transformer": kinds["LayerNorm"] or kinds["MultiHeadAttention"],
         "SRVGGNetCompact": kinds["PReLU"] and kinds["PixelShuffle"] and sums == 1,
         "SPAN": kinds["Sigmoid"] > 0 and kinds["PixelShuffle"] == 1,
-        "EDSR": kinds["ReLU"] and kinds["PixelShuffle"] and sums > 1,
+        "EDSR or one like it": kinds["ReLU"] and kinds["PixelShuffle"] and sums > 1,
         "an image classifier": kinds["InnerProduct"] and kinds["Softmax"],
     }
     if name := next((name for name, sign in signs.items() if sign), None):

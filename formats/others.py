@@ -59,10 +59,11 @@ NETWORKS = {  # a name that tells another generator -> its name
     r"body\.1\.weight$": "SRVGGNetCompact",  # the last, because others have parts named so
 }
 SRFLOW = r"flowUpsamplerNet\."
+SRDIFF = r"denoise_fn\."
 SPSR = r"f_HR_conv\d|b_concat_\d"
 OTHER_KINDS = {  # of what spandrel does not know either
     r"lora_|hada_|lokr_": LORA,
-    r"diffusion_model\.": "holds a diffusion model",
+    rf"diffusion_model\.|{SRDIFF}": "holds a diffusion model",
     r"body\.\d+\.body\.\d+\.weight$": "holds an EDSR network; its own programs run it",
     r"body\.\d+\.conv1\.weight$": "holds an MSRResNet; BasicSR runs it",
     r"classifier\.6\.": "holds an image classifier such as VGG19",
@@ -72,11 +73,11 @@ OTHER_KINDS = {  # of what spandrel does not know either
     SPSR: "holds SPSR's network; its own programs run it",
 }
 # Beside a generator's names: it is a part of another network, which sums other maps than ours.
-PART_OF_ANOTHER = re.compile(rf"(?:^|\.)(?:{SRFLOW}|{SPSR})")
+PART_OF_ANOTHER = re.compile(rf"(?:^|\.)(?:{SRFLOW}|{SPSR}|{SRDIFF})")
 # Keys and modules that discriminators go by, and names in those of known ones.
 CALLED_DISCRIMINATOR = re.compile(r"(?:^|[._])(?:net_?d|d|disc|discriminator|critic)[._]", re.I)
 DISCRIMINATORS = (
-    r"conv0_0\.|linear1\.|conv9\.|conv\d\.(weight_orig|parametrizations)|classifier\.\d|"
+    r"conv0_0\.|conv9\.|conv\d\.(weight_orig|parametrizations)|classifier\.\d|"
     r"blocks\.\d\.cnn\."
 )
 DNCNN = r"model\.(3\.running_mean|14\.weight)$"  # a patch discriminator's names begin like it

@@ -19,7 +19,7 @@ def read_weights(path: Path) -> tuple[object, dict[str, str]]:
         raise WeightsError(f"{path} is a folder; name a file in it")
     if not os.path.isfile(path):
         raise WeightsError(f"{path}: no such file. {known_names()}")
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         raise WeightsError(f"{path} is ONNX, which is written but not read; give what it came from")
     try:
         pair = pair_of(path)

@@ -169,8 +169,11 @@ def decode_pair(path: Path, lr_path: Path | None, scale: int) -> Decoded:
     digest.update(high_res.data)
     if low_res is None:
         return Decoded(high_res, imresize(high_res, 1 / scale), digest.hexdigest())
+    size = (width // scale, height // scale)
+    if low_res.shape[:2] == tuple(-(-side // scale) for side in image.shape[:2]):
+        low_res = low_res[: size[1], : size[0]]  # MATLAB's, of a part of a pixel at the end, too
     low_res = np.ascontiguousarray(low_res)
-    size, given = (width // scale, height // scale), low_res.shape[1::-1]
+    given = low_res.shape[1::-1]
     if given == size:
         own = hashlib.blake2b(low_res.data, digest_size=16).hexdigest()
         found = fit(low_res, high_res, scale)

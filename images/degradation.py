@@ -1,9 +1,9 @@
 """What photographs go through before they reach a generator: blur, resizing, noise, JPEG, twice.
 
 The second-order model of Real-ESRGAN (Wang et al., 2021, arXiv 2107.10833, section 3), a sample at
-a time: `draw_steps` chooses what happens, `degrade` does it. Both take all their randomness from
-one generator, so a sample that has a generator of its own depends on nothing else. For whole images
-that are scored, `degrade_whole` makes one of the image's name.
+a time: `draw_level` and `draw_steps` choose what happens, `degrade` does it. All their randomness
+is of one generator, so a sample that has a generator of its own depends on nothing else. For whole
+images that are scored, `degrade_whole` makes one of the image's name.
 
 Inside, images are fp32 in [0, 1], (H, W, 3), in RGB. How often and how strong each step is stands
 in config.py, as `Degradation`.
@@ -85,7 +85,7 @@ class Blur:
         if not self.is_round:
             sigma += f" x {second:.1f} at {math.degrees(self.angle) % 180:.0f} degrees"
         beta = "" if self.family == "Gaussian" else f", beta {self.beta:.1f}"
-        return f"{self.family} blur, sigma {sigma}{beta}"
+        return f"{self.family} blur, {self.side}x{self.side}, sigma {sigma}{beta}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Sinc:
         return kernel / kernel.sum()
 
     def __str__(self) -> str:
-        return f"sinc filter, cutoff {self.cutoff / math.pi:.2f} pi"
+        return f"sinc filter, {self.side}x{self.side}, cutoff {self.cutoff / math.pi:.2f} pi"
 
 
 def offsets(side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -166,9 +166,12 @@ class GaussianNoise:
     gray: bool
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        shape = (*image.shape[:2], 1 if self.gray else 3)
-        noise = random.standard_normal(shape, np.float32)
-        return np.clip(image + noise * np.float32(self.sigma / 255), 0, 1)
+        def add(values: np.ndarray) -> np.ndarray:
+            shape = (*values.shape[:2], 1 if self.gray else 3)
+            noise = random.standard_normal(shape, np.float32)
+            return np.clip(values + noise * np.float32(self.sigma / 255), 0, 1)
+
+        return in_bands(add, image)
 
     def __str__(self) -> str:
         return f"{'gray ' if self.gray else ''}Gaussian noise, sigma {self.sigma:.0f}"
@@ -230,7 +233,7 @@ class Jpeg:
 
 def to_levels(image: np.ndarray) -> np.ndarray:
     """fp32 near [0, 1], clamped and rounded, to uint8."""
-    return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
+    return in_bands(lambda band: np.clip(band * 255 + 0.5, 0, 255).astype(np.uint8), image)
 
 
 def to_unit_range(image: np.ndarray) -> np.ndarray:
@@ -241,14 +244,20 @@ def to_unit_range(image: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------- all of them
 
 
+def draw_level(settings: Degradation, random: np.random.Generator) -> Degradation:
+    """The settings for one image: the level mild's for the share `mild` of them."""
+    is_mild = settings.mild > 0 and random.random() < settings.mild
+    return Degradation.of_level("mild") if is_mild else settings
+
+
 def draw_steps(
-    settings: Degradation, size: tuple[int, int], scale: int, random: np.random.Generator
+    d: Degradation, size: tuple[int, int], scale: int, random: np.random.Generator
 ) -> list[Step]:
     """Choose what happens to an image on its way from HR to LR.
 
     Args:
-        settings: probabilities and ranges; its level has no effect here. Of the share `mild`, the
-            level mild's are taken.
+        d: of `draw_level`. Its probabilities and ranges count, and neither its level nor its share
+            of mild.
         size: height and width of the HR image, multiples of the scale.
         scale: HR size over LR size.
         random: the choices are drawn from it.
@@ -256,8 +265,6 @@ def draw_steps(
     Returns:
         The steps in order; the last resizing makes the size of the LR image.
     """
-    is_mild = settings.mild > 0 and random.random() < settings.mild
-    d = Degradation.of_level("mild") if is_mild else settings
     low_size = (size[0] // scale, size[1] // scale)
     steps = [
         *draw_blur(d, d.blur, d.sigma, random),
@@ -406,7 +413,7 @@ def degrade_whole(
     letters = composed(name).encode("utf-8", "surrogatepass")
     key = hashlib.sha256(b"%d " % seed + letters).digest()[:16]
     random = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
-    steps = draw_steps(settings, image.shape[:2], scale, random)
+    steps = draw_steps(draw_level(settings, random), image.shape[:2], scale, random)
     return degrade(image, steps, random)
 
 

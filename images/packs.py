@@ -7,10 +7,9 @@ import glob
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,9 +20,10 @@ import numpy as np
 from images.decoding import Decoded, Findings, areas_by_header, decode_all, threads_for
 from images.kinds import NO_IMAGES, Found, ImageError, find_images, is_read_by_now
 from images.locks import locked
-from images.names import PACKED, flat_stem
+from images.names import flat_stem
 from images.pairs import DataError, find_partners
-from utils import gigabytes, is_writable, listed, remove_leftovers, replacing
+from images.places import lock_of, packed_size, place_for_pack, starts
+from utils import listed, remove_leftovers, replacing
 
 if sys.platform != "win32":
     import fcntl
@@ -161,6 +161,13 @@ class Source:
         """Whether the index's pack may differ in which files it was made from, but not in how."""
         return all(index.get(k) == getattr(self, k) for k in ("format", "scale", "low_res_folder"))
 
+    def has_lost(self, index: dict) -> bool:
+        """Whether the folders have no file any more of a name that a pack has."""
+        return any(
+            {name for name, *_ in index[field]} - {name for name, *_ in getattr(self, field)}
+            for field in ("high_res", "low_res")
+        )
+
     def vanished(self, index: dict) -> list[str] | None:
         """The names that a pack has and the folders have not; None if they have what it has not."""
         names: list[str] = []
@@ -228,9 +235,14 @@ def _pack_found(
     def tell(holder: str) -> None:
         print(f"Another process{holder} is packing {folder}; waiting for it")
 
-    with locked(lock_of(folder), tell):
+    lock = lock_of(folder)
+    with locked(lock, tell) if lock else nullcontext():
         if (pack := find_pack(folder, source, packed)) is not None:
             return pack
+        if not lock:
+            raise DataError(
+                f"{folder} cannot be packed: neither it nor data/packs can be written to"
+            )
         refuse_empty(folder, found)
         partners = {}
         if lr_folder:
@@ -239,7 +251,8 @@ def _pack_found(
         before = {} if packed is None else pack_of_run(folder, source, packed)
         remove_old(folder, source)
         areas = areas_by_header(paths)
-        target = place_for_pack(folder, source, packed_size(areas, scale))
+        end = f"x{scale}-{source.id}"
+        target = place_for_pack(folder, end, packed_size(areas, scale))
         build_pack(target, folder, paths, partners, source, max(areas))
         pack = Pack(target, folder)
         known = packed and all(packed.values())  # and compared by `load_data`
@@ -255,7 +268,8 @@ def look_through(folder: Path) -> Found:
 
 def refuse_missing(folder: Path) -> None:
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
+        kind = "a file, not a folder" if folder.exists() else "no such folder"
+        raise DataError(f"{folder}: {kind}")
 
 
 def refuse_empty(folder: Path, found: Found) -> None:
@@ -344,61 +358,14 @@ def index_of(path: Path) -> dict:
         return {}
 
 
-# ---------------------------------------------------------------------------- where packs are kept
-
-
-def starts(folder: Path) -> tuple[Path, Path]:
-    """How the paths of its packs begin: in the folder itself, and elsewhere."""
-    whole = folder.resolve()
-    identity = hashlib.sha256(str(whole).encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    elsewhere = Path("data/packs") / f"{whole.name[:40]}-{identity}"
-    return folder / PACKED, elsewhere / PACKED
-
-
-def lock_of(folder: Path) -> Path:
-    """The path of the lock under which the folder is packed.
-
-    Raises:
-        DataError: there is no place that can be written to.
-    """
-    for start in starts(folder):
-        lock = start.with_name(f".{start.name}.lock")
-        # Another user's lock may be closed to this one.
-        if is_writable(start.parent) and (not lock.exists() or os.access(lock, os.W_OK)):
-            return lock
-    raise DataError(f"{folder} cannot be packed: neither it nor data/packs can be written to")
-
-
-def place_for_pack(folder: Path, source: Source, needed: int) -> Path:
-    """The path for a new pack, where there is room for its bytes.
-
-    Raises:
-        DataError: there is none.
-    """
-    shortages = []
-    for start in starts(folder):
-        if not is_writable(start.parent):
-            shortages.append(f"{start.parent} cannot be written to")
-            continue
-        free = shutil.disk_usage(start.parent).free
-        if free >= needed:
-            if shortages:
-                print(f"{shortages[0]}, so its pack goes to {start.parent}")
-            return start.with_name(f"{start.name}-x{source.scale}-{source.id}.bin")
-        shortages.append(f"the disk of {start.parent} has {gigabytes(free)} free")
-    raise DataError(
-        f"packing {folder} takes {gigabytes(needed)}, but {' and '.join(shortages)}. "
-        "Make room, or make data/packs a link to a larger disk"
-    )
-
-
-def packed_size(areas: list[int], scale: int) -> int:
-    """Bytes that images of so many pixels take in a pack, each with a line in the index."""
-    return sum(3 * area * (scale**2 + 1) // scale**2 + 300 for area in areas)
+# ---------------------------------------------------------------------------- which packs go
 
 
 def remove_old(folder: Path, source: Source) -> None:
-    """Delete halves, and packs of files that have changed since; what a run may want stays."""
+    """Delete halves, and packs of files that have changed since; what a run may want stays.
+
+    That is a pack with images whose files are gone: it may have the only copies.
+    """
     for start in starts(folder):
         remove_leftovers(start.parent, start.name)
     wanted = []
@@ -406,12 +373,12 @@ def remove_old(folder: Path, source: Source) -> None:
         readable = index.get("format", 0) >= PACK_FORMAT
         if readable and not source.is_like(index):
             continue  # with LR images of another folder
-        if (readable and source.vanished(index) is not None) or not delete_unused(path):
+        if (readable and source.has_lost(index)) or not delete_unused(path):
             wanted.append(str(path))
     if wanted:
         print(
-            f"Older packs stay, because runs read them or may go on with them: {listed(wanted)}. "
-            "Delete them when there is none"
+            "Older packs stay, as runs read them or may go on with their images: "
+            f"{listed(wanted)}. Delete them when there is none"
         )
 
 

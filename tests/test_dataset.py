@@ -15,15 +15,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from albumentations import D4
 
 from config import Degradation
 from dataset import (
+    TURNS,
     CropStream,
     batches,
     entry_of,
     fetch_div2k,
     main,
     preview,
+    turned,
     write_demo_photographs,
 )
 from images.files import read_image, write_image
@@ -219,6 +222,44 @@ def test_a_preview_says_what_cannot_be_read_and_what_would_fit(photos, tmp_path,
     with pytest.raises(SystemExit):
         main(["preview", str(photos), "--patch", "96", *sheet])
     assert "--patch 64 would fit the largest" in capsys.readouterr().err
+
+
+def test_a_preview_names_what_is_smaller_than_the_crop_and_a_file_that_is_no_folder(
+    photos, tmp_path, capsys
+):
+    main(["preview", str(photos), "--patch", "64", "-o", str(tmp_path / "x.png")])
+    told = capsys.readouterr().out
+    assert told.startswith("Left out, as they are smaller than the crop: a.png\nSaved: ")
+    with pytest.raises(SystemExit):
+        main(["preview", str(photos / "a.png"), "-o", str(tmp_path / "x.png")])
+    assert "a.png: a file, not a folder" in capsys.readouterr().err
+
+
+def test_a_preview_says_which_samples_are_mild(photos, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(
+        "dataset.draw_sheet", lambda *sheet: written.append(sheet) or draw_sheet(*sheet)
+    )
+    flags = ["--patch", "32", "--samples", "40", "--degradation.mild", "0.7"]
+    main(["preview", str(photos), "-o", str(tmp_path / "x.png"), *flags])
+    ((title, entries),) = written
+    assert title == "x4, seed 0, degradation.level strong, 70% of it mild"
+    levels = [entry.words[1] for entry in entries]
+    assert set(levels) == {"level mild", "level strong"}
+    assert 20 <= levels.count("level mild") <= 36
+    qualities = {"level mild": [], "level strong": []}
+    for entry in entries:
+        qualities[entry.words[1]] += [
+            int(word.rpartition(" ")[2]) for word in entry.words if word.startswith("JPEG")
+        ]
+    assert min(qualities["level mild"]) >= 50 > min(qualities["level strong"])
+
+
+def test_turns_are_albumentations_own(random_image):
+    image, turn = random_image(5, 7), D4(p=1)
+    for name in TURNS:
+        assert np.array_equal(turned(image, name), turn.apply(image, group_element=name)), name
+        assert np.shares_memory(turned(image, name), image)
 
 
 def test_a_preview_does_not_land_among_the_images(photos, monkeypatch, capsys):

@@ -25,6 +25,7 @@ from images.degradation import (
     Sinc,
     degrade,
     draw_beta,
+    draw_level,
     draw_steps,
     sharpen,
 )
@@ -309,7 +310,9 @@ def test_the_share_that_is_mild_is_drawn_as_the_level_mild():
     """Of a level that does nothing, all that happens is mild; and mild seldom does nothing."""
     settings = dataclasses.replace(LOSSLESS, mild=0.3)
     generator = random(4)
-    drawn = [draw_steps(settings, HR, SCALE, generator) for _ in range(DRAWS)]
+    drawn = [
+        draw_steps(draw_level(settings, generator), HR, SCALE, generator) for _ in range(DRAWS)
+    ]
     mild = [steps for steps in drawn if len(steps) > 3]
     nothing = 0.3 * 0.7 * 0.3 * 0.5 * 0.3 * 0.1 * 0.6  # of blur, blur2, noise, ... final_sinc
     assert is_share(len(mild), DRAWS, 0.3 * (1 - nothing))
@@ -394,10 +397,11 @@ def test_noise_of_a_coloured_image_is_that_of_the_formulas(gray, deviation):
     np.testing.assert_allclose(told.expected, levels / 255 * count, atol=1e-5)
 
 
-def test_poisson_noise_of_a_large_photograph_takes_little_memory():
+@pytest.mark.parametrize("step", [PoissonNoise(1.0, gray=False), GaussianNoise(10, gray=False)])
+def test_noise_of_a_large_photograph_takes_little_memory(step):
     image = random().random((1500, 1000, 3), np.float32)
     tracemalloc.start()
-    PoissonNoise(1.0, gray=False)(image, random())
+    step(image, random())
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1.5e6 * 40  # bytes a pixel; 12 are the result, and 63 all counts at once

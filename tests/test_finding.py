@@ -5,11 +5,13 @@ The expected tensors are those that the test put there; spandrel is a second opi
 """
 
 import itertools
+import json
 import re
 
 import pytest
 import spandrel
 import torch
+from safetensors.torch import save_file
 from spandrel.architectures.ESRGAN import ESRGAN
 from torch import nn
 from torch.nn.utils import prune
@@ -412,12 +414,28 @@ def test_a_whole_module_is_refused_with_the_way_out(tmp_path):
         ("net.pth", {"params": RAW, "opt": {"network_g": {"scale": 3}}}, 3),
         ("net.pth", {"params": RAW, "scaler": {"scale": 65536.0}}, 2),
         ("net_x3.pth", {"params": RAW, "config": {"scale": 2}}, 2),
+        # Other scales than these two are of something else.
+        ("net.pth", {"state_dict": RAW, "hyper_parameters": {"scale": 3, "loss": {"scale": 1}}}, 3),
+        ("net_x3.pth", {"params": RAW, "augmentation": {"scale": 1}}, 3),
+        ("net_x3.pth", {"params": RAW, "scale": 2, "opt": {"scale": 3}}, 3),
+        ("net.pth", {"params": RAW, "scale": 2, "opt": {"scale": 3}}, 2),
+        ("net.pth", {"params": RAW, "scale": 3.0, "opt": {"scale": [1, "x"]}}, 3),
+        ("net.pth", {"params": RAW, "scale": torch.tensor(3), "sf": torch.ones(2)}, 3),
+        ("net.pth", {"params": RAW, "metadata": "scale 3"}, 2),
     ],
 )
 def test_the_scale_that_a_file_or_its_name_tells(name, content, scale, tmp_path):
     torch.save(content, tmp_path / name)
     assert load_generator(tmp_path / name).scale == scale
     assert load_generator(tmp_path / name, scale=2).scale == 2
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_settings_in_the_header_of_safetensors_tell_the_scale(scale, tmp_path):
+    """As traiNNer-redux writes them: as JSON in one of the header's texts."""
+    about = {"metadata": json.dumps({"scale": scale, "in_nc": 3, "shuffle_factor": None})}
+    save_file(RAW, tmp_path / "net_g_ema_500.safetensors", metadata=about)
+    assert load_generator(tmp_path / "net_g_ema_500.safetensors").scale == scale
 
 
 # ------------------------------------------------------------------------------ what it is instead

@@ -10,7 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from skimage.metrics import peak_signal_noise_ratio
+from skimage.color import rgb2ycbcr
+from skimage.metrics import mean_squared_error
 from torchvision.transforms import functional as TF
 
 from config import TERMS
@@ -97,15 +98,17 @@ def test_srgans_generator_loss_is_squared_and_not_relativistic():
 
 
 def test_log_mse_is_psnr_but_for_its_scale():
-    """Of images near and far, whose mean MSE would be the far one's."""
+    """Of images near and far, whose mean MSE would be the far one's; on Y and a bit on RGB."""
     random = np.random.default_rng(0)
-    target = random.random((3, 3, 40, 30), dtype=np.float32)
-    sizes = np.array([0.02, 0.1, 0.3], np.float32)[:, None, None, None]
+    target = random.random((3, 40, 30, 3), dtype=np.float32)
+    sizes = np.array([0.05, 0.1, 0.3], np.float32)[:, None, None, None]
     fake = target + sizes * random.standard_normal(target.shape, dtype=np.float32)
-    decibels = [
-        peak_signal_noise_ratio(a, b, data_range=1) for a, b in zip(fake, target, strict=True)
-    ]
-    loss = log_mse_loss(torch.from_numpy(fake), torch.from_numpy(target)).item()
+    decibels = []
+    for a, b in zip(fake, target, strict=True):
+        on_y = mean_squared_error(rgb2ycbcr(a)[..., 0], rgb2ycbcr(b)[..., 0]) / 255**2
+        decibels.append(-10 * np.log10(on_y + mean_squared_error(a, b) / 4))
+    given = (torch.from_numpy(images).permute(0, 3, 1, 2) for images in (fake, target))
+    loss = log_mse_loss(*given).item()
     assert 50 - 10 / np.log(10) * loss == pytest.approx(np.mean(decibels), abs=0.05)
 
 
@@ -116,7 +119,9 @@ def test_log_mse_can_be_learned_from_where_nothing_is_wrong():
     loss.backward()
     assert loss.item() == 0 and fake.grad.count_nonzero() == 0
     near = generator_loss(target + 1e-3, target, pixel=0, log_mse=2)["log_mse"]
-    assert near.item() == pytest.approx(2 * np.log(1.1), rel=1e-3)  # MSE 1e-6
+    on_y = 219 / 255 * 1e-3  # the range of Y is shorter
+    mse = on_y**2 + 1e-6 / 4
+    assert near.item() == pytest.approx(2 * np.log(1 + mse / 1e-5), rel=1e-3)
 
 
 def test_relativistic_losses_are_fp32_whatever_the_autocast():

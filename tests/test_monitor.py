@@ -215,6 +215,31 @@ def test_speed_is_of_the_steps_and_not_of_a_validation_between_them(monkeypatch)
     assert clock.seconds() == 34
 
 
+def test_long_waits_for_crops_are_told_once(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("training.monitor.time.perf_counter", lambda: now[0])
+    clock = Clock(batch_size=2, device=torch.device("cpu"), seconds=0)
+    told = []
+    for waited in (1, 30, 0, 40, 50):
+        now[0] += 100
+        clock.waited = waited
+        clock.read(steps=10)
+        told.append(clock.complaint())
+    # 71 of 400 seconds are less than a fifth, 121 of 500 more.
+    assert told == [""] * 4 + ["24% of the time goes to waiting for crops; more --workers may help"]
+    now[0] += 100
+    clock.waited = 90
+    clock.read(steps=10)
+    assert clock.complaint() == ""
+
+
+def test_short_waits_for_crops_are_no_matter():
+    clock = Clock(batch_size=2, device=torch.device("cpu"), seconds=0)
+    clock.waited = 59
+    clock.read(steps=10)
+    assert clock.complaint() == ""
+
+
 def test_a_run_without_validation_has_curves_too(tmp_path):
     with RunLog(tmp_path, 0) as log:
         log.metric({"phase": "psnr", "run_step": 1, "losses": {"pixel": math.nan}})

@@ -305,6 +305,42 @@ def test_the_same_network_in_other_layers(ncnn, random_image, tmp_path):
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+@pytest.mark.parametrize(
+    "last",
+    [
+        r"\1 clamped \2\nClip clip 1 1 clamped output 0=0.000000e+00 1=1.000000e+00",
+        r"\1 output \2 9=3 -23310=2,0.000000e+00,1.000000e+00",
+        r"\1 dropped \2\nDropout drop 1 1 dropped output 0=1.000000e+00",
+    ],
+    ids=["Clip", "fused", "Dropout"],
+)
+def test_a_last_clamp_and_dropouts_change_nothing(last, ncnn, random_image, tmp_path):
+    """As pnnx writes Lornatang's networks."""
+    net, image = rrdbnet(scale=2), random_image(9, 11)
+    save_generator(net, tmp_path / "net-x2", "ncnn")
+    param = tmp_path / "net-x2.param"
+    text = re.sub(r"(?m)^(Convolution +conv_last .*) output (.*)$", last, param.read_text())
+    param.write_text(rewritten(text, lambda words: [words]))
+    there = computed_by(ncnn, param, image)
+    here = computed_here(load_generator(param), image)
+    assert levels(there.clip(0, 1), here.clip(0, 1)) <= 1
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        ("Dropout", "0=5.000000e-01"),
+        ("Clip", "0=0.000000e+00 1=5.000000e-01"),
+        ("Clip", "0=-1.000000e+00 1=1.000000e+00"),
+    ],
+)
+def test_other_clamps_and_a_dropout_that_multiplies_are_other_networks(kind, words, pair):
+    text = pair[0].read_text().replace(" output 0=3", " y 0=3")
+    pair[0].write_text(rewritten(f"{text}{kind} x 1 1 y output {words}", lambda words: [words]))
+    with pytest.raises(WeightsError, match="is not an ESRGAN generator: it holds another network"):
+        load_generator(pair[0])
+
+
 def test_reorg_folds_squares_as_well(ncnn, random_image, tmp_path):
     """As pnnx writes F.pixel_unshuffle; without padding, a picture has to be of full squares."""
     net, image = rrdbnet(scale=1, unshuffle=4), random_image(8, 12)
@@ -364,7 +400,7 @@ NAMED = {  # networks, by a few of their layers
     "RIFE": "Input Convolution PReLU rife.Warp",
     "SwinIR or another transformer": "Input Convolution LayerNorm MultiHeadAttention",
     "SPAN": "Input Convolution Sigmoid BinaryOp BinaryOp PixelShuffle",
-    "EDSR": "Input Convolution ReLU BinaryOp BinaryOp PixelShuffle",
+    "EDSR or one like it": "Input Convolution ReLU BinaryOp BinaryOp PixelShuffle",
     "an image classifier": "Input Convolution Pooling InnerProduct Softmax",
     "another network, of layers such as Convolution, HardSwish": "Input Convolution HardSwish",
 }
@@ -397,6 +433,21 @@ def test_a_blob_joined_with_itself_again_and_again_takes_no_memory(pair):
     assert most < 2e6
 
 
+def test_a_sum_that_grows_and_grows_takes_no_memory(pair):
+    lines = ["Input input 0 1 data", "Convolution conv 1 1 data s0 0=4 1=3 4=1 5=1 6=108"]
+    for i in range(2000):
+        lines += [f"ReLU relu{i} 1 1 data r{i} 0={i / 1e4}"]
+        lines += [f"BinaryOp add{i} 2 1 s{i} r{i} s{i + 1} 0=0"]
+    blobs = 2 + 2 * 2000
+    pair[0].write_text("\n".join(["7767517", f"{len(lines)} {blobs}", *lines, ""]))
+    tracemalloc.start()
+    with pytest.raises(WeightsError, match="generator: it holds another network, of layers such"):
+        load_generator(pair[0])
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2e7  # and 200 MB where each sum holds all terms before it
+
+
 def test_a_convolution_that_only_looks_like_folding(tmp_path):
     net = rrdbnet(scale=1, unshuffle=2)
     save_generator(net, tmp_path / "net-x1", "ncnn")
@@ -414,31 +465,47 @@ def kernels(text):
     return [(int(weights), int(biases)) for biases, weights in found]
 
 
-def test_fp32_weights(pair):
-    given = load_generator(pair[0]).state_dict()
-    content, position, fp32 = pair[1].read_bytes(), 0, b""
+def store_otherwise(pair, flag, stored):
+    """Write the kernels anew: a flag before each, and the bytes that are made of the fp16."""
+    content, position, new = pair[1].read_bytes(), 0, b""
     for count, biases in kernels(pair[0].read_text()):
         start, end = position + 4, position + 4 + 2 * count
         position = end + -end % 4 + 4 * biases
-        halves = np.frombuffer(content[start:end], "<f2")
-        fp32 += (
-            bytes(4) + halves.astype("<f4").tobytes() + content[position - 4 * biases : position]
-        )
+        data = stored(np.frombuffer(content[start:end], "<f2"))
+        new += flag.to_bytes(4, "little") + data + bytes(-len(data) % 4)
+        new += content[position - 4 * biases : position]
     assert position == len(content)
-    pair[1].write_bytes(fp32)
+    pair[1].write_bytes(new)
+
+
+@pytest.mark.parametrize("flag", [0, 0x0002C056])
+def test_fp32_weights(flag, pair):
+    given = load_generator(pair[0]).state_dict()
+    store_otherwise(pair, flag, lambda halves: halves.astype("<f4").tobytes())
     for path in pair:
         back = load_generator(path).state_dict()
         assert all(torch.equal(back[name], tensor) for name, tensor in given.items())
+
+
+def test_bf16_weights(ncnn, pair, random_image):
+    def stored(halves):
+        bits = torch.from_numpy(halves.astype("<f4")).bfloat16().view(torch.int16)
+        return bits.numpy().astype("<i2").tobytes()
+
+    given, image = load_generator(pair[0]).state_dict(), random_image(9, 11)
+    store_otherwise(pair, 0x01348B83, stored)
+    for path in pair:
+        net = load_generator(path)
+        for name, tensor in net.state_dict().items():
+            wanted = given[name].bfloat16().float() if tensor.ndim == 4 else given[name]
+            assert torch.equal(tensor.float(), wanted)
+        assert levels(computed_by(ncnn, pair[0], image), computed_here(net, image)) <= 1
 
 
 @pytest.mark.parametrize(
     "flag, message",
     [
         (0x000D4B38, "net-x2.bin is quantised; save it in floating point"),
-        (
-            0x0002C056,
-            "net-x2.param cannot .* net-x2.bin has no weights where conv_first's .* quantised",
-        ),
         (
             0x01020304,
             "net-x2.param cannot .* net-x2.bin has no weights where conv_first's .* quantised",
@@ -449,6 +516,8 @@ def test_quantised_weights_are_refused(flag, message, pair):
     pair[1].write_bytes(flag.to_bytes(4, "little") + pair[1].read_bytes()[4:])
     with pytest.raises(WeightsError, match=message):
         load_generator(pair[0])
+    with pytest.raises(WeightsError, match=message.replace("param cannot", "bin cannot")):
+        load_generator(pair[1])  # by what lies beside it
 
 
 def test_quantised_layers_are_refused(pair):
@@ -481,7 +550,7 @@ def damaged():
     yield "a web page", lambda text: "<html>", "does not begin with 7767517"
     yield "a layer too many", lambda text: text + "ReLU x 1 1 output y\n", "is damaged"
     yield "a name that nobody gives", lambda text: text.replace(" data ", " dat ", 1), "is damaged"
-    yield "no number", lambda text: text.replace("0=4", "0=four", 1), "is damaged"
+    yield "no number", lambda text: text.replace("0=4", "0=four", 1), "damaged"
     yield "too large a number", lambda text: text.replace("0=4", "0=" + "9" * 30, 1), "damaged"
     yield "infinitely many", lambda text: text.replace("0=4", "0=inf", 1), "damaged"
     yield "negative", lambda text: text.replace("0=4", "0=-4", 1), "damaged"
@@ -523,6 +592,42 @@ def test_files_that_are_not_of_one_pair(pair, tmp_path):
     (tmp_path / "mixed.param").write_bytes((7767517).to_bytes(4, "little") + bytes(40))
     with pytest.raises(WeightsError, match=r"it is a binary .param.bin; give the .param"):
         load_generator(tmp_path / "mixed.param")
+
+
+def test_what_pnnx_keeps_for_itself_and_layers_in_binary_are_named(pair):
+    line = "pnnx.Input pnnx_input_0 0 1 0 #0=(1,3,?,?)f32"
+    for end, content in ((".pnnx.param", f"7767517\n1 1\n{line}\n".encode()), (".pnnx.bin", b"PK")):
+        path = pair[0].with_name(f"net{end}")
+        path.write_bytes(content + bytes(8) * (content == b"PK"))
+        with pytest.raises(WeightsError, match=rf"net{end} cannot .*give the .ncnn.param that it"):
+            load_generator(path)
+    binary = pair[0].with_name("net-x2.param.bin")
+    binary.write_bytes((7767517).to_bytes(4, "little") + bytes(40))
+    with pytest.raises(WeightsError, match=r"it is a binary .param.bin; give the .param"):
+        load_generator(binary)
+
+
+def test_folding_layers_may_be_damaged_too(tmp_path):
+    save_generator(rrdbnet(scale=1, unshuffle=2, features=4, blocks=1), tmp_path / "x1", "ncnn")
+    path, text = tmp_path / "x1.param", (tmp_path / "x1.param").read_text()
+    for number in ("145", "inf", "none"):
+        path.write_text(text.replace("6=144", f"6={number}", 1))
+        assert path.read_text() != text
+        with pytest.raises(WeightsError, match=r"x1.param cannot .*its layers are damaged"):
+            load_generator(path)
+
+
+def test_arrays_and_names_as_newer_files_have_them(pair):
+    """ncnn's format: an array without the number of its values, text without quotes."""
+    text, before = pair[0].read_text(), load_generator(pair[0]).state_dict()
+    newer = re.sub(r"-23301=2,(\S+)", r"1=\1", text)
+    assert newer != text
+    pair[0].write_text(newer)
+    after = load_generator(pair[0]).state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    pair[0].write_text('7767517\n1 1\nSwish x 0 1 data 4=hello 5="a,b"\n')
+    with pytest.raises(WeightsError, match="it holds another network, of layers such as Swish"):
+        load_generator(pair[0])
 
 
 def test_half_a_pair(pair):

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import mmap
 import os
 import pickle
 import shutil
@@ -20,7 +21,7 @@ import torch
 from PIL import Image, ImageCms
 
 import utils
-from images import decoding, kinds, packs
+from images import decoding, kinds, packs, places
 from images.colour import SRGB_PROFILE, build_profile
 from images.files import ImageError, read_image, read_picture, write_image
 from images.kinds import find_images
@@ -155,8 +156,33 @@ def test_a_read_only_folder_is_packed_elsewhere(photos, tmp_path, monkeypatch, c
     told = f"{photos} cannot be written to, so its pack goes to {pack.path.parent}\n"
     assert capsys.readouterr().out == told
     read_only.add(pack.path.parent)
+    assert pack_folder(photos, 4).path == pack.path  # nothing has to be written
     with pytest.raises(DataError, match="neither it nor data/packs can be written to"):
-        pack_folder(photos, 4)
+        pack_folder(photos, 2)
+
+
+def test_storage_that_maps_no_files_is_found_before_packing(photos, tmp_path, monkeypatch, capsys):
+    def refusing(*arguments, **settings):
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.chdir(tmp_path)
+    mapping = mmap.mmap
+    with monkeypatch.context() as patch:
+        patch.setattr(mmap, "mmap", refusing)
+        with pytest.raises(DataError, match=r"maps no file into memory.*link to a larger disk"):
+            pack_folder(photos, 4)
+    calls = []
+
+    def refusing_once(*arguments, **settings):
+        calls.append(arguments)
+        return (mapping if calls[1:] else refusing)(*arguments, **settings)
+
+    monkeypatch.setattr(mmap, "mmap", refusing_once)
+    pack = pack_folder(photos, 4)
+    assert pack.path.match("data/packs/photos-*/esrgan-packed-x4-*.bin") and len(pack) == 4
+    told = f"{photos} maps no file into memory, as some network drives, so its pack goes to "
+    assert capsys.readouterr().out == f"{told}{pack.path.parent}\n"
+    assert not list(photos.glob("*.bin"))
 
 
 SLOW_READING = """
@@ -226,13 +252,29 @@ def test_a_new_run_takes_what_is_there_and_one_that_goes_on_what_it_had(photos, 
     (photos / "b.png").unlink()
     second = pack_folder(photos, 4)
     assert names(second) == ["a.png", "c.bmp", "sub/d.png"]
-    assert f"Older packs stay, because runs read them or may go on with them: {first.path}" in (
+    assert f"Older packs stay, as runs read them or may go on with their images: {first.path}" in (
         capsys.readouterr().out
     )
     assert names(pack_folder(photos, 4, packed={first.id: ""})) == names(first)
     assert names(pack_folder(photos, 4, packed={second.id: ""})) == names(second)
     assert names(pack_folder(photos, 4, packed={"of another folder": ""})) == names(second)
     assert pack_folder(photos, 4).id == second.id
+
+
+def test_the_only_copies_of_images_stay_whatever_else_changes(photos, random_image, capsys):
+    first = pack_folder(photos, 4)
+    path = first.path
+    del first
+    (photos / "b.png").unlink()
+    write_image(random_image(64, 64), photos / "e.png")
+    assert names(pack_folder(photos, 4)) == ["a.png", "c.bmp", "e.png", "sub/d.png"]
+    assert path.exists() and "Older packs stay" in capsys.readouterr().out
+    write_image(random_image(48, 64), photos / "a.png")
+    pack_folder(photos, 4)
+    assert path.exists() and len(list(photos.glob("*.bin"))) == 2  # a third for the second
+    (photos / "e.png").unlink()
+    pack_folder(photos, 4)
+    assert path.exists()
 
 
 def test_a_run_that_goes_on_says_when_its_images_are_others_and_only_then(
@@ -397,12 +439,12 @@ def test_a_pair_of_different_profiles_becomes_srgb(tmp_path, random_image):
 def test_another_users_lock_is_passed_over(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lock = photos / ".esrgan-packed.lock"
-    assert packs.lock_of(photos) == lock
+    assert places.lock_of(photos) == lock
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != lock and access(path, mode))
-    assert packs.lock_of(photos) == lock  # which is not there
+    assert places.lock_of(photos) == lock  # which is not there
     lock.touch()
-    assert packs.lock_of(photos).parent.parent == Path("data/packs")
+    assert places.lock_of(photos).parent.parent == Path("data/packs")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no umask")
@@ -459,7 +501,7 @@ def test_storage_without_locks_is_packed_all_the_same(photos, random_image, monk
     first = pack_folder(photos, 4).path
     write_image(random_image(48, 64), photos / "a.png")
     second = pack_folder(photos, 4).path
-    assert f"Older packs stay, because runs read them or may go on with them: {first}. " in (
+    assert f"Older packs stay, as runs read them or may go on with their images: {first}. " in (
         capsys.readouterr().out  # who reads it cannot be known
     )
     assert sorted(photos.glob("*esrgan*")) == sorted((first, second))
@@ -517,10 +559,10 @@ def test_no_room_in_the_folder_means_data_packs_and_none_there_is_said_before(
 ):
     monkeypatch.chdir(tmp_path)
     pixels = sum(64 * width * 3 for width in (48, 64, 80, 96))
-    elsewhere = packs.starts(photos)[1].parent
+    elsewhere = places.starts(photos)[1].parent
     free = {photos: pixels + 4 * 300, elsewhere: 10**9}
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(packs.shutil, "disk_usage", lambda path: usage(10**9, 0, free[path]))
+    monkeypatch.setattr(places.shutil, "disk_usage", lambda path: usage(10**9, 0, free[path]))
     pack = pack_folder(photos, 4)  # LR images would have no room in the folder
     assert pack.path.parent == elsewhere and elsewhere.parent == Path("data/packs")
     assert pack_folder(photos, 4).path == pack.path

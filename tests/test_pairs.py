@@ -11,6 +11,7 @@ from skimage import data
 from images.files import write_image
 from images.packs import pack_folder
 from images.pairs import LOWEST_FIT, DataError, find_partners, fit
+from images.resize import imresize
 
 
 def pairs(tmp_path, high, low):
@@ -209,6 +210,21 @@ def test_an_exif_turn_that_only_one_of_a_pair_has_is_found(photographs, tmp_path
     Image.fromarray(shrunk(photographs[0])[:32]).save(tmp_path / "low" / "a.png")
     match = r"64x32 instead of 32x64.*\(128x256\); it fits turned by 90 degrees"
     with pytest.raises(DataError, match=match):
+        pack_folder(tmp_path / "high", 4, tmp_path / "low")
+
+
+def test_lr_of_a_part_of_a_pixel_more_is_cut_as_its_hr_is(tmp_path):
+    """MATLAB's imresize of 50x35 makes 13x9 at 1/4, whose first 12x8 lie on the grid."""
+    low_res = np.random.default_rng(0).integers(0, 256, (13, 9, 3), np.uint8)
+    high_res = low_res.repeat(4, 0).repeat(4, 1)[:50, :35]
+    write_image(high_res, tmp_path / "high" / "a.png")
+    write_image(low_res, tmp_path / "low" / "a.png")
+    pack = pack_folder(tmp_path / "high", 4, tmp_path / "low")
+    assert np.array_equal(pack.low_res(0), low_res[:12, :8])
+    assert np.array_equal(pack.high_res(0), high_res[:48, :32])
+    assert imresize(high_res, 1 / 4).shape == low_res.shape
+    write_image(low_res[:, :8], tmp_path / "low" / "a.png")  # of both ways
+    with pytest.raises(DataError, match=r"8x13 instead of 8x12"):
         pack_folder(tmp_path / "high", 4, tmp_path / "low")
 
 

@@ -32,7 +32,7 @@ import training.validation
 from config import Config, Phase, parse_args
 from dataset import Crops
 from images.files import read_image, write_image
-from model import RRDBNet, SRResNet
+from model import RRDBNet, SRResNet, UNetDiscriminator
 from training.monitor import Clock
 from training.ranks import Ranks
 from training.runs import RunFolder, load_checkpoint
@@ -492,6 +492,32 @@ def test_an_unshuffling_generator_trains_from_a_file_of_its_kind(
     assert (trained.scale, trained.unshuffle) == (2, 2)
     for name, tensor in given.state_dict().items():
         torch.testing.assert_close(trained.state_dict()[name], tensor, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("scale, unshuffle", [(2, 2), (1, 4)])
+def test_networks_like_real_esrgans_go_on_with_their_discriminator(
+    scale, unshuffle, workplace, quick_curves, monkeypatch, capsys
+):
+    """As docs/training.md says it of RealESRGAN_x2plus, with the files as their programs save them:
+    what comes out after steps of next to no size is what went in."""
+    torch.manual_seed(5)
+    given = RRDBNet(scale=scale, features=4, blocks=1, growth=4, unshuffle=unshuffle)
+    judge = UNetDiscriminator(features=4)
+    torch.save({"params_ema": given.state_dict()}, "plus.pth")
+    torch.save({"params": judge.state_dict()}, "netD.pth")
+    start = ["--scale", f"{scale}", "--unshuffle", f"{unshuffle}", "--init-from", "plus.pth"]
+    start += ["--init-discriminator", "netD.pth", "--discriminator-features", "4"]
+    small = ["--psnr.steps", "0", "--gan.steps", "1", "--gan.lr", "1e-30", "--gan.milestones"]
+    run(monkeypatch, "--preset", "real", *start, *small, "--vgg-layer", "conv1_2:0.1,conv2_2:1")
+    assert "gan phase starts from netD.pth" in capsys.readouterr().out
+    trained = load_generator("checkpoints/tiny/gan.safetensors")
+    assert (trained.scale, trained.unshuffle) == (scale, unshuffle)
+    for name, tensor in given.state_dict().items():
+        torch.testing.assert_close(trained.state_dict()[name], tensor, rtol=0, atol=1e-7)
+    kept = load_checkpoint("checkpoints/tiny/last.pt")["net_d"]
+    assert torch.equal(kept["conv5.weight_orig"], judge.state_dict()["conv5.weight_orig"])
+    config = json.loads(Path("checkpoints/tiny/config.json").read_text())
+    assert config["degradation"]["sharpen"] and config["discriminator"] == "unet"
 
 
 def test_a_preset_starts_from_the_box_wherever_it_is_run(workplace):

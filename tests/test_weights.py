@@ -503,6 +503,14 @@ def bad_contents():
             "conv_hr.bias holds .* not finite",
         ),
         "inflated": (changed(conv_last__weight=huge), "conv_last.weight"),
+        "pixel shuffle": (
+            {
+                "model.0.weight": torch.zeros(64, 3, 3, 3),
+                "model.1.sub.0.RDB1.conv1.0.weight": torch.zeros(32, 64, 3, 3),
+                "model.2.weight": torch.zeros(256, 64, 3, 3),
+            },
+            "upsamples by pixel shuffle",
+        ),
         "x32": (
             state
             | {
@@ -529,6 +537,15 @@ def bad_contents():
             {f"RRDB.{name}": tensor for name, tensor in small().state_dict().items()}
             | {"flowUpsamplerNet.layers.0.bias": nothing},
             "SRFlow's network",
+        ),
+        "SRDiff": (
+            {
+                "state_dict": {
+                    "model": {f"rrdb.{name}": t for name, t in small().state_dict().items()}
+                    | {"denoise_fn.downs.0.0.block.0.weight": nothing, "betas": nothing}
+                }
+            },
+            "a diffusion model",
         ),
         "SPSR": (
             {"model.0.weight": nothing, "model.1.sub.0.RDB1.conv1.0.weight": nothing}

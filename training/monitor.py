@@ -21,6 +21,7 @@ from utils import Bar
 
 LOSSES = (*TERMS, "discriminator")  # the order they are shown in
 LONG_ROW = 5  # more skipped steps in a row than these are no bad luck
+LONG_WAIT, LARGE_SHARE = 60, 0.2  # seconds without crops, and of all seconds, that are told of
 FP16_NOTE = " (fp16: now and then while its loss scale is being found is normal)"
 
 
@@ -86,6 +87,7 @@ class Monitor:
             )
         self.reading = means | {"lr": lr} | self.clock.read(self.faults.steps)
         self.bar.set_postfix({key: f"{means[key]:.4f}" for key in LOSSES if key in means})
+        self.tell(at, self.clock.complaint())
         self.run.scalars(at.phase, self.reading | {"skipped": self.faults.faulty}, at)
         if self.faults.faulty:
             self.tell(at, f"{self.faults}{FP16_NOTE if self.config.precision == 'fp16' else ''}")
@@ -189,6 +191,8 @@ class Clock:
     def __init__(self, batch_size: int, device: torch.device, seconds: float):
         self.batch_size, self.device = batch_size, device
         self.begin = time.perf_counter() - seconds
+        self.elapsed = self.waited_in_all = 0.0  # of this process's steps
+        self.has_complained = False
         self.restart()
 
     def seconds(self) -> float:
@@ -201,10 +205,19 @@ class Clock:
     def read(self, steps: int) -> dict[str, float]:
         """Of the steps since the last reading: images a second, share of the time without data."""
         elapsed = time.perf_counter() - self.since
+        self.elapsed, self.waited_in_all = self.elapsed + elapsed, self.waited_in_all + self.waited
         speed = {"images/s": steps * self.batch_size / elapsed, "data wait": self.waited / elapsed}
         memory = peak_memory(self.device)
         self.restart()
         return speed | ({} if memory is None else {"peak GiB": memory})
+
+    def complaint(self) -> str:
+        """A sentence, once: a minute or more, and much of the time, went to waiting for crops."""
+        share = self.waited_in_all / self.elapsed if self.elapsed else 0.0
+        if self.has_complained or self.waited_in_all < LONG_WAIT or share < LARGE_SHARE:
+            return ""
+        self.has_complained = True
+        return f"{share:.0%} of the time goes to waiting for crops; more --workers may help"
 
 
 # ------------------------------------------------------------------------------ the GAN's balance

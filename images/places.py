@@ -1,0 +1,78 @@
+"""Where the packs of a folder are kept: in the folder itself, or under data/packs."""
+
+import hashlib
+import mmap
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from images.names import PACKED
+from images.pairs import DataError
+from utils import gigabytes, is_writable
+
+
+def starts(folder: Path) -> tuple[Path, Path]:
+    """How the paths of its packs begin: in the folder itself, and elsewhere."""
+    whole = folder.resolve()
+    identity = hashlib.sha256(str(whole).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    elsewhere = Path("data/packs") / f"{whole.name[:40]}-{identity}"
+    return folder / PACKED, elsewhere / PACKED
+
+
+def lock_of(folder: Path) -> Path | None:
+    """The path of the lock under which the folder is packed; none where nothing can be written."""
+    for start in starts(folder):
+        lock = start.with_name(f".{start.name}.lock")
+        # Another user's lock may be closed to this one.
+        if is_writable(start.parent) and (not lock.exists() or os.access(lock, os.W_OK)):
+            return lock
+    return None
+
+
+def place_for_pack(folder: Path, end: str, needed: int) -> Path:
+    """The path for a new pack, where there is room for its bytes.
+
+    Args:
+        folder: of the images.
+        end: of the pack's name.
+        needed: bytes.
+
+    Raises:
+        DataError: there is none.
+    """
+    shortages = []
+    for start in starts(folder):
+        if not is_writable(start.parent):
+            shortages.append(f"{start.parent} cannot be written to")
+            continue
+        if not maps_files(start.parent):
+            shortages.append(f"{start.parent} maps no file into memory, as some network drives")
+            continue
+        free = shutil.disk_usage(start.parent).free
+        if free >= needed:
+            if shortages:
+                print(f"{shortages[0]}, so its pack goes to {start.parent}")
+            return start.with_name(f"{start.name}-{end}.bin")
+        shortages.append(f"the disk of {start.parent} has {gigabytes(free)} free")
+    raise DataError(
+        f"packing {folder} takes {gigabytes(needed)}, but {' and '.join(shortages)}. "
+        "Make room, or make data/packs a link to a larger disk"
+    )
+
+
+def maps_files(folder: Path) -> bool:
+    """Found by trying: some network drives, and FUSE's direct_io, refuse it."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"a byte, as nothing cannot be mapped anywhere")
+        file.flush()
+        try:
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ).close()
+        except OSError:
+            return False
+        return True
+
+
+def packed_size(areas: list[int], scale: int) -> int:
+    """Bytes that images of so many pixels take in a pack, each with a line in the index."""
+    return sum(3 * area * (scale**2 + 1) // scale**2 + 300 for area in areas)
