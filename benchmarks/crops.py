@@ -7,7 +7,8 @@
 The first shrinks three photographs that scikit-image ships, and that the networks in the box were
 not trained on, to a quarter by MATLAB's bicubic, and upscales them again. The second upscales
 photographs as they are, from the pixel at LEFT,TOP on, also by another generator. Those of
-docs/real.jpg are inputs of xinntao/Real-ESRGAN (BSD-3-Clause), whose name belongs under it.
+docs/real.jpg are inputs of xinntao/Real-ESRGAN (BSD-3-Clause), whose name belongs under it:
+0014.jpg:58,52, 0030.jpg:44,28 and OST_009.png:215,205.
 One pixel of a result is one pixel of the picture: nothing is scaled to fit.
 """
 

@@ -236,5 +236,5 @@ def _scales(content: object) -> Iterator[int]:
 
 def _scale_of(value: Any) -> int | None:
     with suppress(ValueError, TypeError, ArithmeticError, RuntimeError):  # no number
-        return int(value) if float(value) in (2, 3) else None
+        return int(scale) if (scale := float(value)) in (2, 3) else None
     return None

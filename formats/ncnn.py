@@ -37,6 +37,7 @@ from formats.tensors import UnreadableError
 MAGIC = "7767517"
 BINARY_MAGIC = int(MAGIC).to_bytes(4, "little")
 BINARY = "it is a binary .param.bin; give the .param, which is text"
+PNNXS = "pnnx keeps it for itself; give the .ncnn.param that it wrote, too"
 # What stands before a kernel; biases and slopes are fp32 without it.
 FP16, BF16, FP32, RAW = 0x01306B47, 0x01348B83, 0, 0x0002C056
 DTYPES: dict[int, np.dtype[Any]] = {FP16: np.dtype("<f2"), FP32: np.dtype("<f4")}
@@ -62,7 +63,7 @@ def pair_of(path: Path) -> Pair | None:
     """The pair that a file is one of; None if it is something else, such as PyTorch's .bin.
 
     Raises:
-        UnreadableError: it is the layers in binary.
+        UnreadableError: it is the layers in binary, or pnnx's own.
     """
     with open(path, "rb") as file:
         start = file.read(8)
@@ -71,9 +72,11 @@ def pair_of(path: Path) -> Pair | None:
         raise UnreadableError(BINARY)
     if suffix == ".param" or start.startswith(MAGIC.encode()):
         return Pair(path, path.with_suffix(".bin"))
+    if path.name.lower().endswith(".pnnx.bin"):
+        raise UnreadableError(PNNXS)
     known = len(start) == 8 and flag in (*DTYPES, INT8_FLAG)
     beside = os.path.isfile(path.with_suffix(".param")) and not start.startswith(TORCHS)
-    if suffix == ".bin" and (known or beside or path.name.lower().endswith(".pnnx.bin")):
+    if suffix == ".bin" and (known or beside):
         return Pair(path.with_suffix(".param"), path)
     return None
 
@@ -84,7 +87,8 @@ def load_ncnn(pair: Pair) -> tuple[dict[str, Tensor], dict[str, str]]:
     The layers are read, whatever they are called: exporters write the same network in several ways.
 
     Returns:
-        The tensors, fp16 or fp32 as they are in the file, and the scale, which tells x3 from x2.
+        The tensors, fp16, bf16 or fp32 as they are in the file, and the scale, which tells x3 from
+        x2.
 
     Raises:
         UnreadableError: a file of the two is missing, damaged, or belongs to another.
@@ -178,7 +182,7 @@ def parse(content: bytes) -> list[Layer]:
     if magic.strip() != MAGIC:
         raise UnreadableError(f"it does not begin with {MAGIC}, as ncnn's .param files do")
     if any(line.startswith("pnnx.") for line in lines):
-        raise UnreadableError("pnnx keeps it for itself; give the .ncnn.param that it wrote, too")
+        raise UnreadableError(PNNXS)
     try:
         count, blobs = map(int, lines[0].split())
         layers = [_layer(line) for line in lines[1:] if line.strip()]
@@ -213,8 +217,10 @@ def _param(word: str) -> tuple[int, Any]:
     key, _, value = word.partition("=")
     if int(key) <= ARRAYS:
         return ARRAYS - int(key), tuple(map(_number, value.split(",")[1:]))  # the first: how many
-    if "," in value and not _is_text(value):  # newer files' arrays
-        return int(key), tuple(map(_number, value.split(",")))
+    if "," in value and not _is_text(
+        value
+    ):  # newer files' arrays, of one value with a comma behind
+        return int(key), tuple(map(_number, value.removesuffix(",").split(",")))
     return int(key), _number(value)
 
 

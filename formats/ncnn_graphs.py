@@ -375,7 +375,7 @@ def without_last_clamp(layers: list[Layer]) -> list[Layer]:
     """Without one to [0, 1] at the end, which what is made of the result does anyway."""
     *others, last = layers
     if last.kind == "Clip" and (last.params.get(0), last.params.get(1)) == (0, 1):
-        return others
+        return others if others and last.inputs == others[-1].outputs else layers
     if last.kind == "Convolution" and (last.params.get(9), last.params.get(10)) == (3, (0, 1)):
         params = {key: value for key, value in last.params.items() if key not in (9, 10)}
         return [*others, last._replace(params=params)]

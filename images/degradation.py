@@ -251,13 +251,13 @@ def draw_level(settings: Degradation, random: np.random.Generator) -> Degradatio
 
 
 def draw_steps(
-    d: Degradation, size: tuple[int, int], scale: int, random: np.random.Generator
+    drawn: Degradation, size: tuple[int, int], scale: int, random: np.random.Generator
 ) -> list[Step]:
     """Choose what happens to an image on its way from HR to LR.
 
     Args:
-        d: of `draw_level`. Its probabilities and ranges count, and neither its level nor its share
-            of mild.
+        drawn: of `draw_level`. Its probabilities and ranges count, and neither its level nor its
+            share of mild.
         size: height and width of the HR image, multiples of the scale.
         scale: HR size over LR size.
         random: the choices are drawn from it.
@@ -265,7 +265,7 @@ def draw_steps(
     Returns:
         The steps in order; the last resizing makes the size of the LR image.
     """
-    low_size = (size[0] // scale, size[1] // scale)
+    d, low_size = drawn, (size[0] // scale, size[1] // scale)
     steps = [
         *draw_blur(d, d.blur, d.sigma, random),
         *draw_resize(size, d.resize, d.factor, random),

@@ -162,11 +162,12 @@ class Source:
         return all(index.get(k) == getattr(self, k) for k in ("format", "scale", "low_res_folder"))
 
     def has_lost(self, index: dict) -> bool:
-        """Whether the folders have no file any more of a name that a pack has."""
-        return any(
-            {name for name, *_ in index[field]} - {name for name, *_ in getattr(self, field)}
-            for field in ("high_res", "low_res")
+        """Whether files are gone whose images a pack has, perhaps the only copies."""
+        high_res, low_res = (
+            {name for name, *_ in files} for files in (self.high_res, self.low_res)
         )
+        packed = {image["name"] for image in index["images"]}
+        return not (packed <= high_res and {name for name, *_ in index["low_res"]} <= low_res)
 
     def vanished(self, index: dict) -> list[str] | None:
         """The names that a pack has and the folders have not; None if they have what it has not."""
@@ -239,11 +240,11 @@ def _pack_found(
     with locked(lock, tell) if lock else nullcontext():
         if (pack := find_pack(folder, source, packed)) is not None:
             return pack
+        refuse_empty(folder, found)
         if not lock:
             raise DataError(
                 f"{folder} cannot be packed: neither it nor data/packs can be written to"
             )
-        refuse_empty(folder, found)
         partners = {}
         if lr_folder:
             refuse_empty(lr_folder, lr_found)
@@ -362,23 +363,20 @@ def index_of(path: Path) -> dict:
 
 
 def remove_old(folder: Path, source: Source) -> None:
-    """Delete halves, and packs of files that have changed since; what a run may want stays.
-
-    That is a pack with images whose files are gone: it may have the only copies.
-    """
+    """Delete halves, and packs of files that have changed since; what may be missed stays."""
     for start in starts(folder):
         remove_leftovers(start.parent, start.name)
-    wanted = []
+    kept = []
     for path, index in packs_of(folder, source.scale):
         readable = index.get("format", 0) >= PACK_FORMAT
         if readable and not source.is_like(index):
             continue  # with LR images of another folder
         if (readable and source.has_lost(index)) or not delete_unused(path):
-            wanted.append(str(path))
-    if wanted:
+            kept.append(str(path))
+    if kept:
         print(
-            "Older packs stay, as runs read them or may go on with their images: "
-            f"{listed(wanted)}. Delete them when there is none"
+            "Older packs stay, as runs read them or as they hold images that are gone: "
+            f"{listed(kept)}. Delete them when nothing needs them"
         )
 
 

@@ -46,31 +46,31 @@ def place_for_pack(folder: Path, end: str, needed: int) -> Path:
         if not is_writable(start.parent):
             shortages.append(f"{start.parent} cannot be written to")
             continue
-        if not maps_files(start.parent):
-            shortages.append(f"{start.parent} maps no file into memory, as some network drives")
-            continue
         free = shutil.disk_usage(start.parent).free
-        if free >= needed:
+        if free < needed:
+            shortages.append(f"the disk of {start.parent} has {gigabytes(free)} free")
+        elif not maps_files(start.parent):
+            shortages.append(f"the drive of {start.parent} maps no files into memory")
+        else:
             if shortages:
                 print(f"{shortages[0]}, so its pack goes to {start.parent}")
             return start.with_name(f"{start.name}-{end}.bin")
-        shortages.append(f"the disk of {start.parent} has {gigabytes(free)} free")
     raise DataError(
         f"packing {folder} takes {gigabytes(needed)}, but {' and '.join(shortages)}. "
-        "Make room, or make data/packs a link to a larger disk"
+        "Make room, or make data/packs a link to another disk"
     )
 
 
 def maps_files(folder: Path) -> bool:
     """Found by trying: some network drives, and FUSE's direct_io, refuse it."""
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(b"a byte, as nothing cannot be mapped anywhere")
-        file.flush()
-        try:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b" ")  # an empty file can be mapped nowhere
+            file.flush()
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ).close()
-        except OSError:
-            return False
-        return True
+    except OSError:
+        return False
+    return True
 
 
 def packed_size(areas: list[int], scale: int) -> int:

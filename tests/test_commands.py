@@ -66,6 +66,11 @@ STARTED = ("python test.py", "python weights.py convert", "python train.py --nam
 
 NEEDS = {  # part of a command -> the documented command that comes before it
     "compare_runs.py checkpoints/demo": "python train.py --preset demo",
+    "interpolate checkpoints/mine-real/psnr": "python train.py --preset compact-real"
+    " --name mine-real --train-dir A --valid-dir C",
+    "interpolate compact_x4_real_psnr": "python train.py --preset compact-real --name real"
+    " --psnr.steps 0 --degradation.mild 0 --init-from compact_x4_real_psnr"
+    " --train-dir A --valid-dir C",
     "--weights net-x4.param": "python weights.py convert FILE -o net-x4.param --to ncnn",
     "--weights net.safetensors": "python weights.py interpolate PSNR GAN --alpha 0.8"
     " -o net.safetensors",

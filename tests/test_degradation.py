@@ -100,6 +100,20 @@ def test_a_plateaus_covariance_in_its_square_is_that_of_the_density_there(beta):
             mass, moments = mass + weight, moments + weight * np.outer(at, at)
     np.testing.assert_allclose(covariance(kernel), moments / mass, rtol=1e-9)
     assert kernel.sum() == pytest.approx(1, abs=1e-12)
+    # And so it is integrated over a square, where the plateau is wide enough to be smooth.
+    wide, side = Blur("plateau", 41, (6.0, 4.0), angle, beta).kernel(), 20.5
+    inverse = np.linalg.inv(turned(36, 16, angle))
+
+    def integral(power_x, power_y):
+        def density(y, x):
+            distance = inverse[0, 0] * x * x + 2 * inverse[0, 1] * x * y + inverse[1, 1] * y * y
+            return x**power_x * y**power_y / (1 + distance**beta)
+
+        return integrate.dblquad(density, -side, side, -side, side, epsrel=1e-4)[0]
+
+    mass = integral(0, 0)
+    moments = [[integral(2, 0), integral(1, 1)], [integral(1, 1), integral(0, 2)]]
+    np.testing.assert_allclose(covariance(wide), np.array(moments) / mass, rtol=5e-3)
     wide = Blur("plateau", 801, (3.0, 3.0), 0.0, 3.0).kernel()  # of beta 3 the integral is finite
     unit = spread(lambda d: PROFILES["plateau"](d, 3.0))
     np.testing.assert_allclose(covariance(wide), turned(9 * unit, 9 * unit, 0), atol=2e-2)
@@ -397,14 +411,28 @@ def test_noise_of_a_coloured_image_is_that_of_the_formulas(gray, deviation):
     np.testing.assert_allclose(told.expected, levels / 255 * count, atol=1e-5)
 
 
-@pytest.mark.parametrize("step", [PoissonNoise(1.0, gray=False), GaussianNoise(10, gray=False)])
-def test_noise_of_a_large_photograph_takes_little_memory(step):
+@pytest.mark.parametrize(
+    (
+        "step",
+        "most",
+    ),  # bytes a pixel: 12 are the result, and 63 all counts at once, or 36 all noise
+    [(PoissonNoise(1.0, gray=False), 40), (GaussianNoise(10, gray=False), 20)],
+)
+def test_noise_of_a_large_photograph_takes_little_memory(step, most):
     image = random().random((1500, 1000, 3), np.float32)
     tracemalloc.start()
     step(image, random())
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 1.5e6 * 40  # bytes a pixel; 12 are the result, and 63 all counts at once
+    assert peak < 1.5e6 * most
+
+
+@pytest.mark.parametrize("gray", [False, True])
+def test_noise_in_bands_is_the_noise_of_the_whole(gray):
+    image = np.full((700, 500, 3), 0.5, np.float32)
+    noise = random(3).standard_normal((700, 500, 1 if gray else 3), np.float32)
+    given = GaussianNoise(5, gray)(image, random(3))
+    np.testing.assert_allclose(given, 0.5 + noise * np.float32(5 / 255) + 0 * image, atol=1e-6)
 
 
 @pytest.mark.parametrize("quality", [1, 30, 63, 95, 100])

@@ -421,6 +421,7 @@ def test_a_whole_module_is_refused_with_the_way_out(tmp_path):
         ("net.pth", {"params": RAW, "scale": 2, "opt": {"scale": 3}}, 2),
         ("net.pth", {"params": RAW, "scale": 3.0, "opt": {"scale": [1, "x"]}}, 3),
         ("net.pth", {"params": RAW, "scale": torch.tensor(3), "sf": torch.ones(2)}, 3),
+        ("net.pth", {"params": RAW, "scale": "3.0", "sf": "none"}, 3),
         ("net.pth", {"params": RAW, "metadata": "scale 3"}, 2),
     ],
 )

@@ -169,7 +169,7 @@ def test_storage_that_maps_no_files_is_found_before_packing(photos, tmp_path, mo
     mapping = mmap.mmap
     with monkeypatch.context() as patch:
         patch.setattr(mmap, "mmap", refusing)
-        with pytest.raises(DataError, match=r"maps no file into memory.*link to a larger disk"):
+        with pytest.raises(DataError, match=r"maps no files into memory.*link to another disk"):
             pack_folder(photos, 4)
     calls = []
 
@@ -180,7 +180,7 @@ def test_storage_that_maps_no_files_is_found_before_packing(photos, tmp_path, mo
     monkeypatch.setattr(mmap, "mmap", refusing_once)
     pack = pack_folder(photos, 4)
     assert pack.path.match("data/packs/photos-*/esrgan-packed-x4-*.bin") and len(pack) == 4
-    told = f"{photos} maps no file into memory, as some network drives, so its pack goes to "
+    told = f"the drive of {photos} maps no files into memory, so its pack goes to "
     assert capsys.readouterr().out == f"{told}{pack.path.parent}\n"
     assert not list(photos.glob("*.bin"))
 
@@ -252,8 +252,9 @@ def test_a_new_run_takes_what_is_there_and_one_that_goes_on_what_it_had(photos, 
     (photos / "b.png").unlink()
     second = pack_folder(photos, 4)
     assert names(second) == ["a.png", "c.bmp", "sub/d.png"]
-    assert f"Older packs stay, as runs read them or may go on with their images: {first.path}" in (
-        capsys.readouterr().out
+    assert (
+        f"Older packs stay, as runs read them or as they hold images that are gone: {first.path}"
+        in (capsys.readouterr().out)
     )
     assert names(pack_folder(photos, 4, packed={first.id: ""})) == names(first)
     assert names(pack_folder(photos, 4, packed={second.id: ""})) == names(second)
@@ -501,8 +502,11 @@ def test_storage_without_locks_is_packed_all_the_same(photos, random_image, monk
     first = pack_folder(photos, 4).path
     write_image(random_image(48, 64), photos / "a.png")
     second = pack_folder(photos, 4).path
-    assert f"Older packs stay, as runs read them or may go on with their images: {first}. " in (
-        capsys.readouterr().out  # who reads it cannot be known
+    assert (
+        f"Older packs stay, as runs read them or as they hold images that are gone: {first}. "
+        in (
+            capsys.readouterr().out  # who reads it cannot be known
+        )
     )
     assert sorted(photos.glob("*esrgan*")) == sorted((first, second))
 

@@ -286,8 +286,14 @@ def test_the_phases_with_steps_to_do(phase, step, args, left):
             *("gan", 5, ["--degradation.level", "strong", "--degradation.gray", "0"]),
             ["degradation.level was 'none', is 'strong'", "degradation.gray was 0.4, is 0.0"],
         ),
-        ("psnr", 1000, ["--batch-size", "8"], ["batch_size was 16, is 8: 8,000 crops are seen a"]),
-        ("psnr", 1000, ["--batch-size", "17"], ["batch_size was 16, is 17: 1,000 crops are left"]),
+        (
+            *("psnr", 1000, ["--batch-size", "8"]),
+            ["batch_size was 16, is 8: the stream of crops goes back by 8,000"],
+        ),
+        (
+            *("psnr", 1000, ["--batch-size", "17"]),
+            ["batch_size was 16, is 17: the stream of crops goes on by 1,000"],
+        ),
     ],
 )
 def test_changes_are_told_with_what_comes_of_them(phase, step, args, said):

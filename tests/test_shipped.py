@@ -1,6 +1,7 @@
 """The weights in the box: what they are, what they do, and what the default precision costs."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import torch
 from safetensors import safe_open
 from spandrel import ModelLoader
 
+from config import Degradation
 from dataset import write_demo_photographs
+from images.degradation import degrade_whole
 from images.files import read_image
-from images.resize import imresize
+from images.resize import imresize, whole_multiple
 from images.scores import psnr
 from upscaling.devices import has_native_bf16
 from upscaling.tiles import upscale
@@ -19,6 +22,7 @@ from weights import load_generator
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 PSNR_WEIGHTS = CHECKPOINTS / "compact_x4_psnr.safetensors"
+SET14 = CHECKPOINTS.parents[1] / "shared" / "data" / "Set14" / "HR"
 SHIPPED = sorted(CHECKPOINTS.glob("compact_x4_*.safetensors"))
 
 NATIVE = has_native_bf16(torch.device("cpu"))
@@ -53,6 +57,48 @@ def test_the_psnr_network_beats_bicubic(photographs):
     for low_res, high_res in photographs:
         ours = psnr(upscale(net, low_res), high_res, 4)
         assert ours > psnr(imresize(low_res, 4), high_res, 4) + 0.6
+
+
+def mean_psnr(enlarge, pairs):
+    return np.mean([psnr(enlarge(low_res), high_res, 4) for low_res, high_res in pairs])
+
+
+def by_all(pairs):
+    """PSNR of bicubic and of each network in the box."""
+    nets = {path.stem: load_generator(path) for path in SHIPPED}
+    scores = {name: mean_psnr(partial(upscale, net), pairs) for name, net in nets.items()}
+    return scores | {"bicubic": mean_psnr(lambda low_res: imresize(low_res, 4), pairs)}
+
+
+def assert_kept(scores, over_bicubic, over_clean):
+    """What docs/training.md says of the networks for photographs."""
+    assert scores["compact_x4_real_psnr"] >= scores["bicubic"] + over_bicubic
+    assert scores["compact_x4_real_psnr"] >= scores["compact_x4_psnr"] + over_clean
+    assert scores["compact_x4_real_psnr"] > scores["compact_x4_real"]
+    assert scores["compact_x4_real_psnr"] <= scores["compact_x4_real"] + 1.5
+
+
+@pytest.mark.parametrize("level", ["mild", "strong"])
+def test_the_networks_for_photographs_mend_them(level, photographs):
+    pairs = [
+        (degrade_whole(high_res, Degradation.of_level(level), 4, f"{i}", seed), high_res)
+        for i, (_, high_res) in enumerate(photographs)
+        for seed in range(6)
+    ]
+    assert_kept(by_all(pairs), 0.3, 0.8)
+
+
+@pytest.mark.slow
+def test_what_is_said_of_the_networks_for_photographs_on_set14():
+    if not SET14.is_dir():
+        pytest.skip(f"no Set14 at {SET14}")
+    images = [(p.stem, whole_multiple(read_image(p), 4)) for p in sorted(SET14.glob("*.png"))]
+    assert len(images) == 14
+    for level in ("mild", "strong"):
+        settings = Degradation.of_level(level)
+        assert_kept(by_all([(degrade_whole(i, settings, 4, n), i) for n, i in images]), 0.6, 1.0)
+    clean = by_all([(imresize(image, 1 / 4), image) for _, image in images])
+    assert clean["compact_x4_gan"] - 2 <= clean["compact_x4_real"] < clean["compact_x4_gan"]
 
 
 @pytest.mark.parametrize(

@@ -199,16 +199,11 @@ def list_changes(config: Config, before: dict, at: At) -> list[str]:
         if field in fixed:
             raise ValueError(f"{field} {before[field]}, not {now[field]}")
         effect = f": {idle[field]}" if field in idle else ""
-        if field == "batch_size" and not effect and at.step > 0:
-            effect = _of_batch_size(at.run_step * (now[field] - before[field]))
+        if field == "batch_size" and not effect and at.run_step > 0:
+            crops = at.run_step * (now[field] - before[field])
+            effect = f": the stream of crops goes {'on' if crops > 0 else 'back'} by {abs(crops):,}"
         changes.append(f"{field} was {before[field]!r}, is {now[field]!r}{effect}")
     return changes
-
-
-def _of_batch_size(crops: int) -> str:
-    """A batch is the crops of its place in the stream, so with batches of another size so many
-    are left out, or fewer than 0 come again."""
-    return f": {abs(crops):,} crops are {'left out' if crops > 0 else 'seen again'}"
 
 
 def with_what_is_over(config: Config, before: dict, at: At) -> Config:
