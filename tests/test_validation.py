@@ -139,6 +139,31 @@ def test_what_a_name_decides_is_the_same_on_every_machine(random_image):
     assert np.array_equal(degrade_whole(image, STRONG, 4, "baboon"), expected)
 
 
+@pytest.mark.parametrize(
+    "name, level, drawn",
+    [
+        (
+            *("baboon", "strong"),
+            "generalized blur, 21x21, sigma 2.3 x 0.5 at 137 degrees, beta 1.6; bilinear resize to "
+            "627x602; gray Poisson noise, scale 1.4; JPEG, quality 55; Gaussian blur, 11x11, sigma "
+            "0.8; bicubic resize to 147x141; gray Gaussian noise, sigma 6; bicubic resize to "
+            "125x120; sinc filter, 11x11, cutoff 0.49 pi; JPEG, quality 83",
+        ),
+        (
+            *("comic", "mild"),
+            "area resize to 344x330; JPEG, quality 62; bicubic resize to 133x127; JPEG, quality "
+            "94; bicubic resize to 125x120",
+        ),
+    ],
+)
+def test_the_degradations_behind_published_scores_stay(name, level, drawn, monkeypatch):
+    """Every score on degraded images, in documents and runs, is of such draws: others would make
+    all of them those of other images. So they are written out."""
+    monkeypatch.setattr("images.degradation.degrade", lambda image, steps, random: steps)
+    steps = degrade_whole(np.zeros((480, 500, 3), np.uint8), Degradation.of_level(level), 4, name)
+    assert "; ".join(map(str, steps)) == drawn
+
+
 @pytest.mark.parametrize("scale, side", [(8, 24), (8, 8), (4, 16), (3, 15), (2, 2), (1, 13)])
 def test_the_smallest_images_are_degraded_too(scale, side, random_image):
     image = random_image(side, side)
