@@ -375,7 +375,7 @@ def remove_old(folder: Path, source: Source) -> None:
             kept.append(str(path))
     if kept:
         print(
-            "Older packs stay, as runs read them or as they hold images that are gone: "
+            "Older packs stay, as runs read them or as only they have some images: "
             f"{listed(kept)}. Delete them when nothing needs them"
         )
 
