@@ -42,7 +42,7 @@ def writing(learner, loader, monitor, validation, run, stop):
     nets = [net for net in (learner.net_g, learner.net_d) if net]
     torch.save([dict(net.named_parameters()) for net in nets], name)
 train.train_phase = writing
-train.main()
+train.run_as_program()
 """
 
 
@@ -195,7 +195,7 @@ def test_two_ranks_train_as_one_and_go_on_as_one(
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_others_with_a_message(launch, tmp_path):
     dying = DRIVER.replace(
-        "train.main()",
+        "train.run_as_program()",
         """
 step = train.Learner.step
 def dying(*args):
