@@ -62,7 +62,7 @@ class Phase:
         1, "places drawn for each crop; the one with the most detail is cut out", low=1, most=100
     )
     pixel: float = setting(1.0, "weight of the L1 loss on RGB in [0, 1]", low=0, term=True)
-    log_mse: float = setting(0.0, "weight of the log of each image's MSE", low=0, term=True)
+    log_mse: float = setting(0.0, "weight of the log of the MSE, Y + RGB / 4", low=0, term=True)
     perceptual: float = setting(0.0, "weight of the L1 loss on VGG19 features", low=0, term=True)
     adversarial: float = setting(
         0.0,

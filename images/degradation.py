@@ -265,18 +265,18 @@ def draw_steps(
     Returns:
         The steps in order; the last resizing makes the size of the LR image.
     """
-    d, low_size = drawn, (size[0] // scale, size[1] // scale)
+    low_size = (size[0] // scale, size[1] // scale)
     steps = [
-        *draw_blur(d, d.blur, d.sigma, random),
-        *draw_resize(size, d.resize, d.factor, random),
-        *draw_noise(d, d.noise, d.gaussian_sigma, d.poisson_scale, random),
-        *draw_jpeg(d, d.jpeg, random),
-        *draw_blur(d, d.blur2, d.sigma2, random),
-        *draw_resize(low_size, d.resize2, d.factor2, random),
-        *draw_noise(d, d.noise2, d.gaussian_sigma2, d.poisson_scale2, random),
+        *draw_blur(drawn, drawn.blur, drawn.sigma, random),
+        *draw_resize(size, drawn.resize, drawn.factor, random),
+        *draw_noise(drawn, drawn.noise, drawn.gaussian_sigma, drawn.poisson_scale, random),
+        *draw_jpeg(drawn, drawn.jpeg, random),
+        *draw_blur(drawn, drawn.blur2, drawn.sigma2, random),
+        *draw_resize(low_size, drawn.resize2, drawn.factor2, random),
+        *draw_noise(drawn, drawn.noise2, drawn.gaussian_sigma2, drawn.poisson_scale2, random),
     ]
-    jpeg = draw_jpeg(d, d.jpeg2, random)
-    end = [Resize(low_size, draw_mode(random)), *draw_final_sinc(d, random)]
+    jpeg = draw_jpeg(drawn, drawn.jpeg2, random)
+    end = [Resize(low_size, draw_mode(random)), *draw_final_sinc(drawn, random)]
     jpeg_last = random.random() < 0.5
     return [*steps, *end, *jpeg] if jpeg_last else [*steps, *jpeg, *end]
 

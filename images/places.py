@@ -43,17 +43,16 @@ def place_for_pack(folder: Path, end: str, needed: int) -> Path:
     """
     shortages = []
     for start in starts(folder):
-        if not is_writable(start.parent):
-            shortages.append(f"{start.parent} cannot be written to")
-            continue
-        free = shutil.disk_usage(start.parent).free
-        if free < needed:
-            shortages.append(f"the disk of {start.parent} has {gigabytes(free)} free")
-        elif not maps_files(start.parent):
-            shortages.append(f"the drive of {start.parent} maps no files into memory")
+        place = start.parent
+        if not is_writable(place):
+            shortages.append(f"{place} cannot be written to")
+        elif (free := shutil.disk_usage(place).free) < needed:
+            shortages.append(f"the disk of {place} has {gigabytes(free)} free")
+        elif not maps_files(place):
+            shortages.append(f"the drive of {place} maps no files into memory")
         else:
             if shortages:
-                print(f"{shortages[0]}, so its pack goes to {start.parent}")
+                print(f"{shortages[0]}, so its pack goes to {place}")
             return start.with_name(f"{start.name}-{end}.bin")
     raise DataError(
         f"packing {folder} takes {gigabytes(needed)}, but {' and '.join(shortages)}. "

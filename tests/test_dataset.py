@@ -141,16 +141,22 @@ def test_images_below_the_crop_are_left_out_or_refused(photos, random_image):
 # ------------------------------------------------------------------------------------- preview
 
 
-def test_the_preview_shows_the_samples_of_training_and_what_was_drawn(
-    photos, tmp_path, capsys, monkeypatch
-):
-    written = []
+@pytest.fixture
+def written(monkeypatch):
+    """Title and entries of each sheet that is drawn."""
+    sheets = []
 
     def spy(*sheet):
-        written.append(sheet)
+        sheets.append(sheet)
         return draw_sheet(*sheet)
 
     monkeypatch.setattr("dataset.draw_sheet", spy)
+    return sheets
+
+
+def test_the_preview_shows_the_samples_of_training_and_what_was_drawn(
+    photos, tmp_path, capsys, written
+):
     flags = ["--patch", "32", "--seed", "3", "--samples", "3", "--degradation.sharpen", "true"]
     flags += ["--busiest-of", "2"]
     main(["preview", str(photos), "-o", str(tmp_path / "out" / "sheet.png"), *flags])
@@ -235,11 +241,7 @@ def test_a_preview_names_what_is_smaller_than_the_crop_and_a_file_that_is_no_fol
     assert "a.png: a file, not a folder" in capsys.readouterr().err
 
 
-def test_a_preview_says_which_samples_are_mild(photos, tmp_path, monkeypatch):
-    written = []
-    monkeypatch.setattr(
-        "dataset.draw_sheet", lambda *sheet: written.append(sheet) or draw_sheet(*sheet)
-    )
+def test_a_preview_says_which_samples_are_mild(photos, tmp_path, written):
     flags = ["--patch", "32", "--samples", "40", "--degradation.mild", "0.7"]
     main(["preview", str(photos), "-o", str(tmp_path / "x.png"), *flags])
     ((title, entries),) = written
